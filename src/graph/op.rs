@@ -1,0 +1,242 @@
+//! The operations a graph is made of.
+//!
+//! Every operation is defined here once, in words; its shape rule and builder stand in `graph/build*.rs`, its derivative in
+//! `graph/gradients.rs`, its kernel in `kernels/`, its f64 twin in `reference/`. "Row r" and "column c" refer to the matrix view
+//! of a value ([`Shape::rows`](super::Shape::rows), [`Shape::cols`](super::Shape::cols)).
+
+use super::{DType, ValueId};
+
+/// A function of one element.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum UnaryOp {
+    /// x
+    Identity,
+    /// scale·x + offset
+    Affine {
+        /// Factor.
+        scale: f32,
+        /// Summand.
+        offset: f32,
+    },
+    /// x limited to [min, max]
+    Clamp {
+        /// Lower bound.
+        min: f32,
+        /// Upper bound.
+        max: f32,
+    },
+    /// |x|
+    Abs,
+    /// x²
+    Square,
+    /// √x
+    Sqrt,
+    /// 1/√x
+    Rsqrt,
+    /// 1/x
+    Recip,
+    /// eˣ
+    Exp,
+    /// ln x
+    Log,
+    /// cos x
+    Cos,
+    /// tanh x
+    Tanh,
+    /// 1/(1 + e⁻ˣ)
+    Sigmoid,
+    /// max(x, 0)
+    Relu,
+    /// GELU, tanh form: x/2·(1 + tanh(√(2/π)(x + 0.044715 x³))). Hendrycks & Gimpel, arXiv:1606.08415.
+    GeluTanh,
+    /// GELU, exact form: x/2·(1 + erf(x/√2)). Hendrycks & Gimpel, arXiv:1606.08415.
+    GeluErf,
+    /// 1 where x is neither infinite nor NaN, else 0
+    IsFinite,
+}
+
+/// A function of two elements. The second operand may be broadcast.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum BinaryOp {
+    /// a + b
+    Add,
+    /// a − b
+    Sub,
+    /// a·b
+    Mul,
+    /// a/b
+    Div,
+    /// the larger
+    Max,
+    /// the smaller
+    Min,
+    /// 1 where a > b, else 0
+    Greater,
+    /// f′(a)·b: the derivative of a unary function at a, times the incoming gradient
+    UnaryGrad(UnaryOp),
+}
+
+/// Which element of the second operand meets element (r, c) of the first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Broadcast {
+    /// (r, c): same rows and columns.
+    Same,
+    /// c of a vector [C]: a bias.
+    Cols,
+    /// r of a vector [rows]: a mask.
+    Rows,
+    /// The only element of [1].
+    Scalar,
+    /// (r / period, c) of a matrix [rows / period, C]: one row for all time steps of a sample.
+    Groups {
+        /// Rows that share one row of the operand.
+        period: usize,
+    },
+}
+
+/// Which operands of a matrix product are stored transposed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Trans {
+    /// A [M, K] · B [K, N]
+    NN,
+    /// A [M, K] · B [N, K]ᵀ: a linear layer, weights as in PyTorch.
+    NT,
+    /// A [K, M]ᵀ · B [K, N]: a weight gradient.
+    TN,
+}
+
+/// Geometry of a causal dilated 1-D convolution over [B, L, C].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Window {
+    /// Time steps a sample, L.
+    pub time: usize,
+    /// Taps, k. Tap j looks (k − 1 − j)·dilation steps back; the last is the current step.
+    pub kernel: usize,
+    /// Distance between taps in time steps.
+    pub dilation: usize,
+}
+
+/// An operation. Inputs and outputs are listed in the order in which a [`Node`](super::Node) holds them.
+/// A value is f32 unless said otherwise; "like x" includes the element type.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Op {
+    /// x → like x.
+    Unary(UnaryOp),
+    /// a, b → like a.
+    Binary(BinaryOp, Broadcast),
+    /// x → same shape in another element type.
+    Cast(DType),
+    /// x → same elements in another shape with the same number of rows and columns; moves nothing.
+    Reshape,
+    /// a, b → [M, N] in `out`. Sums in f32.
+    MatMul {
+        /// Stored orientation of the operands.
+        trans: Trans,
+        /// Element type of the product.
+        out: DType,
+    },
+    /// x, gamma [C], beta [C] → y like x, statistics [2, rows]: mean, then 1/√(variance + eps) of each row.
+    /// y = (x − mean)·rstd·gamma + beta. Ba, Kiros & Hinton, arXiv:1607.06450.
+    LayerNorm {
+        /// Added to the (biased) variance.
+        eps: f32,
+    },
+    /// x, gamma, statistics, dy → dx like x. With x̂ = (x − mean)·rstd and g = dy·gamma:
+    /// dx = rstd·(g − mean_c(g) − x̂·mean_c(g·x̂)).
+    LayerNormGrad,
+    /// x, statistics, dy → dgamma [C] = Σ_r dy·x̂, dbeta [C] = Σ_r dy.
+    LayerNormParamGrad,
+    /// x [B, L, C] → [B·L, k·C] like x: column j·C + c of row (b, t) is x[b, t − (k − 1 − j)·dilation, c], zero before the start.
+    Im2col(Window),
+    /// columns [B·L, k·C] → [B, L, C]: the transpose of [`Op::Im2col`] (overlapping windows add up).
+    Col2im(Window),
+    /// table [V, C], ids u32 [N] → [N, C] in the table's element type: row ids[n].
+    Gather,
+    /// ids u32 [N], dy [N, C] → [V, C]: row v is the sum of dy[n] over ids[n] = v in the order of n; zero for `padding`.
+    GatherGrad {
+        /// V.
+        rows: usize,
+        /// An id whose row gets no gradient.
+        padding: Option<u32>,
+    },
+    /// x → [C]: sum over rows.
+    SumRows,
+    /// x → [rows]: sum over columns.
+    SumCols,
+    /// x → [1]: sum over everything.
+    SumAll,
+    /// x [rows, C] → [rows / period, C] like x: sum over each run of `period` rows.
+    SumGroups {
+        /// Rows added into one.
+        period: usize,
+    },
+    /// x [B, L, C], mask [B·L] → [B, C] like x: Σ_t mask·x / max(Σ_t mask, 1).
+    MaskedMean,
+    /// dy [B, C], mask [B·L] → [B, L, C] like dy: mask·dy / max(Σ_t mask, 1).
+    MaskedMeanGrad {
+        /// L.
+        time: usize,
+    },
+    /// scalars [1] … → [n]: side by side.
+    Stack,
+    /// y [B, E], t [B, E] → loss [1], cosine [1], mse [1], rows [B, 4].
+    /// cosine = mean_b cos(y, t) with norms at least 1e-6, mse = mean (y − t)², loss = alpha·(1 − cosine) + beta·mse;
+    /// rows holds y·t, ‖y‖, ‖t‖ (both at least 1e-6) and Σ (y − t)² of each sample.
+    KdLoss {
+        /// Weight of the cosine term.
+        alpha: f32,
+        /// Weight of the squared error.
+        beta: f32,
+    },
+    /// y, t, rows (from [`Op::KdLoss`]), dloss [1] → dy like y:
+    /// dloss·( −alpha/B·(t/(‖y‖‖t‖) − (y·t)·y/(‖y‖³‖t‖)) + beta·2(y − t)/(B·E) ).
+    KdLossGrad {
+        /// Weight of the cosine term.
+        alpha: f32,
+        /// Weight of the squared error.
+        beta: f32,
+    },
+    /// logits [N, V], targets u32 [N] → loss [1], count [1], rows [2, N]: logsumexp, then the loss of each row (0 where ignored).
+    /// Row loss = lse − (1 − s)·x[target] − s·mean(x); loss = Σ / max(count, 1) over targets that are not `ignore`.
+    CrossEntropy {
+        /// A target that does not count.
+        ignore: Option<u32>,
+        /// Label smoothing s in [0, 1).
+        smoothing: f32,
+    },
+    /// logits, targets, rows, count, dloss [1] → dlogits like logits:
+    /// dloss/max(count, 1)·(softmax − (1 − s)·onehot − s/V), zero where ignored.
+    CrossEntropyGrad {
+        /// A target that does not count.
+        ignore: Option<u32>,
+        /// Label smoothing s in [0, 1).
+        smoothing: f32,
+    },
+    /// gradients (any number, f32) → [1]: √ Σ g².
+    GlobalNorm,
+    /// gradients (one a parameter, f32), hyper [5] → nothing; updates `params` and their moments in place.
+    /// hyper = lr, c1 = 1 − β1ᵗ, c2 = 1 − β2ᵗ, scale, apply. Nothing changes when apply is 0; else with g = scale·gradient:
+    /// m ← β1·m + (1 − β1)·g, v ← β2·v + (1 − β2)·g², p ← p − lr·wd·p − lr·(m/c1)/(√(v/c2) + eps).
+    /// Loshchilov & Hutter, arXiv:1711.05101.
+    AdamW {
+        /// The parameters, in the order of the gradients.
+        params: Vec<ValueId>,
+        /// β1
+        beta1: f32,
+        /// β2
+        beta2: f32,
+        /// Added to √v̂.
+        eps: f32,
+        /// Decoupled weight decay wd.
+        weight_decay: f32,
+    },
+    /// value → nothing; the state takes the value when all nodes before this one have read it.
+    Assign {
+        /// The state.
+        state: ValueId,
+    },
+}

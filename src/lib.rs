@@ -1,0 +1,6 @@
+//! energyflow
+pub mod error;
+pub mod gpu;
+pub mod graph;
+
+pub use error::{Error, Result};
