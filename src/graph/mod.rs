@@ -1,10 +1,15 @@
 //! The static graph: values in SSA form, operations with shape inference, gradients, fusion, memory plan, executable.
 
+mod build;
+mod display;
+mod gradients;
+mod infer;
 mod op;
 mod shape;
 
 use std::collections::HashMap;
 
+pub use build::{CrossEntropy, KdLoss};
 pub use op::{BinaryOp, Broadcast, Op, Trans, UnaryOp, Window};
 pub use shape::{DType, Shape};
 

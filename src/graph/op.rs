@@ -155,7 +155,10 @@ pub enum Op {
     /// columns [B·L, k·C] → [B, L, C]: the transpose of [`Op::Im2col`] (overlapping windows add up).
     Col2im(Window),
     /// table [V, C], ids u32 [N] → [N, C] in the table's element type: row ids[n].
-    Gather,
+    Gather {
+        /// An id whose row gets no gradient (its row is read like any other).
+        padding: Option<u32>,
+    },
     /// ids u32 [N], dy [N, C] → [V, C]: row v is the sum of dy[n] over ids[n] = v in the order of n; zero for `padding`.
     GatherGrad {
         /// V.

@@ -1,0 +1,328 @@
+//! Shape inference: what every operation demands of its operands and what it yields.
+
+use super::{Broadcast, DType, Graph, Op, Shape, Source, Trans, UnaryOp, ValueId, Window};
+use crate::error::{Error, Result};
+
+/// The name an operation has in errors, displays and kernel labels.
+pub(crate) fn name(op: &Op) -> &'static str {
+    match op {
+        Op::Unary(_) => "unary",
+        Op::Binary(..) => "binary",
+        Op::Cast(_) => "cast",
+        Op::Reshape => "reshape",
+        Op::MatMul { .. } => "matmul",
+        Op::LayerNorm { .. } => "layer_norm",
+        Op::LayerNormGrad => "layer_norm_grad",
+        Op::LayerNormParamGrad => "layer_norm_param_grad",
+        Op::Im2col(_) => "im2col",
+        Op::Col2im(_) => "col2im",
+        Op::Gather { .. } => "gather",
+        Op::GatherGrad { .. } => "gather_grad",
+        Op::SumRows => "sum_rows",
+        Op::SumCols => "sum_cols",
+        Op::SumAll => "sum_all",
+        Op::SumGroups { .. } => "sum_groups",
+        Op::MaskedMean => "masked_mean",
+        Op::MaskedMeanGrad { .. } => "masked_mean_grad",
+        Op::Stack => "stack",
+        Op::KdLoss { .. } => "kd_loss",
+        Op::KdLossGrad { .. } => "kd_loss_grad",
+        Op::CrossEntropy { .. } => "cross_entropy",
+        Op::CrossEntropyGrad { .. } => "cross_entropy_grad",
+        Op::GlobalNorm => "global_norm",
+        Op::AdamW { .. } => "adamw",
+        Op::Assign { .. } => "assign",
+    }
+}
+
+/// The operands of one operation, with the checks that all operations share.
+struct Operands<'a> {
+    op: &'static str,
+    shapes: Vec<&'a Shape>,
+    dtypes: Vec<DType>,
+}
+
+impl Operands<'_> {
+    fn fail<T>(&self, reason: impl Into<String>) -> Result<T> {
+        Err(Error::shape(self.op, &self.shapes, reason))
+    }
+
+    fn require(&self, holds: bool, reason: &str) -> Result<()> {
+        if holds { Ok(()) } else { self.fail(reason) }
+    }
+
+    fn count(&self, n: usize) -> Result<()> {
+        if self.shapes.len() == n {
+            return Ok(());
+        }
+        self.fail(format!("takes {n} operands, got {}", self.shapes.len()))
+    }
+
+    /// Operand `i` holds u32, all others floats.
+    fn indices_at(&self, index: Option<usize>) -> Result<()> {
+        for (i, &dtype) in self.dtypes.iter().enumerate() {
+            if (dtype == DType::U32) != (index == Some(i)) {
+                return self.fail(format!("operand {i} must not be {dtype}"));
+            }
+        }
+        Ok(())
+    }
+
+    fn is(&self, i: usize, shape: &Shape, what: &str) -> Result<()> {
+        if self.shapes[i] == shape {
+            return Ok(());
+        }
+        self.fail(format!("{what} must have shape {shape}"))
+    }
+}
+
+impl Window {
+    fn check(&self, operands: &Operands<'_>, rows: usize) -> Result<()> {
+        operands.require(
+            self.kernel > 0 && self.dilation > 0,
+            "kernel and dilation must be at least 1",
+        )?;
+        operands.require(
+            self.time > 0 && rows.is_multiple_of(self.time),
+            "rows must be a multiple of the time steps",
+        )
+    }
+}
+
+/// Shapes and element types of the results of `op`.
+#[expect(clippy::too_many_lines, reason = "one arm an operation")]
+pub(super) fn infer(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Result<Vec<(Shape, DType)>> {
+    for &id in inputs {
+        graph.value(id)?;
+    }
+    let o = Operands {
+        op: name(op),
+        shapes: inputs.iter().map(|&id| graph.shape(id)).collect(),
+        dtypes: inputs.iter().map(|&id| graph.dtype(id)).collect(),
+    };
+    let f32 = DType::F32;
+    let scalar = Shape::scalar;
+    let like = |i: usize| (o.shapes[i].clone(), o.dtypes[i]);
+    let gather_id = matches!(op, Op::Gather { .. }).then_some(1);
+    let id_operand = match op {
+        Op::GatherGrad { .. } => Some(0),
+        Op::CrossEntropy { .. } | Op::CrossEntropyGrad { .. } => Some(1),
+        _ => gather_id,
+    };
+    if !matches!(op, Op::Reshape) {
+        o.indices_at(id_operand)?;
+    }
+    Ok(match op {
+        Op::Unary(unary) => {
+            o.count(1)?;
+            if let UnaryOp::Clamp { min, max } = unary {
+                o.require(min <= max, "clamp needs min <= max")?;
+            }
+            vec![like(0)]
+        }
+        Op::Binary(_, broadcast) => {
+            o.count(2)?;
+            let (a, b) = (o.shapes[0], o.shapes[1]);
+            match broadcast {
+                Broadcast::Same => o.require(
+                    a.rows() == b.rows() && a.cols() == b.cols(),
+                    "operands differ",
+                )?,
+                Broadcast::Cols => o.is(1, &Shape::vector(a.cols()), "the column operand")?,
+                Broadcast::Rows => o.is(1, &Shape::vector(a.rows()), "the row operand")?,
+                Broadcast::Scalar => o.is(1, &scalar(), "the scalar operand")?,
+                Broadcast::Groups { period } => o.require(
+                    *period > 0 && a.rows() == b.rows() * period && a.cols() == b.cols(),
+                    "the operand must have rows/period rows and the same columns",
+                )?,
+            }
+            vec![like(0)]
+        }
+        Op::Cast(dtype) => {
+            o.count(1)?;
+            o.require(*dtype != DType::U32, "indices cannot be computed")?;
+            vec![(o.shapes[0].clone(), *dtype)]
+        }
+        Op::Reshape => return o.fail("use Graph::reshape, which carries the new shape"),
+        Op::MatMul { trans, out } => {
+            o.count(2)?;
+            let (a, b) = (o.shapes[0], o.shapes[1]);
+            o.require(*out != DType::U32, "a product is f32 or f16")?;
+            let (m, k) = match trans {
+                Trans::TN => (a.cols(), a.rows()),
+                Trans::NN | Trans::NT => (a.rows(), a.cols()),
+            };
+            let (n, kb) = match trans {
+                Trans::NT => (b.rows(), b.cols()),
+                Trans::NN | Trans::TN => (b.cols(), b.rows()),
+            };
+            o.require(
+                a.rank() > 1 && b.rank() > 1,
+                "operands need rank 2 or 3; reshape vectors",
+            )?;
+            o.require(k == kb, "inner extents differ")?;
+            vec![(Shape::matrix(m, n), *out)]
+        }
+        Op::LayerNorm { eps } => {
+            o.count(3)?;
+            let x = o.shapes[0];
+            o.require(*eps > 0.0, "eps must be positive")?;
+            o.is(1, &Shape::vector(x.cols()), "gamma")?;
+            o.is(2, &Shape::vector(x.cols()), "beta")?;
+            vec![like(0), (Shape::matrix(2, x.rows()), f32)]
+        }
+        Op::LayerNormGrad => {
+            o.count(4)?;
+            let x = o.shapes[0];
+            o.is(1, &Shape::vector(x.cols()), "gamma")?;
+            o.is(2, &Shape::matrix(2, x.rows()), "the statistics")?;
+            o.is(3, x, "dy")?;
+            vec![like(0)]
+        }
+        Op::LayerNormParamGrad => {
+            o.count(3)?;
+            let x = o.shapes[0];
+            o.is(1, &Shape::matrix(2, x.rows()), "the statistics")?;
+            o.is(2, x, "dy")?;
+            let vector = (Shape::vector(x.cols()), f32);
+            vec![vector.clone(), vector]
+        }
+        Op::Im2col(window) => {
+            o.count(1)?;
+            let x = o.shapes[0];
+            window.check(&o, x.rows())?;
+            let cols = Shape::matrix(x.rows(), window.kernel * x.cols());
+            vec![(cols, o.dtypes[0])]
+        }
+        Op::Col2im(window) => {
+            o.count(1)?;
+            let x = o.shapes[0];
+            window.check(&o, x.rows())?;
+            let whole = x.cols().is_multiple_of(window.kernel);
+            o.require(whole, "columns must be a multiple of the kernel")?;
+            let batch = x.rows() / window.time;
+            let shape = Shape::new(&[batch, window.time, x.cols() / window.kernel])?;
+            vec![(shape, o.dtypes[0])]
+        }
+        Op::Gather { .. } => {
+            o.count(2)?;
+            o.require(o.shapes[0].rank() == 2, "the table must be [V, C]")?;
+            o.require(o.shapes[1].rank() == 1, "ids must be [N]")?;
+            let shape = Shape::matrix(o.shapes[1].cols(), o.shapes[0].cols());
+            vec![(shape, o.dtypes[0])]
+        }
+        Op::GatherGrad { rows, .. } => {
+            o.count(2)?;
+            o.require(*rows > 0, "the table has no rows")?;
+            o.is(0, &Shape::vector(o.shapes[1].rows()), "ids")?;
+            vec![(Shape::matrix(*rows, o.shapes[1].cols()), f32)]
+        }
+        Op::SumRows => {
+            o.count(1)?;
+            vec![(Shape::vector(o.shapes[0].cols()), f32)]
+        }
+        Op::SumCols => {
+            o.count(1)?;
+            vec![(Shape::vector(o.shapes[0].rows()), f32)]
+        }
+        Op::SumAll => {
+            o.count(1)?;
+            vec![(scalar(), f32)]
+        }
+        Op::SumGroups { period } => {
+            o.count(1)?;
+            let x = o.shapes[0];
+            o.require(
+                *period > 0 && x.rows().is_multiple_of(*period),
+                "rows must be a multiple of the period",
+            )?;
+            vec![(Shape::matrix(x.rows() / period, x.cols()), o.dtypes[0])]
+        }
+        Op::MaskedMean => {
+            o.count(2)?;
+            let x = o.shapes[0];
+            o.require(x.rank() == 3, "x must be [B, L, C]")?;
+            o.is(1, &Shape::vector(x.rows()), "the mask")?;
+            vec![(Shape::matrix(x.dims()[0], x.cols()), o.dtypes[0])]
+        }
+        Op::MaskedMeanGrad { time } => {
+            o.count(2)?;
+            let dy = o.shapes[0];
+            o.is(1, &Shape::vector(dy.rows() * time), "the mask")?;
+            vec![(Shape::new(&[dy.rows(), *time, dy.cols()])?, o.dtypes[0])]
+        }
+        Op::Stack => {
+            o.require(!inputs.is_empty(), "needs an operand")?;
+            for i in 0..inputs.len() {
+                o.is(i, &scalar(), "every operand")?;
+            }
+            vec![(Shape::vector(inputs.len()), f32)]
+        }
+        Op::KdLoss { .. } => {
+            o.count(2)?;
+            let y = o.shapes[0];
+            o.require(y.rank() == 2, "y must be [B, E]")?;
+            o.is(1, y, "the target")?;
+            let one = (scalar(), f32);
+            let rows = (Shape::matrix(y.rows(), 4), f32);
+            vec![one.clone(), one.clone(), one, rows]
+        }
+        Op::KdLossGrad { .. } => {
+            o.count(4)?;
+            let y = o.shapes[0];
+            o.is(1, y, "the target")?;
+            o.is(2, &Shape::matrix(y.rows(), 4), "the row statistics")?;
+            o.is(3, &scalar(), "dloss")?;
+            vec![like(0)]
+        }
+        Op::CrossEntropy { smoothing, .. } => {
+            o.count(2)?;
+            let n = o.shapes[0].rows();
+            o.require(
+                (0.0..1.0).contains(smoothing),
+                "smoothing must be in [0, 1)",
+            )?;
+            o.is(1, &Shape::vector(n), "targets")?;
+            let one = (scalar(), f32);
+            vec![one.clone(), one, (Shape::matrix(2, n), f32)]
+        }
+        Op::CrossEntropyGrad { .. } => {
+            o.count(5)?;
+            let n = o.shapes[0].rows();
+            o.is(1, &Shape::vector(n), "targets")?;
+            o.is(2, &Shape::matrix(2, n), "the row statistics")?;
+            o.is(3, &scalar(), "count")?;
+            o.is(4, &scalar(), "dloss")?;
+            vec![like(0)]
+        }
+        Op::GlobalNorm => {
+            o.require(!inputs.is_empty(), "needs an operand")?;
+            vec![(scalar(), f32)]
+        }
+        Op::AdamW { params, .. } => {
+            o.count(params.len() + 1)?;
+            for (i, &param) in params.iter().enumerate() {
+                let value = graph.value(param)?;
+                if !matches!(value.source, Source::Parameter(_)) {
+                    return o.fail(format!("updates only parameters, not {:?}", value.name));
+                }
+                o.is(i, &value.shape, "a gradient")?;
+                let twice = params[..i].contains(&param);
+                o.require(!twice, "a parameter occurs twice")?;
+                o.require(o.dtypes[i] == f32, "gradients must be f32")?;
+            }
+            o.is(params.len(), &Shape::vector(5), "hyper")?;
+            Vec::new()
+        }
+        Op::Assign { state } => {
+            o.count(1)?;
+            let value = graph.value(*state)?;
+            if !matches!(value.source, Source::State(_)) {
+                return o.fail(format!("assigns only states, not {:?}", value.name));
+            }
+            o.is(0, &value.shape, "the value")?;
+            o.require(o.dtypes[0] == f32, "states are f32")?;
+            Vec::new()
+        }
+    })
+}
