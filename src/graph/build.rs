@@ -55,6 +55,7 @@ impl Graph {
                     shape,
                     dtype,
                     source: Source::Node { node, output },
+                    taps: 1,
                 })
             })
             .collect();
@@ -83,6 +84,7 @@ impl Graph {
             shape: Shape::new(dims)?,
             dtype,
             source,
+            taps: 1,
         }))
     }
 
@@ -116,6 +118,22 @@ impl Graph {
         self.named(name, dims, DType::F32, Source::Parameter(init))
     }
 
+    /// The weight of a 1-D convolution, exchanged with the host as [out, in, kernel] like PyTorch's, the last tap being the
+    /// current step. As a value it is the matrix [out, kernel·in] that [`Graph::im2col`] needs.
+    ///
+    /// # Errors
+    /// As [`Graph::parameter`].
+    pub fn conv_parameter(
+        &mut self,
+        name: &str,
+        [out, channels, kernel]: [usize; 3],
+        init: Init,
+    ) -> Result<ValueId> {
+        let id = self.parameter(name, &[out, kernel * channels], init)?;
+        self.values[id.0 as usize].taps = kernel;
+        Ok(id)
+    }
+
     /// A persistent f32 value that starts as `start` everywhere and changes by [`Graph::assign`].
     ///
     /// # Errors
@@ -134,6 +152,7 @@ impl Graph {
             shape: Shape::new(dims)?,
             dtype: DType::F32,
             source: Source::Constant(number),
+            taps: 1,
         }))
     }
 
@@ -158,6 +177,17 @@ impl Graph {
     /// [`Error::Shape`] when the operands do not fit, [`Error::Graph`] for foreign values.
     pub fn apply(&mut self, op: Op, inputs: &[ValueId]) -> Result<Vec<ValueId>> {
         let results = infer(self, &op, inputs)?;
+        if let Some(id) = inputs.iter().find(|id| self.updated.contains(id)) {
+            return Err(Error::Graph(format!(
+                "{:?} is read after its update in the same graph",
+                self.value(*id)?.name
+            )));
+        }
+        match &op {
+            Op::AdamW { params, .. } => self.updated.extend(params),
+            Op::Assign { state } => self.updated.push(*state),
+            _ => {}
+        }
         Ok(self.push_node(op, inputs.to_vec(), results))
     }
 

@@ -2,15 +2,23 @@
 
 mod build;
 mod display;
+mod executable;
+mod fuse;
 mod gradients;
 mod infer;
+mod lower;
 mod op;
+mod plan;
+mod session;
 mod shape;
 
 use std::collections::HashMap;
 
 pub use build::{CrossEntropy, KdLoss};
+pub use executable::{Executable, Host, Outputs, Pending};
 pub use op::{BinaryOp, Broadcast, Op, Trans, UnaryOp, Window};
+pub use plan::Plan;
+pub use session::{Session, SessionStats};
 pub use shape::{DType, Shape};
 
 use crate::error::{Error, Result};
@@ -65,6 +73,9 @@ pub struct Value {
     pub dtype: DType,
     /// Origin.
     pub source: Source,
+    /// Taps k of a convolution weight: stored [out, k·in], tap after tap, exchanged with the host as [out, in, k].
+    /// 1 for everything else.
+    pub taps: usize,
 }
 
 /// An operation with its operands and results.
@@ -89,6 +100,8 @@ pub struct Graph {
     nodes: Vec<Node>,
     outputs: Vec<(String, ValueId)>,
     names: HashMap<String, ValueId>,
+    /// Parameters and states that a node updates: not to be read afterwards.
+    updated: Vec<ValueId>,
 }
 
 impl Graph {

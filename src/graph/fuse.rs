@@ -1,0 +1,224 @@
+//! Fusion: which nodes become one kernel.
+//!
+//! A group is at most one anchor (a matrix product, a normalisation, a gather, …) and the elementwise nodes that follow it on
+//! the same rows and columns. Groups run in the order of their creation. An elementwise node joins the group of its latest
+//! operand, so it only ever moves to an earlier place: nothing it reads can be missing or overwritten there.
+
+use std::collections::HashSet;
+
+use super::{Graph, Op, Source, ValueId};
+use crate::kernels::MAX_BINDINGS;
+
+/// Nodes that become one kernel (an anchor that works in stages may take several dispatches).
+#[derive(Clone, Debug)]
+pub(super) struct Group {
+    /// The node that is not elementwise, if any.
+    pub anchor: Option<usize>,
+    /// Elementwise nodes, in order.
+    pub elementwise: Vec<usize>,
+    /// Rows and columns of everything elementwise.
+    pub domain: (usize, usize),
+}
+
+/// A graph cut into groups.
+#[derive(Debug)]
+pub(super) struct Fused<'a> {
+    pub graph: &'a Graph,
+    pub groups: Vec<Group>,
+    /// By value: the value that holds its elements; a reshape holds none.
+    roots: Vec<ValueId>,
+    /// By value: the group that computes it.
+    group_of: Vec<Option<usize>>,
+    /// By value: live nodes that read it.
+    readers: Vec<Vec<usize>>,
+    outputs: HashSet<ValueId>,
+}
+
+fn is_elementwise(op: &Op) -> bool {
+    matches!(op, Op::Unary(_) | Op::Binary(..) | Op::Cast(_))
+}
+
+/// Whether the kernel of an anchor hands its first result to a program.
+fn takes_program(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::MatMul { .. }
+            | Op::LayerNorm { .. }
+            | Op::LayerNormGrad
+            | Op::Im2col(_)
+            | Op::Col2im(_)
+            | Op::Gather { .. }
+            | Op::SumGroups { .. }
+            | Op::MaskedMean
+            | Op::MaskedMeanGrad { .. }
+            | Op::KdLossGrad { .. }
+            | Op::CrossEntropyGrad { .. }
+    )
+}
+
+impl<'a> Fused<'a> {
+    pub fn new(graph: &'a Graph) -> Self {
+        let count = graph.values.len();
+        let mut roots: Vec<ValueId> = graph.values().map(|(id, _)| id).collect();
+        for node in &graph.nodes {
+            if node.op == Op::Reshape {
+                roots[node.outputs[0].0 as usize] = roots[node.inputs[0].0 as usize];
+            }
+        }
+        let mut fused = Self {
+            graph,
+            groups: Vec::new(),
+            outputs: graph
+                .outputs
+                .iter()
+                .map(|(_, id)| roots[id.0 as usize])
+                .collect(),
+            roots,
+            group_of: vec![None; count],
+            readers: vec![Vec::new(); count],
+        };
+        let live = fused.live();
+        for (index, node) in graph.nodes.iter().enumerate() {
+            if live[index] && node.op != Op::Reshape {
+                for &id in &node.inputs {
+                    let root = fused.root(id);
+                    fused.readers[root.0 as usize].push(index);
+                }
+            }
+        }
+        for (index, node) in graph.nodes.iter().enumerate() {
+            if live[index] && node.op != Op::Reshape {
+                fused.place(index);
+            }
+        }
+        fused
+    }
+
+    /// The value that holds the elements of `id`.
+    pub fn root(&self, id: ValueId) -> ValueId {
+        self.roots[id.0 as usize]
+    }
+
+    /// Nodes whose results reach an output or a persistent value.
+    fn live(&self) -> Vec<bool> {
+        let mut wanted = vec![false; self.graph.values.len()];
+        for id in &self.outputs {
+            wanted[id.0 as usize] = true;
+        }
+        let mut live = vec![false; self.graph.nodes.len()];
+        for (index, node) in self.graph.nodes.iter().enumerate().rev() {
+            let effect = matches!(node.op, Op::AdamW { .. } | Op::Assign { .. });
+            live[index] = effect || node.outputs.iter().any(|id| wanted[id.0 as usize]);
+            if live[index] {
+                for &id in &node.inputs {
+                    wanted[id.0 as usize] = true;
+                    wanted[self.root(id).0 as usize] = true;
+                }
+            }
+        }
+        live
+    }
+
+    fn place(&mut self, index: usize) {
+        let node = &self.graph.nodes[index];
+        let domain = node.outputs.first().map_or((0, 0), |&id| {
+            let shape = self.graph.shape(id);
+            (shape.rows(), shape.cols())
+        });
+        let elementwise = is_elementwise(&node.op);
+        let latest = node
+            .inputs
+            .iter()
+            .filter_map(|&id| self.group_of[self.root(id).0 as usize])
+            .max();
+        let group = match latest {
+            Some(group) if elementwise && self.joins(index, group, domain) => {
+                self.groups[group].elementwise.push(index);
+                group
+            }
+            _ => {
+                self.groups.push(Group {
+                    anchor: (!elementwise).then_some(index),
+                    elementwise: if elementwise { vec![index] } else { Vec::new() },
+                    domain,
+                });
+                self.groups.len() - 1
+            }
+        };
+        for &id in &node.outputs {
+            self.group_of[id.0 as usize] = Some(group);
+        }
+    }
+
+    fn joins(&self, index: usize, group: usize, domain: (usize, usize)) -> bool {
+        let candidate = &self.groups[group];
+        if candidate.domain != domain {
+            return false;
+        }
+        if let Some(anchor) = candidate.anchor {
+            let anchor = &self.graph.nodes[anchor];
+            let node = &self.graph.nodes[index];
+            let reads_side_result = node.inputs.iter().any(|&id| {
+                anchor
+                    .outputs
+                    .get(1..)
+                    .is_some_and(|side| side.contains(&self.root(id)))
+            });
+            if !takes_program(&anchor.op) || reads_side_result {
+                return false;
+            }
+        }
+        let mut extended = candidate.clone();
+        extended.elementwise.push(index);
+        self.bindings(&extended) <= MAX_BINDINGS
+    }
+
+    /// Upper bound of the storage buffers that a group binds.
+    fn bindings(&self, group: &Group) -> usize {
+        let mut reads: HashSet<ValueId> = HashSet::new();
+        let mut own = 0;
+        if let Some(anchor) = group.anchor {
+            let node = &self.graph.nodes[anchor];
+            own = node.inputs.len() + node.outputs.len().saturating_sub(1);
+        }
+        let inside = |id: ValueId| {
+            matches!(self.graph.values[id.0 as usize].source, Source::Node { node, .. }
+                if group.anchor == Some(node) || group.elementwise.contains(&node))
+        };
+        for &index in &group.elementwise {
+            for &id in &self.graph.nodes[index].inputs {
+                let root = self.root(id);
+                let source = &self.graph.values[root.0 as usize].source;
+                if !inside(root) && !matches!(source, Source::Constant(_)) {
+                    reads.insert(root);
+                }
+            }
+        }
+        own + reads.len() + self.stored(group).len()
+    }
+
+    /// Values of a group's program that something outside the group reads; the anchor's first result if nothing else.
+    pub fn stored(&self, group: &Group) -> Vec<ValueId> {
+        let nodes = group.anchor.iter().chain(&group.elementwise);
+        let mut stored: Vec<ValueId> = nodes
+            .filter_map(|&index| self.graph.nodes[index].outputs.first().copied())
+            .filter(|id| {
+                self.outputs.contains(id)
+                    || self.readers[id.0 as usize]
+                        .iter()
+                        .any(|reader| !group.elementwise.contains(reader))
+            })
+            .collect();
+        if stored.is_empty()
+            && let Some(anchor) = group.anchor
+        {
+            stored.extend(self.graph.nodes[anchor].outputs.first());
+        }
+        stored
+    }
+
+    /// Live nodes that read a value.
+    pub fn readers(&self, id: ValueId) -> &[usize] {
+        &self.readers[id.0 as usize]
+    }
+}

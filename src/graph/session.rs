@@ -1,0 +1,363 @@
+//! Where parameters, moments and states live between runs, and where graphs become executables.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::executable::Executable;
+use super::lower::{Arena, Arenas, Run};
+use super::{DType, Graph, Init, Shape, Source, ValueId};
+use crate::error::{Error, Result};
+use crate::gpu::{Buffer, BufferSlice, Gpu, Layout, OFFSET_ALIGNMENT, Readback, Tensor};
+
+/// Consecutive parameters in one buffer, with parallel buffers for their moments.
+#[derive(Clone, Debug)]
+pub(super) struct Block {
+    parameters: Buffer,
+    moments: Option<[Buffer; 2]>,
+    pub bytes: u64,
+}
+
+impl Block {
+    pub fn arena(&self, arena: Arena, gradients: Option<&Buffer>) -> Result<Buffer> {
+        let missing = || Error::Graph("an arena is used before it is allocated".into());
+        match (arena, &self.moments) {
+            (Arena::Parameters, _) => Ok(self.parameters.clone()),
+            (Arena::Gradients, _) => gradients.cloned().ok_or_else(missing),
+            (Arena::FirstMoments, Some([m, _])) => Ok(m.clone()),
+            (Arena::SecondMoments, Some([_, v])) => Ok(v.clone()),
+            (_, None) => Err(missing()),
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    name: String,
+    shape: Shape,
+    taps: usize,
+    layout: Layout,
+    run: Run,
+}
+
+/// Counts of the cache of executables.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SessionStats {
+    /// Graphs found compiled.
+    pub hits: u64,
+    /// Graphs compiled.
+    pub misses: u64,
+}
+
+/// Parameters, optimizer moments and states by name, on one device, shared by all graphs compiled here.
+///
+/// All parameters of a graph lie one behind the other in one buffer, their gradients and moments in parallel ones, so that a
+/// norm or an optimizer step is one dispatch for the whole network.
+#[derive(Debug)]
+pub struct Session {
+    gpu: Gpu,
+    seed: u64,
+    blocks: Vec<Block>,
+    entries: Vec<Entry>,
+    by_name: HashMap<String, usize>,
+    states: HashMap<String, Tensor>,
+    executables: HashMap<String, Arc<Executable>>,
+    stats: SessionStats,
+}
+
+impl Session {
+    /// An empty session; parameters start from `seed`, each from its own stream, so that their order does not matter.
+    #[must_use]
+    pub fn new(gpu: &Gpu, seed: u64) -> Self {
+        Self {
+            gpu: gpu.clone(),
+            seed,
+            blocks: Vec::new(),
+            entries: Vec::new(),
+            by_name: HashMap::new(),
+            states: HashMap::new(),
+            executables: HashMap::new(),
+            stats: SessionStats::default(),
+        }
+    }
+
+    /// The device.
+    #[must_use]
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    /// Hits and misses of [`Session::compile`].
+    #[must_use]
+    pub fn stats(&self) -> SessionStats {
+        self.stats
+    }
+
+    /// The executable of a graph: compiled now, or found because an equal graph was compiled before.
+    ///
+    /// Parameters and states that the session does not know yet are created and initialised.
+    ///
+    /// # Errors
+    /// [`Error::Graph`] when a name is known with another shape; [`Error::Limit`], [`Error::OutOfMemory`],
+    /// [`Error::Validation`], [`Error::DeviceLost`] from the device.
+    pub fn compile(&mut self, graph: &Graph) -> Result<Arc<Executable>> {
+        let key = graph.to_string();
+        if let Some(executable) = self.executables.get(&key) {
+            self.stats.hits += 1;
+            return Ok(Arc::clone(executable));
+        }
+        self.create_parameters(graph)?;
+        self.create_states(graph)?;
+        let executable = Arc::new(Executable::new(self, graph)?);
+        self.stats.misses += 1;
+        self.executables.insert(key, Arc::clone(&executable));
+        Ok(executable)
+    }
+
+    /// Names and host shapes of all parameters, in the order of their creation.
+    pub fn parameters(&self) -> impl Iterator<Item = (&str, Vec<usize>)> {
+        self.entries
+            .iter()
+            .map(|entry| (entry.name.as_str(), entry.host_shape()))
+    }
+
+    /// The elements of a parameter or state in the order of its host shape.
+    ///
+    /// # Errors
+    /// [`Error::Data`] for an unknown name; [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    pub fn get(&self, name: &str) -> Result<Vec<f32>> {
+        let tensor = self.tensor(name)?;
+        let data = tensor.download::<f32>(&self.gpu)?.wait()?;
+        Ok(match self.by_name.get(name) {
+            Some(&index) => self.entries[index].to_host(data),
+            None => data,
+        })
+    }
+
+    /// Replaces the elements of a parameter or state, given in the order of its host shape.
+    ///
+    /// # Errors
+    /// [`Error::Data`] for an unknown name, a wrong number of elements, NaN or infinity; [`Error::DeviceLost`].
+    pub fn set(&mut self, name: &str, data: &[f32]) -> Result<()> {
+        let tensor = self.tensor(name)?;
+        let fail = |reason: String| Error::Data {
+            name: name.to_owned(),
+            reason,
+        };
+        let expected = tensor.layout().len();
+        if data.len() != expected {
+            return Err(fail(format!(
+                "needs {expected} elements, got {}",
+                data.len()
+            )));
+        }
+        if let Some(i) = data.iter().position(|x| !x.is_finite()) {
+            return Err(fail(format!("element {i} is {}", data[i])));
+        }
+        match self.by_name.get(name) {
+            Some(&index) => tensor.upload(&self.gpu, &self.entries[index].from_host(data)),
+            None => tensor.upload(&self.gpu, data),
+        }
+    }
+
+    /// Reads a parameter later; in storage order, see [`Session::get`] for host order.
+    pub(crate) fn read(&self, name: &str) -> Result<Readback<Vec<f32>>> {
+        self.tensor(name)?.download(&self.gpu)
+    }
+
+    fn tensor(&self, name: &str) -> Result<Tensor> {
+        if let Some(&index) = self.by_name.get(name) {
+            let entry = &self.entries[index];
+            return Tensor::from_slice(self.slice(entry)?, entry.layout);
+        }
+        self.states.get(name).cloned().ok_or_else(|| Error::Data {
+            name: name.to_owned(),
+            reason: "no parameter or state of this name; compile a graph that declares it".into(),
+        })
+    }
+
+    fn slice(&self, entry: &Entry) -> Result<BufferSlice> {
+        let block = &self.blocks[entry.run.block];
+        block
+            .parameters
+            .slice(entry.run.offset, entry.layout.size_bytes())
+    }
+
+    pub(super) fn state(&self, name: &str) -> Result<BufferSlice> {
+        Ok(self.tensor(name)?.slice().clone())
+    }
+
+    pub(super) fn block(&self, index: usize) -> &Block {
+        &self.blocks[index]
+    }
+
+    /// Where the parameters of a graph lie.
+    pub(super) fn table(&self, graph: &Graph) -> Table {
+        let runs = graph
+            .parameters()
+            .filter_map(|(id, value)| Some((id, self.entries[*self.by_name.get(&value.name)?].run)))
+            .collect();
+        Table { runs }
+    }
+
+    fn create_parameters(&mut self, graph: &Graph) -> Result<()> {
+        let block = self.blocks.len();
+        let mut new: Vec<(Entry, Init)> = Vec::new();
+        let mut offset = 0;
+        for (_, value) in graph.parameters() {
+            if let Some(&known) = self.by_name.get(&value.name) {
+                let known = &self.entries[known];
+                if known.shape != value.shape || known.taps != value.taps {
+                    return Err(Error::Graph(format!(
+                        "parameter {:?} has shape {} here, but {} in this session",
+                        value.name, value.shape, known.shape
+                    )));
+                }
+                continue;
+            }
+            let Source::Parameter(init) = value.source else {
+                continue;
+            };
+            let layout = Layout::of(&value.shape, DType::F32)?;
+            let bytes = layout.size_bytes().next_multiple_of(OFFSET_ALIGNMENT);
+            let entry = Entry {
+                name: value.name.clone(),
+                shape: value.shape.clone(),
+                taps: value.taps,
+                layout,
+                run: Run {
+                    block,
+                    offset,
+                    bytes,
+                },
+            };
+            new.push((entry, init));
+            offset += bytes;
+        }
+        if !new.is_empty() {
+            let parameters = self.gpu.zeroed_buffer(offset, "parameters")?;
+            self.blocks.push(Block {
+                parameters,
+                moments: None,
+                bytes: offset,
+            });
+            for (entry, init) in new {
+                let data = self.initial(&entry, init);
+                let slice = self.slice(&entry)?;
+                Tensor::from_slice(slice, entry.layout)?.upload(&self.gpu, &data)?;
+                self.by_name.insert(entry.name.clone(), self.entries.len());
+                self.entries.push(entry);
+            }
+        }
+        let trains = |op: &super::Op| matches!(op, super::Op::AdamW { .. });
+        if graph.nodes().iter().any(|node| trains(&node.op)) {
+            for block in &mut self.blocks {
+                if block.moments.is_none() {
+                    block.moments = Some([
+                        self.gpu.zeroed_buffer(block.bytes, "first moments")?,
+                        self.gpu.zeroed_buffer(block.bytes, "second moments")?,
+                    ]);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn initial(&self, entry: &Entry, init: Init) -> Vec<f32> {
+        let n = entry.layout.len();
+        match init {
+            Init::Constant(number) => vec![number; n],
+            Init::Uniform(bound) if bound > 0.0 => {
+                let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
+                rng.set_stream(fnv1a(&entry.name));
+                // Drawn in host order, so that the storage order does not show.
+                let data: Vec<f32> = (0..n).map(|_| rng.random_range(-bound..bound)).collect();
+                entry.from_host(&data)
+            }
+            Init::Uniform(_) => vec![0.0; n],
+        }
+    }
+
+    fn create_states(&mut self, graph: &Graph) -> Result<()> {
+        for (_, value) in graph.values() {
+            let Source::State(start) = value.source else {
+                continue;
+            };
+            let layout = Layout::of(&value.shape, DType::F32)?;
+            match self.states.get(&value.name) {
+                Some(known) if *known.layout() == layout => {}
+                Some(_) => {
+                    return Err(Error::Graph(format!(
+                        "state {:?} has another shape in this session",
+                        value.name
+                    )));
+                }
+                None => {
+                    let tensor = Tensor::zeroed(&self.gpu, layout)?;
+                    tensor.upload(&self.gpu, &vec![start; layout.len()])?;
+                    self.states.insert(value.name.clone(), tensor);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Entry {
+    fn host_shape(&self) -> Vec<usize> {
+        let dims = self.shape.dims();
+        match (self.taps, dims) {
+            (1, _) => dims.to_vec(),
+            (taps, [out, cols]) => vec![*out, cols / taps, taps],
+            _ => dims.to_vec(),
+        }
+    }
+
+    /// [out, in, k] → [out, k·in]
+    fn from_host(&self, data: &[f32]) -> Vec<f32> {
+        let channels = self.shape.cols() / self.taps;
+        transpose(data, channels, self.taps)
+    }
+
+    /// [out, k·in] → [out, in, k]
+    fn to_host(&self, data: Vec<f32>) -> Vec<f32> {
+        let channels = self.shape.cols() / self.taps;
+        transpose(&data, self.taps, channels)
+    }
+}
+
+/// Every run of rows × cols elements, transposed.
+fn transpose(data: &[f32], rows: usize, cols: usize) -> Vec<f32> {
+    if rows == 1 || cols == 1 {
+        return data.to_vec();
+    }
+    data.chunks_exact(rows * cols)
+        .flat_map(|matrix| {
+            (0..cols).flat_map(move |c| (0..rows).map(move |r| matrix[r * cols + c]))
+        })
+        .collect()
+}
+
+/// FNV-1a, 64 bit: the same in every version, unlike the standard library's hashes.
+fn fnv1a(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
+}
+
+/// Runs of the parameters of one graph.
+pub(super) struct Table {
+    runs: HashMap<ValueId, Run>,
+}
+
+impl Arenas for Table {
+    fn run(&self, parameter: ValueId) -> Result<Run> {
+        self.runs
+            .get(&parameter)
+            .copied()
+            .ok_or_else(|| Error::Graph("a parameter is not in the session".into()))
+    }
+}

@@ -1,0 +1,127 @@
+//! Bindings of a kernel and the WGSL that declares them: typed loads and stores that hide the storage format.
+
+use std::fmt;
+
+use super::Target;
+use crate::gpu::{Access, Layout};
+use crate::graph::DType;
+
+/// How a kernel addresses a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum View {
+    /// Four neighbouring columns at a time: `NAME_load(i)`, `NAME_store(i, v)`.
+    Vec4,
+    /// One element at a time: `NAME_at(i)`, `NAME_put(i, v)`.
+    Scalar,
+}
+
+/// One storage buffer of a kernel. Beside the functions, `NAME_stride` is the distance of rows in units of the view.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Binding {
+    pub name: String,
+    pub layout: Layout,
+    pub view: View,
+    pub access: Access,
+}
+
+impl Binding {
+    pub fn new(name: impl Into<String>, layout: Layout, view: View, access: Access) -> Self {
+        Self {
+            name: name.into(),
+            layout,
+            view,
+            access,
+        }
+    }
+
+    pub fn bytes(&self) -> f64 {
+        (self.layout.len() * self.layout.dtype().size()) as f64
+    }
+
+    fn declare(&self, index: usize, target: Target) -> String {
+        let name = &self.name;
+        let f16 = if target.f16 { "f16" } else { "u32" };
+        let (element, load, store) = match (self.view, self.layout.dtype()) {
+            (View::Vec4, DType::F32) => ("vec4<f32>".to_owned(), format!("{name}[i]"), "v"),
+            (View::Vec4, DType::F16) if target.f16 => (
+                "vec4<f16>".to_owned(),
+                format!("vec4<f32>({name}[i])"),
+                "vec4<f16>(v)",
+            ),
+            (View::Vec4, DType::F16) => (
+                "vec2<u32>".to_owned(),
+                format!("vec4<f32>(unpack2x16float({name}[i].x), unpack2x16float({name}[i].y))"),
+                "vec2<u32>(pack2x16float(v.xy), pack2x16float(v.zw))",
+            ),
+            (View::Vec4, DType::U32) => ("vec4<u32>".to_owned(), format!("{name}[i]"), "v"),
+            (View::Scalar, DType::F16) if target.f16 => {
+                (f16.to_owned(), format!("f32({name}[i])"), "f16(v)")
+            }
+            // No single half can be stored without `SHADER_F16`; kernels store halves as vec4 only.
+            (View::Scalar, DType::F16) => (
+                f16.to_owned(),
+                format!("unpack2x16float({name}[i >> 1u])[i & 1u]"),
+                "",
+            ),
+            (View::Scalar, dtype) => (dtype.to_string(), format!("{name}[i]"), "v"),
+        };
+        let number = match (self.view, self.layout.dtype()) {
+            (View::Vec4, DType::U32) => "vec4<u32>",
+            (View::Scalar, DType::U32) => "u32",
+            (View::Vec4, _) => "vec4<f32>",
+            (View::Scalar, _) => "f32",
+        };
+        let (get, put, stride) = match self.view {
+            View::Vec4 => ("load", "store", self.layout.row_stride() / 4),
+            View::Scalar => ("at", "put", self.layout.row_stride()),
+        };
+        let access = match self.access {
+            Access::Read => "read",
+            Access::ReadWrite => "read_write",
+        };
+        let mut text = format!(
+            "@group(0) @binding({index}) var<storage, {access}> {name}: array<{element}>;\n\
+             const {name}_stride: u32 = {stride}u;\n\
+             fn {name}_{get}(i: u32) -> {number} {{ return {load}; }}\n"
+        );
+        if self.access == Access::ReadWrite && !store.is_empty() {
+            text.push_str(&format!(
+                "fn {name}_{put}(i: u32, v: {number}) {{ {name}[i] = {store}; }}\n"
+            ));
+        }
+        text
+    }
+}
+
+impl fmt::Display for Binding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}:{}[{}x{}/{}]{}{}",
+            self.name,
+            self.layout.dtype(),
+            self.layout.rows(),
+            self.layout.cols(),
+            self.layout.row_bytes(),
+            match self.view {
+                View::Vec4 => "v",
+                View::Scalar => "s",
+            },
+            match self.access {
+                Access::Read => "r",
+                Access::ReadWrite => "w",
+            }
+        )
+    }
+}
+
+pub(super) fn header(bindings: &[Binding], target: Target) -> String {
+    let mut text = String::new();
+    if target.f16 && bindings.iter().any(|b| b.layout.dtype() == DType::F16) {
+        text.push_str("enable f16;\n");
+    }
+    for (index, binding) in bindings.iter().enumerate() {
+        text.push_str(&binding.declare(index, target));
+    }
+    text
+}

@@ -1,0 +1,49 @@
+//! LayerNorm and its gradients.
+
+use super::{Kernel, Program, Target, View, row_lanes};
+use crate::gpu::Layout;
+
+/// x, gamma, beta → program(y), statistics [2, rows].
+pub(crate) fn layer_norm(
+    [x, gamma, beta]: [Layout; 3],
+    stats: Layout,
+    eps: f32,
+    program: Program,
+    target: Target,
+) -> Kernel {
+    rows("layer_norm", x, &program, target)
+        .with("eps", f64::from(eps))
+        .read("x", x, View::Vec4)
+        .read("gamma", gamma, View::Vec4)
+        .read("beta", beta, View::Vec4)
+        .write("stats", stats, View::Scalar)
+        .flops(8.0 * x.len() as f64)
+        .finish(program)
+}
+
+/// x, gamma, statistics, dy → program(dx).
+pub(crate) fn layer_norm_grad(
+    [x, gamma, stats, dy]: [Layout; 4],
+    program: Program,
+    target: Target,
+) -> Kernel {
+    rows("layer_norm_grad", x, &program, target)
+        .read("x", x, View::Vec4)
+        .read("gamma", gamma, View::Vec4)
+        .read("stats", stats, View::Scalar)
+        .read("dy", dy, View::Vec4)
+        .flops(11.0 * x.len() as f64)
+        .finish(program)
+}
+
+fn rows(template: &'static str, x: Layout, program: &Program, target: Target) -> Kernel {
+    let width = program.width();
+    let (lanes, rows) = row_lanes(width, x.rows(), target);
+    Kernel::new(template)
+        .items(x.rows() * lanes, rows * lanes)
+        .with("lanes", lanes)
+        .with("rows", x.rows())
+        .with("cols", x.cols())
+        .with("used", x.cols().div_ceil(4))
+        .with("width", width)
+}

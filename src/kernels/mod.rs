@@ -1,0 +1,191 @@
+//! From a static description to WGSL: one module a kernel family, twin of `wgsl/`.
+//!
+//! Shapes are constants in the source, so that the driver compiles for exactly them; a kernel's key is its whole description.
+
+pub(crate) mod conv;
+mod declare;
+pub(crate) mod elementwise;
+pub(crate) mod embedding;
+pub(crate) mod gemm;
+pub(crate) mod layer_norm;
+pub(crate) mod loss;
+pub(crate) mod optimizer;
+mod program;
+pub(crate) mod reduce;
+mod templates;
+
+use std::collections::BTreeMap;
+
+pub(crate) use declare::{Binding, View};
+pub(crate) use program::{Instruction, Operand, Program};
+
+use crate::error::Result;
+use crate::gpu::{Access, KernelSource, Layout};
+
+/// Storage buffers that a kernel may bind: WebGPU's baseline limit.
+pub(crate) const MAX_BINDINGS: usize = 8;
+const MAX_GRID: u32 = 65_535;
+
+/// What of the adapter shapes the generated source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Target {
+    /// The device has `SHADER_F16`; without it f16 storage goes through `pack2x16float`.
+    pub f16: bool,
+    /// A software adapter: barriers and workgroup memory cost more there than repeated loads.
+    pub cpu: bool,
+}
+
+/// Work of one dispatch, for bounds and profiles.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Cost {
+    /// Floating-point operations, a multiply-add counted as two.
+    pub flops: f64,
+    /// Bytes of every operand, each counted once.
+    pub bytes: f64,
+}
+
+/// A kernel for exactly one static shape.
+#[derive(Clone, Debug)]
+pub(crate) struct Kernel {
+    template: &'static str,
+    numbers: BTreeMap<&'static str, minijinja::Value>,
+    reads: Vec<Binding>,
+    writes: Vec<Binding>,
+    program: Option<Program>,
+    workgroups: [u32; 3],
+    flops: f64,
+}
+
+impl Kernel {
+    fn new(template: &'static str) -> Self {
+        Self {
+            template,
+            numbers: BTreeMap::new(),
+            reads: Vec::new(),
+            writes: Vec::new(),
+            program: None,
+            workgroups: [1, 1, 1],
+            flops: 0.0,
+        }
+    }
+
+    /// A number that the template uses.
+    fn with(mut self, name: &'static str, number: impl Into<minijinja::Value>) -> Self {
+        self.numbers.insert(name, number.into());
+        self
+    }
+
+    fn read(mut self, name: &'static str, layout: Layout, view: View) -> Self {
+        self.reads
+            .push(Binding::new(name, layout, view, Access::Read));
+        self
+    }
+
+    fn write(mut self, name: &'static str, layout: Layout, view: View) -> Self {
+        self.writes
+            .push(Binding::new(name, layout, view, Access::ReadWrite));
+        self
+    }
+
+    /// What happens to every `vec4` that the kernel yields.
+    fn finish(mut self, program: Program) -> Self {
+        self.program = Some(program);
+        self
+    }
+
+    fn flops(mut self, flops: f64) -> Self {
+        self.flops = flops;
+        self
+    }
+
+    /// A two-dimensional grid as it is.
+    fn grid(mut self, x: usize, y: usize) -> Self {
+        self.workgroups = [x as u32, y as u32, 1];
+        self
+    }
+
+    /// Enough workgroups of `size` invocations for `items`, folded into two dimensions;
+    /// the template finds its number as `group_id(wid)`.
+    fn items(self, items: usize, size: usize) -> Self {
+        self.groups(items.div_ceil(size)).with("size", size)
+    }
+
+    /// This many workgroups, folded into two dimensions.
+    fn groups(mut self, groups: usize) -> Self {
+        let groups = groups as u32;
+        let x = groups.min(MAX_GRID);
+        self.workgroups = [x, groups.div_ceil(x), 1];
+        self.with("grid_x", x)
+    }
+
+    /// Bindings in `@binding` order: own reads, the program's operands, own writes, the program's results.
+    pub fn bindings(&self) -> Vec<Binding> {
+        let mut all = self.reads.clone();
+        if let Some(program) = &self.program {
+            all.extend(program.read_bindings());
+        }
+        all.extend(self.writes.iter().cloned());
+        if let Some(program) = &self.program {
+            all.extend(program.write_bindings());
+        }
+        all
+    }
+
+    /// Workgroups a dimension.
+    pub fn workgroups(&self) -> [u32; 3] {
+        self.workgroups
+    }
+
+    /// Family and variant.
+    pub fn name(&self) -> &'static str {
+        self.template
+    }
+
+    /// The whole description; equal keys have equal sources.
+    pub fn key(&self, target: Target) -> String {
+        use std::fmt::Write;
+        let mut key = self.template.to_owned();
+        // Writing to a String cannot fail.
+        for (name, number) in &self.numbers {
+            let _ = write!(key, " {name}={number}");
+        }
+        for binding in self.bindings() {
+            let _ = write!(key, " {binding}");
+        }
+        if let Some(program) = &self.program {
+            let _ = write!(key, " {{ {program} }}");
+        }
+        let _ = write!(key, " f16={}", target.f16);
+        key
+    }
+
+    /// The WGSL source and what it binds.
+    pub fn source(&self, target: Target) -> Result<KernelSource> {
+        let bindings = self.bindings();
+        let mut header = declare::header(&bindings, target);
+        if let Some(program) = &self.program {
+            header.push_str(&program.wgsl());
+        }
+        let wgsl = templates::render(self.template, &header, &self.numbers)?;
+        let accesses = bindings.iter().map(|binding| binding.access).collect();
+        Ok(KernelSource::trusted(wgsl, accesses))
+    }
+
+    /// Operations and bytes of one dispatch.
+    pub fn cost(&self) -> Cost {
+        let bytes = self.bindings().iter().map(Binding::bytes).sum();
+        let flops = self.flops + self.program.as_ref().map_or(0.0, Program::flops);
+        Cost { flops, bytes }
+    }
+}
+
+/// How many invocations share a row of `width` vec4s, and how many rows share a workgroup.
+fn row_lanes(width: usize, rows: usize, target: Target) -> (usize, usize) {
+    if target.cpu {
+        return (1, 16);
+    }
+    // Few rows: spread each over more invocations, so that the GPU is not idle.
+    let most = if rows < 1024 { 256 } else { 64 };
+    let lanes = width.next_power_of_two().clamp(8, most);
+    (lanes, (128 / lanes).max(1))
+}

@@ -1,0 +1,62 @@
+//! Work over runs of the flat arenas: norm and AdamW.
+
+use super::{Kernel, Target, View};
+use crate::gpu::Layout;
+
+const SIZE: usize = 64;
+/// `vec4`s whose squares one row of invocations adds up.
+const EACH: usize = 4096;
+
+/// Partial sums that [`norm_partial`] writes for a run of `elements`.
+pub(crate) fn norm_parts(elements: usize) -> usize {
+    (elements / 4).div_ceil(EACH)
+}
+
+/// Squares of `x` [n] → elements `first..` of `parts`.
+pub(crate) fn norm_partial(x: Layout, parts: Layout, first: usize, target: Target) -> Kernel {
+    let count = x.row_stride() / 4;
+    let groups = norm_parts(x.row_stride());
+    let (lanes, each) = if target.cpu { (1, 4) } else { (256, 1) };
+    Kernel::new("norm_partial")
+        .items(groups * lanes, each * lanes)
+        .with("lanes", lanes)
+        .with("cols", 4)
+        .with("count", count)
+        .with("each", EACH)
+        .with("parts", groups)
+        .with("first", first)
+        .with("last", first + groups == parts.cols())
+        .read("x", x, View::Vec4)
+        .write("y", parts, View::Scalar)
+        .flops(2.0 * x.len() as f64)
+}
+
+/// What AdamW keeps constant.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AdamW {
+    pub beta1: f32,
+    pub beta2: f32,
+    pub eps: f32,
+    pub weight_decay: f32,
+}
+
+/// g, hyper → p, m, v in place, over runs of equal layout.
+pub(crate) fn adamw(run: Layout, hyper: Layout, options: AdamW) -> Kernel {
+    let count = run.row_stride() / 4;
+    let (beta1, beta2) = (f64::from(options.beta1), f64::from(options.beta2));
+    Kernel::new("adamw")
+        .items(count, SIZE)
+        .with("count", count)
+        .with("beta1", beta1)
+        .with("one_minus_beta1", 1.0 - beta1)
+        .with("beta2", beta2)
+        .with("one_minus_beta2", 1.0 - beta2)
+        .with("eps", f64::from(options.eps))
+        .with("weight_decay", f64::from(options.weight_decay))
+        .read("g", run, View::Vec4)
+        .read("hyper", hyper, View::Scalar)
+        .write("p", run, View::Vec4)
+        .write("m", run, View::Vec4)
+        .write("v", run, View::Vec4)
+        .flops(14.0 * run.len() as f64)
+}

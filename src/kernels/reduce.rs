@@ -1,0 +1,130 @@
+//! Sums over rows, columns, groups of rows and everything. Fixed order, no atomics.
+
+use super::{Kernel, Program, Target, View, row_lanes};
+use crate::gpu::Layout;
+
+const SIZE: usize = 64;
+/// Rows that one invocation adds up before the second stage.
+const CHUNK: usize = 64;
+
+/// Rows of partial sums that [`column_sums`] leaves for a matrix of `rows`.
+pub(crate) fn chunks(rows: usize) -> usize {
+    rows.div_ceil(CHUNK)
+}
+
+/// Rows `first..first + rows` of x → y: sums over runs of rows, one row of y a run (`y.rows()` runs).
+pub(crate) fn column_sums(x: Layout, first: usize, rows: usize, y: Layout) -> Kernel {
+    sums(x, rows, y, y.rows(), false)
+        .with("first", first)
+        .read("x", x, View::Vec4)
+        .write("y", y, View::Vec4)
+}
+
+/// dy, x, statistics → y: per run of rows Σ dy in the first half of y, Σ dy·x̂ in the second.
+pub(crate) fn layer_norm_param_sums([dy, x, stats]: [Layout; 3], y: Layout) -> Kernel {
+    sums(x, x.rows(), y, y.rows() / 2, true)
+        .with("first", 0)
+        .read("x", dy, View::Vec4)
+        .read("input", x, View::Vec4)
+        .read("stats", stats, View::Scalar)
+        .write("y", y, View::Vec4)
+        .flops(4.0 * x.len() as f64)
+}
+
+fn sums(x: Layout, rows: usize, y: Layout, chunks: usize, param_grad: bool) -> Kernel {
+    let width = y.row_stride() / 4;
+    Kernel::new("column_sums")
+        .items(chunks * width, SIZE)
+        .with("rows", rows)
+        .with("cols", x.cols())
+        .with("used", x.cols().div_ceil(4))
+        .with("width", width)
+        .with("chunks", chunks)
+        .with("chunk", rows.div_ceil(chunks))
+        .with("param_grad", param_grad)
+        .flops(x.len() as f64)
+}
+
+/// x [.., C] → y [rows].
+pub(crate) fn row_sums(x: Layout, y: Layout, target: Target) -> Kernel {
+    let used = x.cols().div_ceil(4);
+    let (lanes, rows) = row_lanes(used, x.rows(), target);
+    Kernel::new("row_sums")
+        .items(x.rows() * lanes, rows * lanes)
+        .with("lanes", lanes)
+        .with("rows", x.rows())
+        .with("cols", x.cols())
+        .with("used", used)
+        .read("x", x, View::Vec4)
+        .write("y", y, View::Scalar)
+        .flops(x.len() as f64)
+}
+
+/// A vector [n] → [1]: its sum, or the root of it.
+pub(crate) fn total(x: Layout, y: Layout, root: bool, target: Target) -> Kernel {
+    let lanes = if target.cpu { 1 } else { 256 };
+    Kernel::new("total")
+        .with("lanes", lanes)
+        .with("size", lanes)
+        .with("cols", x.cols())
+        .with("used", x.cols().div_ceil(4))
+        .with("root", root)
+        .read("x", x, View::Vec4)
+        .write("y", y, View::Vec4)
+        .flops(x.len() as f64)
+}
+
+/// x [rows·period, C] → program([rows, C]): sums over runs of rows.
+pub(crate) fn group_sums(x: Layout, period: usize, program: Program) -> Kernel {
+    groups(x, period, false, program)
+}
+
+/// x [B·L, C], mask [B·L] → program([B, C]).
+pub(crate) fn masked_mean(x: Layout, mask: Layout, period: usize, program: Program) -> Kernel {
+    let kernel = groups(x, period, true, program);
+    kernel.read("mask", mask, View::Scalar)
+}
+
+fn groups(x: Layout, period: usize, masked: bool, program: Program) -> Kernel {
+    let width = program.width();
+    Kernel::new("group_sums")
+        .items(program.rows * width, SIZE)
+        .with("rows", program.rows)
+        .with("used", program.cols.div_ceil(4))
+        .with("width", width)
+        .with("period", period)
+        .with("masked", masked)
+        .read("x", x, View::Vec4)
+        .flops(2.0 * x.len() as f64)
+        .finish(program)
+}
+
+/// dy [B, C], mask [B·L] → program([B·L, C]).
+pub(crate) fn masked_mean_grad(dy: Layout, mask: Layout, program: Program) -> Kernel {
+    let time = program.rows / dy.rows();
+    let steps = 8;
+    let runs = time.div_ceil(steps);
+    let width = program.width();
+    Kernel::new("masked_mean_grad")
+        .items(dy.rows() * runs * width, SIZE)
+        .with("samples", dy.rows())
+        .with("used", program.cols.div_ceil(4))
+        .with("width", width)
+        .with("time", time)
+        .with("steps", steps)
+        .with("runs", runs)
+        .read("dy", dy, View::Vec4)
+        .read("mask", mask, View::Scalar)
+        .flops(program.rows as f64 * program.cols as f64)
+        .finish(program)
+}
+
+/// Scalars side by side.
+pub(crate) fn stack(scalars: &[Layout], y: Layout) -> Kernel {
+    const NAMES: [&str; 7] = ["s0", "s1", "s2", "s3", "s4", "s5", "s6"];
+    let mut kernel = Kernel::new("stack").with("count", scalars.len());
+    for (name, layout) in NAMES.into_iter().zip(scalars) {
+        kernel = kernel.read(name, *layout, View::Scalar);
+    }
+    kernel.write("y", y, View::Scalar)
+}

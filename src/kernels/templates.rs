@@ -1,0 +1,75 @@
+//! The WGSL templates, compiled into the crate.
+
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+
+use minijinja::{Environment, UndefinedBehavior, Value};
+
+use crate::error::{Error, Result};
+
+macro_rules! templates {
+    ($($name:literal),* $(,)?) => {
+        &[$(($name, include_str!(concat!("../../wgsl/", $name, ".wgsl")))),*]
+    };
+}
+
+const TEMPLATES: &[(&str, &str)] = templates![
+    "adamw",
+    "col2im",
+    "column_sums",
+    "cross_entropy",
+    "cross_entropy_grad",
+    "cross_entropy_total",
+    "elementwise",
+    "gather",
+    "gather_grad",
+    "gather_links",
+    "gemm_direct",
+    "gemm_tiled",
+    "group_sums",
+    "im2col",
+    "kd_loss",
+    "kd_loss_grad",
+    "kd_loss_total",
+    "layer_norm",
+    "layer_norm_grad",
+    "masked_mean_grad",
+    "norm_partial",
+    "row_sums",
+    "shared/group",
+    "shared/reduce",
+    "stack",
+    "total",
+];
+
+static ENVIRONMENT: LazyLock<Result<Environment<'static>, String>> = LazyLock::new(|| {
+    let mut environment = Environment::new();
+    environment.set_undefined_behavior(UndefinedBehavior::Strict);
+    for (name, text) in TEMPLATES {
+        environment
+            .add_template(name, text)
+            .map_err(|error| format!("template {name}: {error:#}"))?;
+    }
+    Ok(environment)
+});
+
+pub(super) fn render(
+    name: &str,
+    header: &str,
+    numbers: &BTreeMap<&'static str, Value>,
+) -> Result<String> {
+    let fail = |reason: String| Error::Validation {
+        what: format!("kernel template {name}"),
+        reason,
+    };
+    let environment = ENVIRONMENT.as_ref().map_err(|text| fail(text.clone()))?;
+    let template = environment
+        .get_template(name)
+        .map_err(|error| fail(format!("{error:#}")))?;
+    let body = template
+        .render(numbers)
+        .map_err(|error| fail(format!("{error:#}")))?;
+    // Statements of the template language leave empty lines behind.
+    let lines = body.lines().filter(|line| !line.trim().is_empty());
+    Ok(lines.fold(header.to_owned(), |text, line| text + line + "\n"))
+}

@@ -1,0 +1,19 @@
+// One step over a run of the arenas. hyper: lr, 1 - beta1^t, 1 - beta2^t, gradient scale, apply.
+{% include "shared/group" %}
+
+@compute @workgroup_size({{ size }})
+fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
+    let i = group_id(wid) * {{ size }}u + lid;
+    if (i >= {{ count }}u || hyper_at(4u) == 0.0) {
+        return;
+    }
+    let lr = hyper_at(0u);
+    let g = g_load(i) * hyper_at(3u);
+    let m = {{ beta1 }} * m_load(i) + {{ one_minus_beta1 }} * g;
+    let v = {{ beta2 }} * v_load(i) + {{ one_minus_beta2 }} * g * g;
+    m_store(i, m);
+    v_store(i, v);
+    let step = (m / hyper_at(1u)) / (sqrt(v / hyper_at(2u)) + {{ eps }});
+    let p = p_load(i);
+    p_store(i, p - lr * ({{ weight_decay }} * p + step));
+}

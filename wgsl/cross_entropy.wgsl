@@ -1,0 +1,63 @@
+// One pass over the logits with an online maximum. Per row: logsumexp and loss.
+{% include "shared/group" %}
+
+{% if lanes > 1 %}
+var<workgroup> scratch: array<vec3<f32>, {{ size }}>;
+{% endif %}
+
+// (maximum, sum of exp(x - maximum), sum of x) of two disjoint parts.
+fn join(a: vec3<f32>, b: vec3<f32>) -> vec3<f32> {
+    let top = max(a.x, b.x);
+    return vec3<f32>(top, a.y * exp(a.x - top) + b.y * exp(b.x - top), a.z + b.z);
+}
+
+@compute @workgroup_size({{ size }})
+fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
+    let lane = lid % {{ lanes }}u;
+    let wanted = group_id(wid) * {{ size // lanes }}u + lid / {{ lanes }}u;
+    let row = min(wanted, {{ rows - 1 }}u);
+    var part = vec3<f32>(-3.4e38, 0.0, 0.0);
+    for (var col = lane; col < {{ used }}u; col += {{ lanes }}u) {
+        let v = logits_load(row * logits_stride + col);
+{% if cols % 4 == 0 %}
+        let top = max(max(v.x, v.y), max(v.z, v.w));
+        let e = exp(v - top);
+        part = join(part, vec3<f32>(top, (e.x + e.y) + (e.z + e.w), (v.x + v.y) + (v.z + v.w)));
+{% else %}
+        let valid = vec4<u32>(0u, 1u, 2u, 3u) + 4u * col < vec4<u32>({{ cols }}u);
+        let w = select(vec4<f32>(-3.4e38), v, valid);
+        let top = max(max(w.x, w.y), max(w.z, w.w));
+        let e = select(vec4<f32>(), exp(w - top), valid);
+        let s = select(vec4<f32>(), v, valid);
+        part = join(part, vec3<f32>(top, (e.x + e.y) + (e.z + e.w), (s.x + s.y) + (s.z + s.w)));
+{% endif %}
+    }
+{% if lanes > 1 %}
+    scratch[lid] = part;
+    workgroupBarrier();
+    for (var s = {{ lanes // 2 }}u; s > 0u; s = s >> 1u) {
+        if (lane < s) {
+            scratch[lid] = join(scratch[lid], scratch[lid + s]);
+        }
+        workgroupBarrier();
+    }
+    part = scratch[lid - lane];
+{% endif %}
+    if (wanted < {{ rows }}u && lane == 0u) {
+        let lse = part.x + log(part.y);
+        let target_id = targets_at(row);
+        var loss = 0.0;
+        if (target_id < {{ cols }}u{% if ignore >= 0 %} && target_id != {{ ignore }}u{% endif %}) {
+            let x = logits_load(row * logits_stride + (target_id >> 2u))[target_id & 3u];
+            loss = lse - {{ 1.0 - smoothing }} * x - {{ smoothing }} * (part.z / {{ cols }}.0);
+        }
+        rows_put(row, lse);
+        rows_put(rows_stride + row, loss);
+        if (row == {{ rows - 1 }}u) {
+            for (var i = {{ rows }}u; i < rows_stride; i++) {
+                rows_put(i, 0.0);
+                rows_put(rows_stride + i, 0.0);
+            }
+        }
+    }
+}

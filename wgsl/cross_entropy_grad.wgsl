@@ -1,0 +1,20 @@
+{% include "shared/group" %}
+
+@compute @workgroup_size({{ size }})
+fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
+    let i = group_id(wid) * {{ size }}u + lid;
+    let col = i % {{ width }}u;
+    let row = i / {{ width }}u;
+    if (row >= {{ rows }}u) {
+        return;
+    }
+    var dx = vec4<f32>();
+    let target_id = targets_at(row);
+    if (col < {{ used }}u && target_id < {{ cols }}u{% if ignore >= 0 %} && target_id != {{ ignore }}u{% endif %}) {
+        let p = exp(logits_load(row * logits_stride + col) - rows_at(row));
+        let hot = vec4<u32>(0u, 1u, 2u, 3u) + 4u * col == vec4<u32>(target_id);
+        let wanted = select(vec4<f32>(), vec4<f32>({{ 1.0 - smoothing }}), hot) + {{ smoothing }} / {{ cols }}.0;
+        dx = (p - wanted) * (dloss_at(0u) / max(count_at(0u), 1.0));
+    }
+    finish(row, col, dx);
+}

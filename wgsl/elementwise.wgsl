@@ -1,0 +1,9 @@
+{% include "shared/group" %}
+
+@compute @workgroup_size({{ size }})
+fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
+    let i = group_id(wid) * {{ size }}u + lid;
+    if (i < {{ rows * width }}u) {
+        finish(i / {{ width }}u, i % {{ width }}u, vec4<f32>());
+    }
+}

@@ -1,0 +1,17 @@
+// A row of the table for every id. Ids are checked on upload; the clamp keeps a defect from reading elsewhere.
+{% include "shared/group" %}
+
+@compute @workgroup_size({{ size }})
+fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
+    let i = group_id(wid) * {{ size }}u + lid;
+    let col = i % {{ width }}u;
+    let row = i / {{ width }}u;
+    if (row >= {{ rows }}u) {
+        return;
+    }
+    var v = vec4<f32>();
+    if (col < {{ used }}u) {
+        v = table_load(min(ids_at(row), {{ vocabulary - 1 }}u) * table_stride + col);
+    }
+    finish(row, col, v);
+}

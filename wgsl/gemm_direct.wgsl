@@ -1,0 +1,100 @@
+// GEMM without workgroup memory: every invocation reads the operands of its {{ tm }} x {{ 4 * tn }} tile straight from the storage buffers.
+// For software adapters, where barriers cost more than repeated loads. Neighbouring invocations take neighbouring columns.
+@compute @workgroup_size({{ wx }}, {{ wy }})
+fn main(@builtin(global_invocation_id) gid: vec3<u32>) {
+    let row = gid.y * {{ tm }}u;
+    let col = gid.x * {{ tn }}u;
+    if (row >= {{ m }}u || col >= {{ width }}u) {
+        return;
+    }
+{# Rows and columns outside the operands are read from the last one; their products are never stored. #}
+{% if trans == "TN" %}
+{% for i in range(tm // 4) %}
+    let a_col{{ i }} = min(row / 4u + {{ i }}u, a_stride - 1u);
+{% endfor %}
+{% else %}
+{% for i in range(tm) %}
+    let a_row{{ i }} = min(row + {{ i }}u, {{ m - 1 }}u) * a_stride;
+{% endfor %}
+{% endif %}
+{% for j in range(tn) %}
+{% if trans == "NT" %}
+{% for c in range(4) %}
+    let b_row{{ j }}_{{ c }} = min(4u * (col + {{ j }}u) + {{ c }}u, {{ n - 1 }}u) * b_stride;
+{% endfor %}
+{% else %}
+    let b_col{{ j }} = min(col + {{ j }}u, b_stride - 1u);
+{% endif %}
+{% endfor %}
+{% for i in range(tm) %}
+{% for j in range(tn) %}
+    var c{{ i }}_{{ j }} = vec4<f32>();
+{% endfor %}
+{% endfor %}
+{% macro step(depth) %}
+{% for j in range(tn) %}
+{% if trans == "NT" %}
+{% for c in range(4) %}
+        let t{{ j }}_{{ c }} = b_load(b_row{{ j }}_{{ c }} + k);
+{% endfor %}
+{% for kk in range(depth) %}
+        let b{{ kk }}_{{ j }} = vec4<f32>(t{{ j }}_0[{{ kk }}], t{{ j }}_1[{{ kk }}], t{{ j }}_2[{{ kk }}], t{{ j }}_3[{{ kk }}]);
+{% endfor %}
+{% else %}
+{% for kk in range(depth) %}
+        let b{{ kk }}_{{ j }} = b_load((4u * k + {{ kk }}u) * b_stride + b_col{{ j }});
+{% endfor %}
+{% endif %}
+{% endfor %}
+{% if trans == "TN" %}
+{% for kk in range(depth) %}
+{% for i in range(tm // 4) %}
+        let a{{ kk }}_{{ i }} = a_load((4u * k + {{ kk }}u) * a_stride + a_col{{ i }});
+{% endfor %}
+{% for i in range(tm) %}
+{% for j in range(tn) %}
+        c{{ i }}_{{ j }} += a{{ kk }}_{{ i // 4 }}[{{ i % 4 }}] * b{{ kk }}_{{ j }};
+{% endfor %}
+{% endfor %}
+{% endfor %}
+{% else %}
+{% for i in range(tm) %}
+        let a{{ i }} = a_load(a_row{{ i }} + k);
+{% for kk in range(depth) %}
+{% for j in range(tn) %}
+        c{{ i }}_{{ j }} += a{{ i }}[{{ kk }}] * b{{ kk }}_{{ j }};
+{% endfor %}
+{% endfor %}
+{% endfor %}
+{% endif %}
+{% endmacro %}
+{% if trans == "NT" %}
+{# Both operands are zero in the padding behind K. #}
+    for (var k = 0u; k < {{ (k + 3) // 4 }}u; k++) {
+{{ step(4) }}
+    }
+{% else %}
+    for (var k = 0u; k < {{ k // 4 }}u; k++) {
+{{ step(4) }}
+    }
+{% if k % 4 != 0 %}
+    {
+        let k = {{ k // 4 }}u;
+{{ step(k % 4) }}
+    }
+{% endif %}
+{% endif %}
+{% for i in range(tm) %}
+    if (row + {{ i }}u < {{ m }}u) {
+{% for j in range(tn) %}
+{% if width % tn == 0 %}
+        finish(row + {{ i }}u, col + {{ j }}u, c{{ i }}_{{ j }});
+{% else %}
+        if (col + {{ j }}u < {{ width }}u) {
+            finish(row + {{ i }}u, col + {{ j }}u, c{{ i }}_{{ j }});
+        }
+{% endif %}
+{% endfor %}
+    }
+{% endfor %}
+}

@@ -1,0 +1,24 @@
+// Per sample: y.t, |y|, |t|, sum (y - t)^2.
+{% include "shared/group" %}
+{% include "shared/reduce" %}
+
+@compute @workgroup_size({{ size }})
+fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
+    let lane = lid % {{ lanes }}u;
+    let wanted = group_id(wid) * {{ size // lanes }}u + lid / {{ lanes }}u;
+    let row = min(wanted, {{ rows - 1 }}u);
+    var sums = vec4<f32>();
+    for (var col = lane; col < {{ used }}u; col += {{ lanes }}u) {
+        let y = y_load(row * y_stride + col);
+        let t = t_load(row * t_stride + col);
+        let d = y - t;
+        sums += vec4<f32>(dot(y, t), dot(y, y), dot(t, t), dot(d, d));
+    }
+    sums = reduce(sums, lid);
+    if (wanted < {{ rows }}u && lane == 0u) {
+        rows_store(row * rows_stride, vec4<f32>(sums.x, max(sqrt(sums.y), 1e-6), max(sqrt(sums.z), 1e-6), sums.w));
+        for (var col = 1u; col < rows_stride; col++) {
+            rows_store(row * rows_stride + col, vec4<f32>());
+        }
+    }
+}

@@ -1,0 +1,20 @@
+{% include "shared/group" %}
+
+@compute @workgroup_size({{ size }})
+fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
+    let i = group_id(wid) * {{ size }}u + lid;
+    let col = i % {{ width }}u;
+    let row = i / {{ width }}u;
+    if (row >= {{ rows }}u) {
+        return;
+    }
+    var dy = vec4<f32>();
+    if (col < {{ used }}u) {
+        let y = y_load(row * y_stride + col);
+        let t = t_load(row * t_stride + col);
+        let r = rows_load(row * rows_stride);
+        let cosine = (t / r.z - (r.x / (r.y * r.z)) * (y / r.y)) / r.y;
+        dy = dloss_at(0u) * ({{ beta }} * 2.0 / {{ elements }}.0 * (y - t) - {{ alpha }} / {{ rows }}.0 * cosine);
+    }
+    finish(row, col, dy);
+}

@@ -1,0 +1,25 @@
+// Sum of squares of `each` vec4s a workgroup; `total` adds the parts up.
+{% include "shared/group" %}
+{% include "shared/reduce" %}
+
+@compute @workgroup_size({{ size }})
+fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
+    let part = group_id(wid) * {{ size // lanes }}u + lid / {{ lanes }}u;
+    let end = min((part + 1u) * {{ each }}u, {{ count }}u);
+    var sum = vec4<f32>();
+    for (var i = part * {{ each }}u + lid % {{ lanes }}u; i < end; i += {{ lanes }}u) {
+        let v = x_load(i);
+        sum += v * v;
+    }
+    let total = across(reduce(sum, lid));
+    if (part < {{ parts }}u && lid % {{ lanes }}u == 0u) {
+        y_put({{ first }}u + part, total);
+{% if last %}
+        if (part == {{ parts - 1 }}u) {
+            for (var i = {{ first + parts }}u; i < y_stride; i++) {
+                y_put(i, 0.0);
+            }
+        }
+{% endif %}
+    }
+}
