@@ -119,6 +119,14 @@ pub enum Error {
     /// Text could not be tokenised, or a tokeniser could not be loaded.
     #[error("tokenizer: {0}")]
     Tokenizer(String),
+    /// The device was opened without an optional feature that this call cannot do without.
+    #[error("{what} needs the device feature {feature}, which is not available")]
+    Unsupported {
+        /// What was being done.
+        what: String,
+        /// The feature's name in `wgpu::Features`.
+        feature: &'static str,
+    },
 }
 
 impl Error {

@@ -4,3 +4,5 @@ pub mod gpu;
 pub mod graph;
 
 pub use error::{Error, Result};
+pub use gpu::{Gpu, GpuOptions};
+pub use wgpu;

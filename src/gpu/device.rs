@@ -1,0 +1,297 @@
+//! Adapter choice and the shared handle on an opened device.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use wgpu::{Backend, Backends, DeviceType, Features, Limits};
+
+use super::bindings::BindGroups;
+use super::guard::Guard;
+use super::pipelines::Pipelines;
+use super::pool::Pool;
+use super::readback::Waiter;
+use super::report::Capabilities;
+use super::staging::Staging;
+use crate::error::{Error, Result};
+
+/// Restricts the adapters that [`Gpu::new`] considers to those whose name contains this, where [`GpuOptions::adapter`] does not.
+const ADAPTER_VARIABLE: &str = "ENERGYFLOW_ADAPTER";
+
+/// Which adapter to open, and with what.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct GpuOptions {
+    /// Only adapters whose name contains this, ignoring case. Without it the environment variable `ENERGYFLOW_ADAPTER` is used, if set.
+    pub adapter: Option<String>,
+    /// Backends to look for adapters in.
+    pub backends: Backends,
+    /// Open the device with the limits of the WebGPU baseline and no optional feature, as a browser would.
+    pub baseline: bool,
+    /// Use 16-bit floats in shaders where the adapter has them.
+    pub f16: bool,
+}
+
+impl Default for GpuOptions {
+    fn default() -> Self {
+        Self {
+            adapter: None,
+            backends: Backends::PRIMARY,
+            baseline: false,
+            f16: true,
+        }
+    }
+}
+
+impl GpuOptions {
+    /// Only adapters whose name contains `name`, ignoring case.
+    #[must_use]
+    pub fn adapter(mut self, name: impl Into<String>) -> Self {
+        self.adapter = Some(name.into());
+        self
+    }
+
+    /// Only these backends.
+    #[must_use]
+    pub fn backends(mut self, backends: Backends) -> Self {
+        self.backends = backends;
+        self
+    }
+
+    /// Limits and features of the WebGPU baseline only.
+    #[must_use]
+    pub fn baseline(mut self, baseline: bool) -> Self {
+        self.baseline = baseline;
+        self
+    }
+
+    /// Whether shaders may use 16-bit floats.
+    #[must_use]
+    pub fn f16(mut self, f16: bool) -> Self {
+        self.f16 = f16;
+        self
+    }
+
+    fn wants(&self, features: Features) -> Features {
+        if self.baseline {
+            Features::empty()
+        } else if self.f16 {
+            features
+        } else {
+            features - Features::SHADER_F16
+        }
+    }
+}
+
+/// An opened GPU device with its buffer pool and its caches; cloning shares it, any thread may use it.
+///
+/// Once the device is lost, every call returns [`Error::DeviceLost`]; a new `Gpu` is needed then.
+#[derive(Clone)]
+pub struct Gpu(pub(super) Arc<Inner>);
+
+pub(super) struct Inner {
+    pub(super) guard: Arc<Guard>,
+    pub(super) capabilities: Capabilities,
+    pub(super) pool: Arc<Pool>,
+    pub(super) staging: Arc<Staging>,
+    pub(super) pipelines: Pipelines,
+    pub(super) bind_groups: BindGroups,
+    pub(super) waiter: Waiter,
+    pub(super) submissions: AtomicU64,
+    pub(super) dispatches: AtomicU64,
+}
+
+impl Gpu {
+    /// Opens the best adapter: discrete before integrated, virtual, other and software ones. Blocks meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::NoAdapter`] when no adapter fits `options`, [`Error::DeviceRequest`] when the driver refuses to open it.
+    pub fn new(options: &GpuOptions) -> Result<Self> {
+        pollster::block_on(Self::new_async(options))
+    }
+
+    /// As [`Gpu::new`], without blocking.
+    ///
+    /// # Errors
+    /// As [`Gpu::new`].
+    pub async fn new_async(options: &GpuOptions) -> Result<Self> {
+        let adapter = choose(options).await?;
+        let info = adapter.get_info();
+        let features = options.wants(supported(&adapter));
+        let limits = if options.baseline {
+            Limits::default()
+        } else {
+            let mut limits = adapter.limits();
+            if !features.contains(Features::IMMEDIATES) {
+                limits.max_immediate_size = 0;
+            }
+            limits
+        };
+        let experimental_features = if features.intersects(Features::all_experimental_mask()) {
+            // SAFETY: the caller acknowledges that an experimental feature may have bugs that cause undefined
+            // behaviour. The only one requested is cooperative matrices; only kernels of this crate use them, and each
+            // is tested against its CPU twin on the adapters that have them.
+            unsafe { wgpu::ExperimentalFeatures::enabled() }
+        } else {
+            wgpu::ExperimentalFeatures::disabled()
+        };
+        let (device, queue) = adapter
+            .request_device(&wgpu::DeviceDescriptor {
+                label: Some("energyflow"),
+                required_features: features,
+                required_limits: limits,
+                experimental_features,
+                memory_hints: wgpu::MemoryHints::Performance,
+                trace: wgpu::Trace::Off,
+            })
+            .await
+            .map_err(|error| Error::DeviceRequest {
+                adapter: info.name.clone(),
+                reason: error.to_string(),
+            })?;
+        let matrices = adapter.cooperative_matrix_properties();
+        let capabilities = Capabilities::new(&device, features, matrices);
+        Ok(Self::assemble(device, queue, true, capabilities))
+    }
+
+    /// Uses a device that the caller opened, with the features and limits that it was opened with, restricted by
+    /// `options.baseline` and `options.f16`; the other options do not apply.
+    ///
+    /// Takes over the device-lost callback, of which wgpu keeps one; the uncaptured-error handler stays the caller's.
+    /// A device does not tell its cooperative-matrix configurations, so that kernel tier is off.
+    ///
+    /// # Errors
+    /// [`Error::NoAdapter`] for a device of the `noop` backend, which computes nothing.
+    pub fn from_device(
+        device: wgpu::Device,
+        queue: wgpu::Queue,
+        options: &GpuOptions,
+    ) -> Result<Self> {
+        let features = options.wants(device.features());
+        let mut capabilities = Capabilities::new(&device, features, Vec::new());
+        if capabilities.backend == Backend::Noop {
+            return Err(Error::NoAdapter {
+                reason: "a noop device computes nothing".to_owned(),
+            });
+        }
+        if options.baseline {
+            capabilities.limits = Limits::default().or_worse_values_from(&capabilities.limits);
+        }
+        Ok(Self::assemble(device, queue, false, capabilities))
+    }
+
+    fn assemble(
+        device: wgpu::Device,
+        queue: wgpu::Queue,
+        owned: bool,
+        capabilities: Capabilities,
+    ) -> Self {
+        Self(Arc::new(Inner {
+            guard: Arc::new(Guard::new(device, queue, owned)),
+            capabilities,
+            pool: Arc::default(),
+            staging: Arc::default(),
+            pipelines: Pipelines::default(),
+            bind_groups: BindGroups::default(),
+            waiter: Waiter::default(),
+            submissions: AtomicU64::new(0),
+            dispatches: AtomicU64::new(0),
+        }))
+    }
+
+    /// What the opened device can do; constant.
+    #[must_use]
+    pub fn capabilities(&self) -> &Capabilities {
+        &self.0.capabilities
+    }
+
+    /// The wgpu device, for use beside this crate.
+    #[must_use]
+    pub fn device(&self) -> &wgpu::Device {
+        &self.0.guard.device
+    }
+
+    /// The wgpu queue, for use beside this crate.
+    #[must_use]
+    pub fn queue(&self) -> &wgpu::Queue {
+        &self.0.guard.queue
+    }
+}
+
+impl fmt::Debug for Gpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Gpu")
+            .field(&self.0.capabilities.adapter)
+            .finish()
+    }
+}
+
+async fn choose(options: &GpuOptions) -> Result<wgpu::Adapter> {
+    let backends = options.backends - Backends::NOOP;
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
+        backends,
+        // Validation layers and debug information cost time even in debug builds: only on request (WGPU_VALIDATION=1).
+        flags: wgpu::InstanceFlags::empty().with_env(),
+        ..wgpu::InstanceDescriptor::new_without_display_handle()
+    });
+    let name = options
+        .adapter
+        .clone()
+        .or_else(|| std::env::var(ADAPTER_VARIABLE).ok())
+        .unwrap_or_default();
+    let found = instance.enumerate_adapters(backends).await;
+    let names: Vec<String> = found
+        .iter()
+        .map(|adapter| adapter.get_info().name)
+        .collect();
+    found
+        .into_iter()
+        .filter(|adapter| usable(adapter, &name))
+        .min_by_key(rank)
+        .ok_or_else(|| Error::NoAdapter {
+            reason: format!("asked for name {name:?} in {backends:?}, found {names:?}"),
+        })
+}
+
+fn usable(adapter: &wgpu::Adapter, name: &str) -> bool {
+    let info = adapter.get_info();
+    info.backend != Backend::Noop
+        && info.name.to_lowercase().contains(&name.to_lowercase())
+        && adapter
+            .get_downlevel_capabilities()
+            .flags
+            .contains(wgpu::DownlevelFlags::COMPUTE_SHADERS)
+}
+
+/// Lower is better. Direct3D comes last among equals: it has no cooperative matrices.
+fn rank(adapter: &wgpu::Adapter) -> (u8, bool) {
+    let info = adapter.get_info();
+    let kind = match info.device_type {
+        DeviceType::DiscreteGpu => 0,
+        DeviceType::IntegratedGpu => 1,
+        DeviceType::VirtualGpu => 2,
+        DeviceType::Other => 3,
+        DeviceType::Cpu => 4,
+    };
+    (kind, info.backend == Backend::Dx12)
+}
+
+/// The optional features this crate has a use for, as far as the adapter has them.
+fn supported(adapter: &wgpu::Adapter) -> Features {
+    let mut wanted = Features::SHADER_F16
+        | Features::SUBGROUP
+        | Features::TIMESTAMP_QUERY
+        | Features::TIMESTAMP_QUERY_INSIDE_ENCODERS
+        | Features::TIMESTAMP_QUERY_INSIDE_PASSES
+        | Features::IMMEDIATES
+        | Features::PIPELINE_CACHE
+        | Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
+    // Where memory is not shared with the CPU, mappable buffers are slow ones.
+    if matches!(
+        adapter.get_info().device_type,
+        DeviceType::IntegratedGpu | DeviceType::Cpu
+    ) {
+        wanted |= Features::MAPPABLE_PRIMARY_BUFFERS;
+    }
+    adapter.features() & wanted
+}

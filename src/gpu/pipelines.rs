@@ -1,0 +1,278 @@
+//! Compiled kernels, cached by key.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use super::device::Gpu;
+use super::guard::within;
+use super::lock;
+use crate::error::Result;
+
+/// How a kernel uses a binding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Access {
+    /// `var<storage, read>`
+    Read,
+    /// `var<storage, read_write>`
+    ReadWrite,
+}
+
+/// A kernel in WGSL: entry point `main`, binding i at `@group(0) @binding(i)`, every one a storage buffer.
+#[derive(Clone, Debug)]
+pub struct KernelSource {
+    pub(crate) wgsl: String,
+    pub(crate) bindings: Vec<Access>,
+    trusted: bool,
+}
+
+impl KernelSource {
+    /// A kernel of a user of this crate; runs with bounds checks.
+    #[must_use]
+    pub fn new(wgsl: impl Into<String>, bindings: Vec<Access>) -> Self {
+        Self {
+            wgsl: wgsl.into(),
+            bindings,
+            trusted: false,
+        }
+    }
+
+    /// A kernel of this crate, which runs without runtime checks. It must keep the promises listed in `compile`.
+    pub(crate) fn trusted(wgsl: impl Into<String>, bindings: Vec<Access>) -> Self {
+        Self {
+            trusted: true,
+            ..Self::new(wgsl, bindings)
+        }
+    }
+
+    /// The text.
+    #[must_use]
+    pub fn wgsl(&self) -> &str {
+        &self.wgsl
+    }
+
+    /// What is bound, in order.
+    #[must_use]
+    pub fn bindings(&self) -> &[Access] {
+        &self.bindings
+    }
+}
+
+/// A compiled kernel.
+#[derive(Debug)]
+pub struct Pipeline {
+    raw: wgpu::ComputePipeline,
+    layout: Arc<BindingLayout>,
+    key: String,
+}
+
+impl Pipeline {
+    /// What it is cached under.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// What is bound, in order.
+    #[must_use]
+    pub fn bindings(&self) -> &[Access] {
+        &self.layout.bindings
+    }
+
+    /// The wgpu pipeline.
+    #[must_use]
+    pub fn raw(&self) -> &wgpu::ComputePipeline {
+        &self.raw
+    }
+
+    pub(super) fn layout(&self) -> &BindingLayout {
+        &self.layout
+    }
+}
+
+/// One per device and list of accesses, so that pipelines with the same list share bind groups.
+#[derive(Debug)]
+pub(super) struct BindingLayout {
+    /// Unique in the process, so that a bind group of another device is told apart.
+    pub(super) id: u64,
+    pub(super) group: wgpu::BindGroupLayout,
+    bindings: Vec<Access>,
+    pipeline: wgpu::PipelineLayout,
+}
+
+/// Counts of the cache of compiled kernels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PipelineStats {
+    /// Requests served from the cache.
+    pub hits: u64,
+    /// Kernels compiled.
+    pub misses: u64,
+    /// Time spent on generating and compiling them, summed over threads.
+    pub compile_time: Duration,
+}
+
+/// Holds its lock while its kernel compiles, so that one key is compiled once and other keys meanwhile.
+type Slot = Arc<Mutex<Option<Arc<Pipeline>>>>;
+
+#[derive(Debug, Default)]
+pub(super) struct Pipelines {
+    slots: Mutex<HashMap<String, Slot>>,
+    layouts: Mutex<HashMap<Vec<Access>, Arc<BindingLayout>>>,
+    stats: Mutex<PipelineStats>,
+}
+
+impl Gpu {
+    /// The kernel cached under `key`, which is made from `source` if there is none. A failure is not cached.
+    ///
+    /// Keys are one namespace with those of this crate's kernels; prefix your own.
+    ///
+    /// # Errors
+    /// Whatever `source` returns; [`Error::Limit`](crate::Error::Limit) when it has too many bindings; [`Error::Validation`](crate::Error::Validation)
+    /// when it does not compile (the log has the numbered text at level debug).
+    pub fn pipeline(
+        &self,
+        key: &str,
+        source: impl FnOnce() -> Result<KernelSource>,
+    ) -> Result<Arc<Pipeline>> {
+        self.0.guard.check()?;
+        let cache = &self.0.pipelines;
+        let slot = {
+            let mut slots = lock(&cache.slots);
+            match slots.get(key) {
+                Some(slot) => Arc::clone(slot),
+                None => Arc::clone(slots.entry(key.to_owned()).or_default()),
+            }
+        };
+        let mut slot = lock(&slot);
+        if let Some(pipeline) = &*slot {
+            lock(&cache.stats).hits += 1;
+            return Ok(Arc::clone(pipeline));
+        }
+        let start = Instant::now();
+        let pipeline = Arc::new(self.compile(key, &source()?)?);
+        *slot = Some(Arc::clone(&pipeline));
+        let mut stats = lock(&cache.stats);
+        stats.misses += 1;
+        stats.compile_time += start.elapsed();
+        Ok(pipeline)
+    }
+
+    pub(super) fn pipeline_stats(&self) -> PipelineStats {
+        *lock(&self.0.pipelines.stats)
+    }
+
+    fn compile(&self, key: &str, source: &KernelSource) -> Result<Pipeline> {
+        let what = || format!("kernel {key:?}");
+        let layout = self.binding_layout(&source.bindings, what)?;
+        let device = self.device();
+        let descriptor = wgpu::ShaderModuleDescriptor {
+            label: Some(key),
+            source: wgpu::ShaderSource::Wgsl(source.wgsl.as_str().into()),
+        };
+        let raw = self.0.guard.run(what, 0, || {
+            let module = if source.trusted {
+                // SAFETY: only this crate makes trusted sources, from its own templates and static shapes. They index
+                // only inside the sizes of the layouts they are generated for, which the plan binds and whose buffers
+                // hold them whole; an index read from data (a token id) is checked on the host before upload; every
+                // loop has a bound known when it is generated; divisors are constants other than zero.
+                unsafe {
+                    device.create_shader_module_trusted(
+                        descriptor,
+                        wgpu::ShaderRuntimeChecks::unchecked(),
+                    )
+                }
+            } else {
+                device.create_shader_module(descriptor)
+            };
+            device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+                label: Some(key),
+                layout: Some(&layout.pipeline),
+                module: &module,
+                entry_point: Some("main"),
+                compilation_options: wgpu::PipelineCompilationOptions {
+                    // Own kernels write workgroup memory before they read it.
+                    zero_initialize_workgroup_memory: !source.trusted,
+                    ..Default::default()
+                },
+                cache: None,
+            })
+        });
+        let raw =
+            raw.inspect_err(|_| log::debug!("kernel {key:?}:\n{}", numbered(&source.wgsl)))?;
+        Ok(Pipeline {
+            raw,
+            layout,
+            key: key.to_owned(),
+        })
+    }
+
+    fn binding_layout(
+        &self,
+        bindings: &[Access],
+        what: impl Fn() -> String,
+    ) -> Result<Arc<BindingLayout>> {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+
+        if let Some(layout) = lock(&self.0.pipelines.layouts).get(bindings) {
+            return Ok(Arc::clone(layout));
+        }
+        within(
+            &what,
+            "max_storage_buffers_per_shader_stage",
+            bindings.len() as u64,
+            u64::from(
+                self.capabilities()
+                    .limits
+                    .max_storage_buffers_per_shader_stage,
+            ),
+        )?;
+        let entries: Vec<_> = bindings
+            .iter()
+            .zip(0..)
+            .map(|(&access, binding)| wgpu::BindGroupLayoutEntry {
+                binding,
+                visibility: wgpu::ShaderStages::COMPUTE,
+                ty: wgpu::BindingType::Buffer {
+                    ty: wgpu::BufferBindingType::Storage {
+                        read_only: access == Access::Read,
+                    },
+                    has_dynamic_offset: false,
+                    min_binding_size: None,
+                },
+                count: None,
+            })
+            .collect();
+        let device = self.device();
+        let (group, pipeline) = self.0.guard.run(what, 0, || {
+            let group = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+                label: None,
+                entries: &entries,
+            });
+            let pipeline = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+                label: None,
+                bind_group_layouts: &[Some(&group)],
+                immediate_size: 0,
+            });
+            (group, pipeline)
+        })?;
+        let layout = Arc::new(BindingLayout {
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            group,
+            bindings: bindings.to_vec(),
+            pipeline,
+        });
+        // Where two threads made it at once, the first one's stays.
+        let mut layouts = lock(&self.0.pipelines.layouts);
+        Ok(Arc::clone(
+            layouts.entry(bindings.to_vec()).or_insert(layout),
+        ))
+    }
+}
+
+fn numbered(text: &str) -> String {
+    text.lines()
+        .zip(1..)
+        .map(|(line, number)| format!("{number:5} {line}\n"))
+        .collect()
+}

@@ -1,0 +1,300 @@
+//! A list of dispatches and copies that becomes one submission.
+
+use std::sync::atomic::Ordering;
+
+use super::bindings::BindGroup;
+use super::device::Gpu;
+use super::element::Element;
+use super::pipelines::Pipeline;
+use super::pool::BufferSlice;
+use super::readback::Readback;
+use super::tensor::Tensor;
+use crate::error::{Error, Result};
+
+#[derive(Debug)]
+struct Dispatch {
+    pipeline: wgpu::ComputePipeline,
+    bind_group: BindGroup,
+    workgroups: [u32; 3],
+}
+
+impl Dispatch {
+    fn encode(&self, pass: &mut wgpu::ComputePass<'_>) {
+        let [x, y, z] = self.workgroups;
+        pass.set_pipeline(&self.pipeline);
+        pass.set_bind_group(0, self.bind_group.raw(), &[]);
+        pass.dispatch_workgroups(x, y, z);
+    }
+}
+
+#[derive(Debug)]
+enum Command {
+    Dispatch(Dispatch),
+    Copy {
+        from: BufferSlice,
+        to: BufferSlice,
+    },
+    Clear(BufferSlice),
+    /// From `start` in [`Recorder::host`].
+    Write {
+        start: u64,
+        bytes: u64,
+        to: BufferSlice,
+    },
+}
+
+/// Collects work in order and submits it at once; dropped before that, it does nothing.
+///
+/// Dispatches in a row share one compute pass. What is recorded keeps its buffers.
+#[derive(Debug)]
+#[must_use = "nothing runs before it is submitted"]
+pub struct Recorder {
+    gpu: Gpu,
+    label: String,
+    commands: Vec<Command>,
+    host: Vec<u8>,
+}
+
+/// Work that the device has been given.
+#[derive(Clone, Debug)]
+pub struct Submission {
+    gpu: Gpu,
+    index: wgpu::SubmissionIndex,
+}
+
+impl Submission {
+    /// Blocks until the work is done.
+    ///
+    /// # Errors
+    /// [`Error::DeviceLost`]
+    pub fn wait(&self) -> Result<()> {
+        self.gpu.0.guard.poll(wgpu::PollType::Wait {
+            submission_index: Some(self.index.clone()),
+            timeout: None,
+        })
+    }
+}
+
+impl Gpu {
+    /// An empty recorder; the label shows in graphics debuggers and errors.
+    pub fn recorder(&self, label: impl Into<String>) -> Recorder {
+        Recorder {
+            gpu: self.clone(),
+            label: label.into(),
+            commands: Vec::new(),
+            host: Vec::new(),
+        }
+    }
+
+    /// Fails when a dispatch of that many workgroups is not possible.
+    pub(super) fn check_workgroups(&self, key: &str, workgroups: [u32; 3]) -> Result<()> {
+        let limit = self
+            .capabilities()
+            .limits
+            .max_compute_workgroups_per_dimension;
+        match workgroups.into_iter().find(|&n| n == 0 || n > limit) {
+            None => Ok(()),
+            Some(n) => Err(Error::Limit {
+                what: format!("dispatch of {key:?} with {workgroups:?} workgroups"),
+                limit: "max_compute_workgroups_per_dimension",
+                needed: u64::from(n),
+                available: u64::from(limit),
+            }),
+        }
+    }
+}
+
+impl Recorder {
+    /// Runs a kernel in so many workgroups.
+    ///
+    /// # Errors
+    /// [`Error::Limit`] when a number of workgroups is zero or above the device's limit, [`Error::Validation`] when the
+    /// bind group was made for other bindings.
+    pub fn dispatch(
+        &mut self,
+        pipeline: &Pipeline,
+        bind_group: &BindGroup,
+        workgroups: [u32; 3],
+    ) -> Result<()> {
+        self.gpu.check_workgroups(pipeline.key(), workgroups)?;
+        bind_group.check(pipeline)?;
+        self.commands.push(Command::Dispatch(Dispatch {
+            pipeline: pipeline.raw().clone(),
+            bind_group: bind_group.clone(),
+            workgroups,
+        }));
+        Ok(())
+    }
+
+    /// Copies all bytes of `from` to `to`.
+    ///
+    /// # Errors
+    /// [`Error::Layout`] when the sizes differ or both are the same buffer.
+    pub fn copy(&mut self, from: &BufferSlice, to: &BufferSlice) -> Result<()> {
+        let reason = if from.size() != to.size() {
+            format!("copy of {} bytes to {}", from.size(), to.size())
+        } else if from.buffer().id() == to.buffer().id() {
+            "copy inside one buffer".to_owned()
+        } else {
+            self.commands.push(Command::Copy {
+                from: from.clone(),
+                to: to.clone(),
+            });
+            return Ok(());
+        };
+        Err(Error::Layout {
+            rows: 1,
+            cols: from.size() as usize,
+            reason,
+        })
+    }
+
+    /// Sets all bytes to zero.
+    pub fn clear(&mut self, slice: &BufferSlice) {
+        self.commands.push(Command::Clear(slice.clone()));
+    }
+
+    /// Writes host bytes to the beginning of `to`, at this point of the recording.
+    ///
+    /// All writes of a recorder travel in one reused staging buffer.
+    ///
+    /// # Errors
+    /// [`Error::Layout`] when there are more bytes than `to` holds, or not a positive multiple of 4.
+    pub fn write(&mut self, to: &BufferSlice, bytes: &[u8]) -> Result<()> {
+        let size = bytes.len() as u64;
+        if size == 0 || !size.is_multiple_of(4) || size > to.size() {
+            return Err(Error::Layout {
+                rows: 1,
+                cols: bytes.len(),
+                reason: format!("cannot write {size} bytes to {}", to.size()),
+            });
+        }
+        self.commands.push(Command::Write {
+            start: self.host.len() as u64,
+            bytes: size,
+            to: to.clone(),
+        });
+        self.host.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    /// Writes dense row-major host data to a tensor, at this point of the recording; padding becomes zero.
+    ///
+    /// # Errors
+    /// As [`Layout::pack`](crate::gpu::Layout::pack).
+    pub fn upload<T: Element>(&mut self, to: &Tensor, data: &[T]) -> Result<()> {
+        self.write(to.slice(), &to.layout().pack(data)?)
+    }
+
+    /// Hands everything to the device and returns at once.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], [`Error::DeviceLost`]; [`Error::Validation`] when wgpu rejects the commands.
+    pub fn submit(self) -> Result<Submission> {
+        let index = self.send(|_| ())?;
+        Ok(Submission {
+            gpu: self.gpu,
+            index,
+        })
+    }
+
+    /// As [`Recorder::submit`], and brings the content of `slices` back: `decode` gets the bytes of each, in order.
+    ///
+    /// # Errors
+    /// As [`Recorder::submit`]; [`Error::Limit`] when the slices exceed one buffer.
+    pub fn read_back<T>(
+        self,
+        slices: &[BufferSlice],
+        decode: impl FnOnce(&[&[u8]]) -> Result<T> + Send + 'static,
+    ) -> Result<Readback<T>> {
+        let sizes: Vec<u64> = slices.iter().map(BufferSlice::size).collect();
+        let staging = self.gpu.download_staging(sizes.iter().sum())?;
+        let index = self.send(|encoder| {
+            let mut at = 0;
+            for slice in slices {
+                encoder.copy_buffer_to_buffer(
+                    slice.buffer().raw(),
+                    slice.offset(),
+                    &staging,
+                    at,
+                    slice.size(),
+                );
+                at += slice.size();
+            }
+        })?;
+        Readback::new(self.gpu, staging, index, sizes, Box::new(decode))
+    }
+
+    fn send(&self, last: impl FnOnce(&mut wgpu::CommandEncoder)) -> Result<wgpu::SubmissionIndex> {
+        let inner = &self.gpu.0;
+        inner.guard.check()?;
+        let what = || format!("submitting {:?}", self.label);
+        let host = match self.host.as_slice() {
+            [] => None,
+            bytes => Some(self.gpu.upload_staging(bytes)?),
+        };
+        let index = inner.guard.run(what, 0, || {
+            let label = Some(self.label.as_str());
+            let descriptor = wgpu::CommandEncoderDescriptor { label };
+            let mut encoder = self.gpu.device().create_command_encoder(&descriptor);
+            self.encode(&mut encoder, host.as_ref());
+            last(&mut encoder);
+            let index = self.gpu.queue().submit([encoder.finish()]);
+            if let Some(host) = host {
+                self.gpu.recycle_upload(host);
+            }
+            index
+        })?;
+        let dispatches = self
+            .commands
+            .iter()
+            .filter(|command| matches!(command, Command::Dispatch(_)))
+            .count();
+        inner.submissions.fetch_add(1, Ordering::Relaxed);
+        inner
+            .dispatches
+            .fetch_add(dispatches as u64, Ordering::Relaxed);
+        Ok(index)
+    }
+
+    fn encode(&self, encoder: &mut wgpu::CommandEncoder, host: Option<&wgpu::Buffer>) {
+        let mut commands = self.commands.iter().peekable();
+        while let Some(command) = commands.next() {
+            match command {
+                Command::Dispatch(first) => {
+                    let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+                        label: Some(&self.label),
+                        timestamp_writes: None,
+                    });
+                    first.encode(&mut pass);
+                    while let Some(Command::Dispatch(next)) = commands.peek() {
+                        next.encode(&mut pass);
+                        commands.next();
+                    }
+                }
+                Command::Copy { from, to } => encoder.copy_buffer_to_buffer(
+                    from.buffer().raw(),
+                    from.offset(),
+                    to.buffer().raw(),
+                    to.offset(),
+                    from.size(),
+                ),
+                Command::Clear(slice) => {
+                    encoder.clear_buffer(slice.buffer().raw(), slice.offset(), Some(slice.size()))
+                }
+                Command::Write { start, bytes, to } => {
+                    // `send` made the staging buffer if anything was written.
+                    if let Some(host) = host {
+                        encoder.copy_buffer_to_buffer(
+                            host,
+                            *start,
+                            to.buffer().raw(),
+                            to.offset(),
+                            *bytes,
+                        );
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! A matrix in a storage buffer.
+
+use super::device::Gpu;
+use super::element::Element;
+use super::layout::Layout;
+use super::pool::BufferSlice;
+use super::readback::Readback;
+use crate::error::{Error, Result};
+
+/// Rows × columns of elements in a range of a buffer; cloning shares the memory.
+#[derive(Clone, Debug)]
+pub struct Tensor {
+    slice: BufferSlice,
+    layout: Layout,
+}
+
+impl Tensor {
+    /// A tensor of its own buffer, all zero.
+    ///
+    /// # Errors
+    /// As [`Gpu::buffer`].
+    pub fn zeroed(gpu: &Gpu, layout: Layout) -> Result<Self> {
+        let buffer = gpu.zeroed_buffer(layout.size_bytes(), "tensor")?;
+        Self::from_slice(buffer.whole(), layout)
+    }
+
+    /// A tensor of its own buffer with undefined content, padding included: whoever writes it must write zero padding.
+    ///
+    /// # Errors
+    /// As [`Gpu::buffer`].
+    pub fn uninit(gpu: &Gpu, layout: Layout) -> Result<Self> {
+        let buffer = gpu.buffer(layout.size_bytes(), "tensor")?;
+        Self::from_slice(buffer.whole(), layout)
+    }
+
+    /// The beginning of `slice`, seen as a tensor.
+    ///
+    /// # Errors
+    /// [`Error::Layout`] when the slice is too small.
+    pub fn from_slice(slice: BufferSlice, layout: Layout) -> Result<Self> {
+        if slice.size() < layout.size_bytes() {
+            return Err(Error::Layout {
+                rows: layout.rows(),
+                cols: layout.cols(),
+                reason: format!(
+                    "{} bytes are needed, the buffer has {}",
+                    layout.size_bytes(),
+                    slice.size()
+                ),
+            });
+        }
+        let slice = slice.buffer().slice(slice.offset(), layout.size_bytes())?;
+        Ok(Self { slice, layout })
+    }
+
+    /// Its bytes: exactly those of the layout.
+    #[must_use]
+    pub fn slice(&self) -> &BufferSlice {
+        &self.slice
+    }
+
+    /// Where its elements lie.
+    #[must_use]
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Writes dense row-major host data before everything submitted from now on; padding becomes zero.
+    ///
+    /// # Errors
+    /// [`Error::Layout`] as [`Layout::pack`]; [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    pub fn upload<T: Element>(&self, gpu: &Gpu, data: &[T]) -> Result<()> {
+        self.write(gpu, &self.layout.pack(data)?)
+    }
+
+    /// Reads all elements as dense row-major host data, after everything submitted before.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], [`Error::DeviceLost`]; the readback gives [`Error::Layout`] when the elements cannot be read as `T`.
+    pub fn download<T: Element>(&self, gpu: &Gpu) -> Result<Readback<Vec<T>>> {
+        let layout = self.layout;
+        self.read(gpu, move |bytes| layout.unpack(bytes))
+    }
+
+    /// Reads all bytes, padding included, after everything submitted before.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], [`Error::DeviceLost`]
+    pub fn download_raw(&self, gpu: &Gpu) -> Result<Readback<Vec<u8>>> {
+        self.read(gpu, |bytes| Ok(bytes.to_vec()))
+    }
+
+    /// Sets every bit, padding included: NaN in every float. For tests that a kernel writes all it should.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], [`Error::DeviceLost`]
+    pub fn poison(&self, gpu: &Gpu) -> Result<()> {
+        self.write(gpu, &vec![0xff; self.slice.size() as usize])
+    }
+
+    fn write(&self, gpu: &Gpu, bytes: &[u8]) -> Result<()> {
+        let what = || "uploading a tensor".to_owned();
+        gpu.0.guard.run(what, bytes.len() as u64, || {
+            let (raw, offset) = (self.slice.buffer().raw(), self.slice.offset());
+            gpu.queue().write_buffer(raw, offset, bytes);
+        })
+    }
+
+    fn read<T>(
+        &self,
+        gpu: &Gpu,
+        decode: impl FnOnce(&[u8]) -> Result<T> + Send + 'static,
+    ) -> Result<Readback<T>> {
+        gpu.recorder("download")
+            .read_back(std::slice::from_ref(&self.slice), move |pieces| {
+                decode(pieces.concat().as_slice())
+            })
+    }
+}
