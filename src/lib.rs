@@ -2,8 +2,7 @@
 pub mod error;
 pub mod gpu;
 pub mod graph;
-mod kernels;
 
 pub use error::{Error, Result};
 pub use gpu::{Gpu, GpuOptions};
-pub use graph::{DType, Executable, Graph, Session};
+pub use wgpu;

@@ -175,7 +175,7 @@ impl Gpu {
             });
         }
         if options.baseline {
-            capabilities.limits = Limits::default();
+            capabilities.limits = Limits::default().or_worse_values_from(&capabilities.limits);
         }
         Ok(Self::assemble(device, queue, false, capabilities))
     }

@@ -1,0 +1,636 @@
+//! The device layer: opening, memory, kernels, submissions, results, and every way in which they can fail.
+
+use std::sync::{Arc, LazyLock};
+
+use energyflow::gpu::{
+    Access, Alignment, BindGroup, KernelSource, Layout, Pipeline, ProfileStep, Tensor,
+};
+use energyflow::graph::DType;
+use energyflow::{Error, Gpu, GpuOptions, Result, wgpu};
+
+/// For tests that do not look at counts, which other tests move.
+static SHARED: LazyLock<Gpu> = LazyLock::new(open);
+
+fn open() -> Gpu {
+    Gpu::new(&GpuOptions::default()).expect("these tests need a GPU adapter")
+}
+
+/// y = 2·y + x
+const DOUBLE_AND_ADD: &str = "
+@group(0) @binding(0) var<storage, read> x: array<f32>;
+@group(0) @binding(1) var<storage, read_write> y: array<f32>;
+@compute @workgroup_size(64)
+fn main(@builtin(global_invocation_id) id: vec3<u32>) {
+    if id.x < arrayLength(&y) {
+        y[id.x] = 2.0 * y[id.x] + x[id.x];
+    }
+}";
+
+fn double_and_add(gpu: &Gpu) -> Arc<Pipeline> {
+    let source = || {
+        let bindings = vec![Access::Read, Access::ReadWrite];
+        Ok(KernelSource::new(DOUBLE_AND_ADD, bindings))
+    };
+    gpu.pipeline("test.double_and_add", source).expect("kernel")
+}
+
+fn row(gpu: &Gpu, data: &[f32]) -> Tensor {
+    let layout = Layout::new(1, data.len(), DType::F32, Alignment::Bytes16).expect("layout");
+    let tensor = Tensor::zeroed(gpu, layout).expect("tensor");
+    tensor.upload(gpu, data).expect("upload");
+    tensor
+}
+
+fn bind(gpu: &Gpu, pipeline: &Pipeline, tensors: &[&Tensor]) -> BindGroup {
+    let slices: Vec<_> = tensors
+        .iter()
+        .map(|tensor| tensor.slice().clone())
+        .collect();
+    gpu.bind_group(pipeline, &slices).expect("bind group")
+}
+
+/// Two dispatches of [`DOUBLE_AND_ADD`] on y = 1 and x = `n`: 2·(2 + n) + n.
+fn run_twice(gpu: &Gpu, n: f32) -> Vec<f32> {
+    let (x, y) = (row(gpu, &[n; 100]), row(gpu, &[1.0; 100]));
+    let pipeline = double_and_add(gpu);
+    let group = bind(gpu, &pipeline, &[&x, &y]);
+    let mut recorder = gpu.recorder("twice");
+    for _ in 0..2 {
+        recorder
+            .dispatch(&pipeline, &group, [2, 1, 1])
+            .expect("dispatch");
+    }
+    recorder.submit().expect("submit");
+    y.download(gpu).expect("download").wait().expect("wait")
+}
+
+#[test]
+fn opens_with_everything_the_adapter_has() {
+    let capabilities = SHARED.capabilities();
+    assert_ne!(capabilities.backend, wgpu::Backend::Noop);
+    assert!(capabilities.limits.max_storage_buffers_per_shader_stage >= 8);
+    let features = SHARED.device().features();
+    assert_eq!(
+        capabilities.f16,
+        features.contains(wgpu::Features::SHADER_F16)
+    );
+    assert_eq!(
+        capabilities.subgroups.is_some(),
+        features.contains(wgpu::Features::SUBGROUP)
+    );
+    let expected = if capabilities.f16 {
+        "native f16"
+    } else {
+        "pack2x16float"
+    };
+    assert_eq!(capabilities.f16_storage(), expected);
+}
+
+#[test]
+fn baseline_has_no_optional_feature() {
+    let gpu = Gpu::new(&GpuOptions::default().baseline(true)).expect("baseline");
+    assert_eq!(gpu.device().features(), wgpu::Features::empty());
+    assert_eq!(gpu.capabilities().limits, wgpu::Limits::default());
+    assert_eq!(gpu.capabilities().f16_storage(), "pack2x16float");
+    assert!(!gpu.capabilities().timestamps);
+    assert_eq!(run_twice(&gpu, 3.0), [13.0; 100]);
+
+    let text = format!("enable f16;\n{DOUBLE_AND_ADD}");
+    let source = KernelSource::new(text, vec![Access::Read, Access::ReadWrite]);
+    assert!(matches!(
+        gpu.pipeline("test.f16", || Ok(source)),
+        Err(Error::Validation { .. })
+    ));
+
+    let nine = KernelSource::new(DOUBLE_AND_ADD, vec![Access::Read; 9]);
+    assert!(matches!(
+        gpu.pipeline("test.nine", || Ok(nine)),
+        Err(Error::Limit {
+            limit: "max_storage_buffers_per_shader_stage",
+            needed: 9,
+            available: 8,
+            ..
+        })
+    ));
+    let step = ProfileStep {
+        label: String::new(),
+        pipeline: double_and_add(&gpu),
+        bind_group: bind(
+            &gpu,
+            &double_and_add(&gpu),
+            &[&row(&gpu, &[0.0]), &row(&gpu, &[0.0])],
+        ),
+        workgroups: [1; 3],
+    };
+    assert!(matches!(
+        gpu.profile(&[step]),
+        Err(Error::Unsupported { .. })
+    ));
+}
+
+#[test]
+fn f16_can_be_declined() {
+    let gpu = Gpu::new(&GpuOptions::default().f16(false)).expect("device");
+    assert!(!gpu.capabilities().f16);
+    assert!(!gpu.device().features().contains(wgpu::Features::SHADER_F16));
+}
+
+#[test]
+fn works_on_a_device_of_the_caller() {
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
+    let (device, queue) = pollster::block_on(async {
+        let adapter = instance
+            .request_adapter(&Default::default())
+            .await
+            .expect("adapter");
+        adapter
+            .request_device(&Default::default())
+            .await
+            .expect("device")
+    });
+    let gpu = Gpu::from_device(device, queue, &GpuOptions::default()).expect("gpu");
+    assert!(!gpu.capabilities().f16, "the device was opened without f16");
+    assert!(gpu.capabilities().cooperative_matrix.is_empty());
+    assert_eq!(run_twice(&gpu, 1.0), [7.0; 100]);
+}
+
+#[test]
+fn an_unknown_adapter_is_an_error_that_lists_the_others() {
+    let error =
+        Gpu::new(&GpuOptions::default().adapter("no such adapter")).expect_err("no adapter");
+    assert!(matches!(error, Error::NoAdapter { .. }));
+    assert!(
+        error.to_string().contains(&SHARED.capabilities().adapter),
+        "{error}"
+    );
+}
+
+#[test]
+fn the_report_names_device_and_counts() {
+    let gpu = open();
+    run_twice(&gpu, 1.0);
+    let report = gpu.report();
+    assert_eq!((report.dispatches, report.uncaptured_errors), (2, 0));
+    assert_eq!(
+        report.submissions, 2,
+        "one for the work, one for the download"
+    );
+    let text = report.to_string();
+    for part in [
+        gpu.capabilities().adapter.as_str(),
+        "f16 storage",
+        "2 submissions",
+        "1 misses",
+    ] {
+        assert!(text.contains(part), "{part:?} is missing in\n{text}");
+    }
+}
+
+#[test]
+fn the_pool_reuses_memory_of_the_same_class() -> Result<()> {
+    let gpu = open();
+    let first = gpu.buffer(1000, "first")?;
+    let second = gpu.buffer(1000, "second")?;
+    assert_ne!(first.id(), second.id());
+    assert_eq!(first.size(), 1008, "rounded up to 16");
+    assert_eq!(first.raw().size(), 1024);
+    let id = first.id();
+    let clone = first.clone();
+    drop(first);
+    assert_ne!(
+        gpu.buffer(1000, "third")?.id(),
+        id,
+        "a clone still holds it"
+    );
+    drop(clone);
+    let again = gpu.buffer(1024, "again")?;
+    assert_eq!(again.id(), id);
+
+    let stats = gpu.report().pool;
+    assert_eq!((stats.hits, stats.misses), (1, 3));
+    assert_eq!(
+        (stats.allocated_bytes, stats.in_use_bytes, stats.peak_bytes),
+        (3072, 2048, 3072)
+    );
+    assert_eq!(gpu.trim(), 1024);
+    let stats = gpu.report().pool;
+    assert_eq!(
+        (stats.allocated_bytes, stats.in_use_bytes, stats.peak_bytes),
+        (2048, 2048, 3072)
+    );
+    Ok(())
+}
+
+#[test]
+fn zeroed_memory_is_zero_even_when_reused() -> Result<()> {
+    let gpu = open();
+    let layout = Layout::new(3, 5, DType::F32, Alignment::Bytes64)?;
+    let dirty = Tensor::zeroed(&gpu, layout)?;
+    assert!(
+        dirty
+            .download_raw(&gpu)?
+            .wait()?
+            .iter()
+            .all(|&byte| byte == 0)
+    );
+    dirty.poison(&gpu)?;
+    assert!(
+        dirty
+            .download::<f32>(&gpu)?
+            .wait()?
+            .iter()
+            .all(|float| float.is_nan())
+    );
+    let id = dirty.slice().buffer().id();
+    drop(dirty);
+    let clean = Tensor::zeroed(&gpu, layout)?;
+    assert_eq!(clean.slice().buffer().id(), id);
+    assert!(
+        clean
+            .download_raw(&gpu)?
+            .wait()?
+            .iter()
+            .all(|&byte| byte == 0)
+    );
+    Ok(())
+}
+
+#[test]
+fn what_is_recorded_keeps_its_memory() -> Result<()> {
+    let gpu = open();
+    let pipeline = double_and_add(&gpu);
+    let y = row(&gpu, &[1.0; 64]);
+    let mut recorder = gpu.recorder("keeps");
+    let x = row(&gpu, &[5.0; 64]);
+    recorder.dispatch(&pipeline, &bind(&gpu, &pipeline, &[&x, &y]), [1; 3])?;
+    drop(x);
+    let other = row(&gpu, &[1e9; 64]);
+    recorder.submit()?;
+    assert_eq!(y.download::<f32>(&gpu)?.wait()?, [7.0; 64]);
+    assert_eq!(other.download::<f32>(&gpu)?.wait()?, [1e9; 64]);
+    Ok(())
+}
+
+#[test]
+fn too_large_requests_are_refused_before_the_driver_sees_them() {
+    let limits = &SHARED.capabilities().limits;
+    let binding = limits.max_storage_buffer_binding_size;
+    for bytes in [binding + 1, limits.max_buffer_size + 1, u64::MAX] {
+        assert!(
+            matches!(SHARED.buffer(bytes, "huge"), Err(Error::Limit { .. })),
+            "{bytes}"
+        );
+    }
+}
+
+#[test]
+fn slices_are_aligned_and_inside() -> Result<()> {
+    let buffer = SHARED.buffer(1024, "slices")?;
+    let slice = buffer.slice(256, 512)?;
+    assert_eq!((slice.offset(), slice.size()), (256, 512));
+    for (offset, size) in [(16, 16), (0, 0), (0, 6), (768, 260), (u64::MAX - 255, 512)] {
+        assert!(
+            matches!(buffer.slice(offset, size), Err(Error::Layout { .. })),
+            "{offset} + {size}"
+        );
+    }
+    let layout = Layout::new(4, 64, DType::F32, Alignment::Bytes64)?;
+    assert!(matches!(
+        Tensor::from_slice(slice, layout),
+        Err(Error::Layout { .. })
+    ));
+    let view = Tensor::from_slice(buffer.whole(), layout)?;
+    assert_eq!(view.slice().size(), layout.size_bytes());
+    Ok(())
+}
+
+#[test]
+fn kernels_are_compiled_once() -> Result<()> {
+    let gpu = open();
+    let first = double_and_add(&gpu);
+    let second = gpu.pipeline("test.double_and_add", || panic!("it is cached"))?;
+    assert!(Arc::ptr_eq(&first, &second));
+    let stats = gpu.report().pipelines;
+    assert_eq!((stats.hits, stats.misses), (1, 1));
+    assert!(!stats.compile_time.is_zero());
+    Ok(())
+}
+
+#[test]
+fn broken_kernels_are_errors_and_not_cached() -> Result<()> {
+    let gpu = open();
+    let broken = [
+        ("syntax", "fn main( {".to_owned()),
+        ("types", DOUBLE_AND_ADD.replace("2.0 *", "2u *")),
+        ("entry point", DOUBLE_AND_ADD.replace("fn main", "fn other")),
+        (
+            "bindings",
+            DOUBLE_AND_ADD.replace("storage, read>", "storage, read_write>"),
+        ),
+    ];
+    for (name, text) in broken {
+        let bindings = vec![Access::Read, Access::ReadWrite];
+        let error = gpu
+            .pipeline("test.broken", || Ok(KernelSource::new(text, bindings)))
+            .expect_err(name);
+        assert!(matches!(error, Error::Validation { .. }), "{name}: {error}");
+        assert!(error.to_string().contains("test.broken"), "{name}: {error}");
+    }
+    let bindings = vec![Access::Read, Access::ReadWrite];
+    gpu.pipeline("test.broken", || {
+        Ok(KernelSource::new(DOUBLE_AND_ADD, bindings))
+    })?;
+    let failed: Result<_> = gpu.pipeline("test.failing", || Err(Error::Graph("no source".into())));
+    assert!(matches!(failed, Err(Error::Graph(_))));
+    assert_eq!(gpu.report().pipelines.misses, 1);
+    assert_eq!(gpu.report().uncaptured_errors, 0);
+    Ok(())
+}
+
+#[test]
+fn bind_groups_are_cached_by_buffer() -> Result<()> {
+    let gpu = open();
+    let pipeline = double_and_add(&gpu);
+    let (x, y) = (row(&gpu, &[1.0; 8]), row(&gpu, &[2.0; 8]));
+    let first = bind(&gpu, &pipeline, &[&x, &y]);
+    let second = bind(&gpu, &pipeline, &[&x, &y]);
+    assert_eq!(first.raw(), second.raw());
+    assert_ne!(first.raw(), bind(&gpu, &pipeline, &[&y, &x]).raw());
+    let stats = gpu.report().bind_groups;
+    assert_eq!((stats.hits, stats.misses), (1, 2));
+
+    drop((first, second, x));
+    gpu.trim();
+    let z = row(&gpu, &[3.0; 8]);
+    bind(&gpu, &pipeline, &[&z, &y]);
+    assert_eq!(
+        gpu.report().bind_groups.misses,
+        3,
+        "a trimmed buffer's bind group is not found again"
+    );
+    Ok(())
+}
+
+#[test]
+fn wrong_bindings_are_errors() -> Result<()> {
+    let pipeline = double_and_add(&SHARED);
+    let buffer = SHARED.buffer(1024, "both")?;
+    let refused = |slices: &[_]| {
+        matches!(
+            SHARED.bind_group(&pipeline, slices),
+            Err(Error::Validation { .. })
+        )
+    };
+    assert!(refused(&[buffer.whole()]), "one of two");
+    assert!(
+        refused(&[buffer.slice(0, 256)?, buffer.slice(256, 256)?]),
+        "read and written"
+    );
+
+    let bindings = vec![Access::ReadWrite, Access::ReadWrite];
+    let text = DOUBLE_AND_ADD.replace("storage, read>", "storage, read_write>");
+    let other = SHARED.pipeline("test.writes", || Ok(KernelSource::new(text, bindings)))?;
+    let group = SHARED.bind_group(&other, &[buffer.slice(0, 256)?, buffer.slice(256, 256)?])?;
+    let mut recorder = SHARED.recorder("mismatch");
+    recorder.dispatch(&other, &group, [1; 3])?;
+    assert!(matches!(
+        recorder.dispatch(&pipeline, &group, [1; 3]),
+        Err(Error::Validation { .. })
+    ));
+    recorder.submit()?.wait()
+}
+
+#[test]
+fn dispatches_run_in_order() {
+    assert_eq!(run_twice(&SHARED, 10.0), [34.0; 100]);
+}
+
+#[test]
+fn impossible_grids_are_refused() {
+    let pipeline = double_and_add(&SHARED);
+    let (x, y) = (row(&SHARED, &[1.0; 8]), row(&SHARED, &[2.0; 8]));
+    let group = bind(&SHARED, &pipeline, &[&x, &y]);
+    let limit = SHARED
+        .capabilities()
+        .limits
+        .max_compute_workgroups_per_dimension;
+    let mut recorder = SHARED.recorder("grids");
+    for grid in [[0, 1, 1], [1, limit + 1, 1], [1, 1, u32::MAX]] {
+        let refused = recorder.dispatch(&pipeline, &group, grid);
+        assert!(matches!(refused, Err(Error::Limit { .. })), "{grid:?}");
+    }
+}
+
+#[test]
+fn a_dropped_recorder_does_nothing() -> Result<()> {
+    let pipeline = double_and_add(&SHARED);
+    let (x, y) = (row(&SHARED, &[1.0; 8]), row(&SHARED, &[2.0; 8]));
+    let mut recorder = SHARED.recorder("dropped");
+    recorder.dispatch(&pipeline, &bind(&SHARED, &pipeline, &[&x, &y]), [1; 3])?;
+    recorder.clear(x.slice());
+    drop(recorder);
+    assert_eq!(y.download::<f32>(&SHARED)?.wait()?, [2.0; 8]);
+    assert_eq!(x.download::<f32>(&SHARED)?.wait()?, [1.0; 8]);
+    Ok(())
+}
+
+#[test]
+fn writes_copies_and_dispatches_keep_their_order() -> Result<()> {
+    let pipeline = double_and_add(&SHARED);
+    let (x, y, z) = (
+        row(&SHARED, &[1.0; 8]),
+        row(&SHARED, &[2.0; 8]),
+        row(&SHARED, &[0.0; 8]),
+    );
+    let group = bind(&SHARED, &pipeline, &[&x, &y]);
+    let mut recorder = SHARED.recorder("order");
+    recorder.dispatch(&pipeline, &group, [1; 3])?; // y = 5
+    recorder.copy(y.slice(), z.slice())?; // z = 5
+    recorder.upload(&x, &[3.0_f32; 8])?;
+    recorder.dispatch(&pipeline, &group, [1; 3])?; // y = 13
+    recorder.upload(&x, &[7.0_f32; 8])?;
+    let slices = [x, y, z].map(|tensor| tensor.slice().clone());
+    let sums = recorder.read_back(&slices, |pieces| {
+        Ok(pieces
+            .iter()
+            .map(|piece| bytemuck::pod_collect_to_vec(piece))
+            .collect::<Vec<Vec<f32>>>())
+    })?;
+    assert_eq!(sums.wait()?, [vec![7.0; 8], vec![13.0; 8], vec![5.0; 8]]);
+    Ok(())
+}
+
+#[test]
+fn malformed_copies_and_writes_are_refused() -> Result<()> {
+    let buffer = SHARED.buffer(1024, "one")?;
+    let other = SHARED.buffer(1024, "two")?;
+    let mut recorder = SHARED.recorder("malformed");
+    let part = other.slice(0, 256)?;
+    assert!(matches!(
+        recorder.copy(&buffer.whole(), &part),
+        Err(Error::Layout { .. })
+    ));
+    assert!(matches!(
+        recorder.copy(&part, &other.slice(256, 256)?),
+        Err(Error::Layout { .. })
+    ));
+    for bytes in [0, 3, 260] {
+        let refused = recorder.write(&part, &vec![0; bytes]);
+        assert!(
+            matches!(refused, Err(Error::Layout { .. })),
+            "{bytes} bytes"
+        );
+    }
+    recorder.submit()?.wait()
+}
+
+#[test]
+fn results_come_by_wait_by_polling_and_by_await() -> Result<()> {
+    let x = row(&SHARED, &[4.0; 8]);
+    let waited = x.download::<f32>(&SHARED)?;
+    let mut polled = x.download::<f32>(&SHARED)?;
+    let awaited = x.download::<f32>(&SHARED)?;
+    x.upload(&SHARED, &[9.0_f32; 8])?;
+    SHARED.recorder("nothing").submit()?;
+
+    assert_eq!(pollster::block_on(awaited)?, [4.0; 8]);
+    let value = loop {
+        if let Some(value) = polled.try_take() {
+            break value?;
+        }
+        std::thread::yield_now();
+    };
+    assert_eq!(value, [4.0; 8]);
+    assert!(polled.try_take().is_none(), "taken once");
+    assert!(matches!(polled.wait(), Err(Error::Validation { .. })));
+    assert_eq!(waited.wait()?, [4.0; 8]);
+    Ok(())
+}
+
+#[test]
+fn await_sleeps_until_long_work_is_done() -> Result<()> {
+    let pipeline = double_and_add(&SHARED);
+    let (x, y) = (row(&SHARED, &[0.0; 1 << 16]), row(&SHARED, &[0.0; 1 << 16]));
+    let group = bind(&SHARED, &pipeline, &[&x, &y]);
+    for _ in 0..3 {
+        let mut recorder = SHARED.recorder("long");
+        for _ in 0..100 {
+            recorder.dispatch(&pipeline, &group, [1024, 1, 1])?;
+        }
+        let result = recorder.read_back(&[y.slice().clone()], |pieces| Ok(pieces[0].len()))?;
+        assert_eq!(pollster::block_on(result)?, 4 << 16);
+    }
+    Ok(())
+}
+
+#[test]
+fn discarded_results_do_no_harm() -> Result<()> {
+    let gpu = open();
+    let x = row(&gpu, &[4.0; 8]);
+    for _ in 0..4 {
+        drop(x.download::<f32>(&gpu)?);
+    }
+    assert_eq!(x.download::<f32>(&gpu)?.wait()?, [4.0; 8]);
+    assert_eq!(gpu.report().uncaptured_errors, 0);
+    Ok(())
+}
+
+#[test]
+fn elements_of_the_wrong_type_are_refused() -> Result<()> {
+    let ids = Tensor::zeroed(&SHARED, Layout::new(1, 4, DType::U32, Alignment::Bytes16)?)?;
+    assert!(matches!(
+        ids.upload(&SHARED, &[1.0_f32; 4]),
+        Err(Error::Layout { .. })
+    ));
+    assert!(matches!(
+        ids.upload(&SHARED, &[1_u32; 3]),
+        Err(Error::Layout { .. })
+    ));
+    assert!(matches!(
+        ids.download::<f32>(&SHARED)?.wait(),
+        Err(Error::Layout { .. })
+    ));
+    Ok(())
+}
+
+#[test]
+fn many_threads_share_one_device() {
+    fn shareable<T: Clone + Send + Sync>(_: &T) {}
+    fn sendable<T: Send>(_: &T) {}
+
+    let gpu = open();
+    shareable(&gpu);
+    sendable(&row(&gpu, &[1.0]).download::<f32>(&gpu).expect("download"));
+    std::thread::scope(|scope| {
+        for thread in 0..8_u8 {
+            let gpu = gpu.clone();
+            scope.spawn(move || {
+                for round in 0..10_u8 {
+                    let n = f32::from(thread) * 10.0 + f32::from(round);
+                    assert_eq!(run_twice(&gpu, n), [4.0 + 3.0 * n; 100]);
+                }
+            });
+        }
+    });
+    let report = gpu.report();
+    assert_eq!(report.pipelines.misses, 1);
+    assert_eq!(report.dispatches, 160);
+    assert!(report.pool.hits > 100, "{:?}", report.pool);
+}
+
+#[test]
+fn dispatches_can_be_timed() -> Result<()> {
+    if !SHARED.capabilities().timestamps {
+        return Ok(());
+    }
+    let pipeline = double_and_add(&SHARED);
+    let (x, y) = (row(&SHARED, &[1.0; 1 << 16]), row(&SHARED, &[0.0; 1 << 16]));
+    let step = |label: &str| ProfileStep {
+        label: label.to_owned(),
+        pipeline: Arc::clone(&pipeline),
+        bind_group: bind(&SHARED, &pipeline, &[&x, &y]),
+        workgroups: [1024, 1, 1],
+    };
+    let timings = SHARED.profile(&[step("first"), step("second")])?;
+    let labels: Vec<_> = timings.iter().map(|timing| timing.label.as_str()).collect();
+    assert_eq!(labels, ["first", "second"]);
+    for timing in &timings {
+        assert!((1.0..1e10).contains(&timing.nanoseconds), "{timing:?}");
+    }
+    assert_eq!(
+        y.download::<f32>(&SHARED)?.wait()?,
+        vec![3.0; 1 << 16],
+        "both ran"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_lost_device_is_an_error_everywhere() -> Result<()> {
+    let gpu = open();
+    let pipeline = double_and_add(&gpu);
+    let (x, y) = (row(&gpu, &[1.0; 8]), row(&gpu, &[2.0; 8]));
+    let group = bind(&gpu, &pipeline, &[&x, &y]);
+    gpu.device().destroy();
+
+    let lost = |error: Option<Error>| matches!(error, Some(Error::DeviceLost { .. }));
+    let mut recorder = gpu.recorder("lost");
+    recorder.dispatch(&pipeline, &group, [1; 3])?;
+    assert!(
+        lost(recorder.submit().err()),
+        "the first call after the loss"
+    );
+    assert!(lost(gpu.buffer(1 << 20, "lost").err()));
+    assert!(lost(gpu.buffer(16, "lost").err()), "pooled memory too");
+    assert!(lost(
+        gpu.pipeline("test.double_and_add", || panic!("cached"))
+            .err()
+    ));
+    assert!(lost(
+        gpu.bind_group(&pipeline, &[x.slice().clone(), y.slice().clone()])
+            .err()
+    ));
+    assert!(lost(x.upload(&gpu, &[0.0_f32; 8]).err()));
+    assert!(lost(x.download::<f32>(&gpu).err()));
+    Ok(())
+}
