@@ -1,0 +1,44 @@
+//! Matrix products.
+
+use super::array::Array;
+use crate::graph::Trans;
+
+/// [`Op::MatMul`](crate::graph::Op::MatMul)
+pub(super) fn matmul(trans: Trans, a: &Array, b: &Array) -> Vec<f64> {
+    let (a_rows, a_cols) = (a.rows(), a.cols());
+    let (b_rows, b_cols) = (b.rows(), b.cols());
+    match trans {
+        Trans::NN => product(a.data(), b.data(), a_rows, a_cols, b_cols),
+        Trans::NT => {
+            let b = transpose(b.data(), b_rows, b_cols);
+            product(a.data(), &b, a_rows, a_cols, b_rows)
+        }
+        Trans::TN => {
+            let a = transpose(a.data(), a_rows, a_cols);
+            product(&a, b.data(), a_cols, a_rows, b_cols)
+        }
+    }
+}
+
+/// A [m, k] · B [k, n], both row-major.
+fn product(a: &[f64], b: &[f64], m: usize, k: usize, n: usize) -> Vec<f64> {
+    let mut out = vec![0.0; m * n];
+    for (out_row, a_row) in out.chunks_exact_mut(n).zip(a.chunks_exact(k)) {
+        for (&x, b_row) in a_row.iter().zip(b.chunks_exact(n)) {
+            for (sum, &y) in out_row.iter_mut().zip(b_row) {
+                *sum += x * y;
+            }
+        }
+    }
+    out
+}
+
+fn transpose(matrix: &[f64], rows: usize, cols: usize) -> Vec<f64> {
+    let mut out = vec![0.0; rows * cols];
+    for (r, row) in matrix.chunks_exact(cols).enumerate() {
+        for (c, &x) in row.iter().enumerate() {
+            out[c * rows + r] = x;
+        }
+    }
+    out
+}

@@ -1,0 +1,361 @@
+//! Runs a graph node by node.
+
+use std::collections::{HashMap, HashSet};
+
+use super::array::Array;
+use super::optimizer::{AdamW, Hyper};
+use super::{conv, elementwise, embedding, gemm, layer_norm, loss, precision, reduce};
+use crate::error::{Error, Result};
+use crate::graph::{DType, Graph, Init, Op, Source, Value, ValueId};
+
+/// Parameters, states and optimizer moments by name, and the means to run graphs on them.
+///
+/// One interpreter may run several graphs that share names, as a training and an evaluation graph do.
+#[derive(Clone, Debug, Default)]
+pub struct Interpreter {
+    variables: HashMap<String, Array>,
+}
+
+impl Interpreter {
+    /// States and [`Init::Constant`] parameters of `graph` at their start values.
+    /// [`Init::Uniform`] parameters have no value until [`Interpreter::set`] gives them one.
+    #[must_use]
+    pub fn new(graph: &Graph) -> Self {
+        let variables = graph.values().filter_map(|(_, value)| {
+            let start = match value.source {
+                Source::State(start) | Source::Parameter(Init::Constant(start)) => start,
+                _ => return None,
+            };
+            let array = Array::splat(value.shape.clone(), f64::from(start));
+            Some((value.name.clone(), array))
+        });
+        Self {
+            variables: variables.collect(),
+        }
+    }
+
+    /// Gives a parameter or state a value. AdamW keeps the moments of parameter `NAME` as `NAME.adamw.m` and
+    /// `NAME.adamw.v`, which may be set, too; absent moments are zero.
+    ///
+    /// Names and shapes are checked against the graph when it runs; names it does not use are ignored.
+    pub fn set(&mut self, name: impl Into<String>, array: Array) {
+        self.variables.insert(name.into(), array);
+    }
+
+    /// The present value of a parameter, state or moment.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&Array> {
+        self.variables.get(name)
+    }
+
+    /// All variables by name.
+    #[must_use]
+    pub fn variables(&self) -> &HashMap<String, Array> {
+        &self.variables
+    }
+
+    /// Runs `graph` once and returns its named outputs. An output that is a parameter or state has its value after the run.
+    ///
+    /// # Errors
+    /// [`Error::Data`] names an input that is missing, unknown, given twice, of the wrong shape or not a valid index, or a
+    /// variable that has no value or the wrong shape; [`Error::Shape`] reports an index outside its table.
+    /// A failed run leaves all variables as they were.
+    pub fn run(
+        &mut self,
+        graph: &Graph,
+        inputs: &[(&str, Array)],
+    ) -> Result<HashMap<String, Array>> {
+        let values = self.run_values(graph, inputs)?;
+        let outputs = graph.outputs().iter().map(|(name, id)| {
+            let array = lookup(&values, *id)?;
+            Ok((name.clone(), array.clone()))
+        });
+        outputs.collect()
+    }
+
+    /// As [`Interpreter::run`], but returns every value of the graph.
+    ///
+    /// # Errors
+    /// As [`Interpreter::run`].
+    pub fn run_values(
+        &mut self,
+        graph: &Graph,
+        inputs: &[(&str, Array)],
+    ) -> Result<HashMap<ValueId, Array>> {
+        let mut values = self.load(graph, inputs)?;
+        // Moments are collected apart, so that an error further on leaves the variables untouched.
+        let mut moments = HashMap::new();
+        for node in graph.nodes() {
+            match (&node.op, node.inputs.as_slice()) {
+                (Op::AdamW { .. }, operands) => {
+                    self.adamw(graph, &node.op, operands, &mut values, &mut moments)?;
+                }
+                (Op::Assign { state }, &[value]) => {
+                    let data = lookup(&values, value)?.data().to_vec();
+                    let shape = graph.value(*state)?.shape.clone();
+                    values.insert(*state, Array::with_shape(shape, data)?);
+                }
+                (op, operands) => {
+                    let operands = operands.iter().map(|&id| lookup(&values, id));
+                    let results = evaluate(op, &operands.collect::<Result<Vec<_>>>()?)?;
+                    for (&id, data) in node.outputs.iter().zip(results) {
+                        values.insert(id, stored(graph.value(id)?, data)?);
+                    }
+                }
+            }
+        }
+        for (id, value) in graph.values() {
+            if matches!(value.source, Source::Parameter(_) | Source::State(_)) {
+                let array = lookup(&values, id)?.clone();
+                self.variables.insert(value.name.clone(), array);
+            }
+        }
+        self.variables.extend(moments);
+        Ok(values)
+    }
+
+    /// The values that no node computes.
+    fn load(&self, graph: &Graph, inputs: &[(&str, Array)]) -> Result<HashMap<ValueId, Array>> {
+        let mut given = HashMap::new();
+        for (name, array) in inputs {
+            if given.insert(*name, array).is_some() {
+                return Err(data_error(name, "given twice"));
+            }
+        }
+        let mut values = HashMap::new();
+        let mut known = HashSet::new();
+        for (id, value) in graph.values() {
+            let name = value.name.as_str();
+            let array = match value.source {
+                Source::Input { below } => {
+                    known.insert(name);
+                    let array = given
+                        .get(name)
+                        .ok_or_else(|| data_error(name, "this input is not given"))?;
+                    check_shape(value, array)?;
+                    check_indices(value, below, array)?;
+                    stored(value, array.data().to_vec())?
+                }
+                Source::Parameter(_) | Source::State(_) => {
+                    let array = self
+                        .variables
+                        .get(name)
+                        .ok_or_else(|| data_error(name, "this parameter has no value yet"))?;
+                    check_shape(value, array)?;
+                    array.clone()
+                }
+                Source::Constant(number) => {
+                    stored(value, vec![f64::from(number); value.shape.len()])?
+                }
+                Source::Node { .. } => continue,
+            };
+            values.insert(id, array);
+        }
+        match given.keys().find(|name| !known.contains(*name)) {
+            Some(name) => Err(data_error(name, "the graph has no such input")),
+            None => Ok(values),
+        }
+    }
+
+    /// [`Op::AdamW`]: updates its parameters in `values`, and their moments.
+    fn adamw(
+        &self,
+        graph: &Graph,
+        op: &Op,
+        operands: &[ValueId],
+        values: &mut HashMap<ValueId, Array>,
+        moments: &mut HashMap<String, Array>,
+    ) -> Result<()> {
+        let (
+            Op::AdamW {
+                params,
+                beta1,
+                beta2,
+                eps,
+                weight_decay,
+            },
+            Some((&hyper, gradients)),
+        ) = (op, operands.split_last())
+        else {
+            return Err(operand_error(op));
+        };
+        let &[lr, c1, c2, scale, apply] = lookup(values, hyper)?.data() else {
+            return Err(operand_error(op));
+        };
+        if apply == 0.0 {
+            return Ok(());
+        }
+        let hyper = Hyper { lr, c1, c2, scale };
+        let adamw = AdamW {
+            beta1: *beta1,
+            beta2: *beta2,
+            eps: *eps,
+            weight_decay: *weight_decay,
+        };
+        for (&param, &gradient) in params.iter().zip(gradients) {
+            let value = graph.value(param)?;
+            let [m_name, v_name] = ["m", "v"].map(|kind| format!("{}.adamw.{kind}", value.name));
+            let moment = |name: &String| match moments.get(name).or(self.variables.get(name)) {
+                Some(array) if array.shape() != &value.shape => {
+                    Err(shape_error(name, array, value))
+                }
+                Some(array) => Ok(array.clone()),
+                None => Ok(Array::splat(value.shape.clone(), 0.0)),
+            };
+            let mut m = moment(&m_name)?;
+            let mut v = moment(&v_name)?;
+            let mut p = lookup(values, param)?.clone();
+            let gradient = lookup(values, gradient)?.data();
+            adamw.step(&hyper, gradient, p.data_mut(), m.data_mut(), v.data_mut());
+            values.insert(param, p);
+            moments.extend([(m_name, m), (v_name, v)]);
+        }
+        Ok(())
+    }
+}
+
+/// The results of an operation that has no side effect, before they are stored in their element types.
+fn evaluate(op: &Op, operands: &[&Array]) -> Result<Vec<Vec<f64>>> {
+    let results = match (op, operands) {
+        (Op::Unary(f), [x]) => vec![elementwise::unary(*f, x)],
+        (Op::Binary(f, broadcast), [a, b]) => vec![elementwise::binary(*f, *broadcast, a, b)],
+        (Op::Cast(_) | Op::Reshape, [x]) => vec![x.data().to_vec()],
+        (Op::MatMul { trans, .. }, [a, b]) => vec![gemm::matmul(*trans, a, b)],
+        (Op::LayerNorm { eps }, [x, gamma, beta]) => {
+            let (y, statistics) = layer_norm::layer_norm(x, gamma, beta, *eps);
+            vec![y, statistics]
+        }
+        (Op::LayerNormGrad, [x, gamma, statistics, dy]) => {
+            vec![layer_norm::layer_norm_grad(x, gamma, statistics, dy)]
+        }
+        (Op::LayerNormParamGrad, [x, statistics, dy]) => {
+            let (dgamma, dbeta) = layer_norm::layer_norm_param_grad(x, statistics, dy);
+            vec![dgamma, dbeta]
+        }
+        (Op::Im2col(window), [x]) => vec![conv::im2col(*window, x)],
+        (Op::Col2im(window), [columns]) => vec![conv::col2im(*window, columns)],
+        (Op::Gather, [table, ids]) => vec![embedding::gather(table, ids)?],
+        (Op::GatherGrad { rows, padding }, [ids, dy]) => {
+            vec![embedding::gather_grad(*rows, *padding, ids, dy)?]
+        }
+        (Op::SumRows, [x]) => vec![reduce::sum_rows(x)],
+        (Op::SumCols, [x]) => vec![reduce::sum_cols(x)],
+        (Op::SumAll, [x]) => vec![vec![reduce::sum_all(x)]],
+        (Op::SumGroups { period }, [x]) => vec![reduce::sum_groups(*period, x)],
+        (Op::MaskedMean, [x, mask]) => {
+            let &[_, time, _] = x.shape().dims() else {
+                return Err(operand_error(op));
+            };
+            vec![reduce::masked_mean(time, x, mask)]
+        }
+        (Op::MaskedMeanGrad { time }, [dy, mask]) => {
+            vec![reduce::masked_mean_grad(*time, dy, mask)]
+        }
+        (Op::Stack, scalars) => vec![reduce::stack(scalars)],
+        (Op::KdLoss { alpha, beta }, [y, t]) => {
+            let kd = loss::kd_loss(*alpha, *beta, y, t);
+            vec![vec![kd.loss], vec![kd.cosine], vec![kd.mse], kd.rows]
+        }
+        (Op::KdLossGrad { alpha, beta }, [y, t, rows, dloss]) => {
+            vec![loss::kd_loss_grad(
+                *alpha,
+                *beta,
+                y,
+                t,
+                rows,
+                dloss.data()[0],
+            )]
+        }
+        (Op::CrossEntropy { ignore, smoothing }, [logits, targets]) => {
+            let ce = loss::cross_entropy(*ignore, *smoothing, logits, targets)?;
+            vec![vec![ce.loss], vec![ce.count], ce.rows]
+        }
+        (Op::CrossEntropyGrad { ignore, smoothing }, [logits, targets, rows, count, dloss]) => {
+            let (count, dloss) = (count.data()[0], dloss.data()[0]);
+            vec![loss::cross_entropy_grad(
+                *ignore, *smoothing, logits, targets, rows, count, dloss,
+            )?]
+        }
+        (Op::GlobalNorm, gradients) => vec![vec![reduce::global_norm(gradients)]],
+        // Every variant once more, without a wildcard, so that a new operation does not compile without its twin here.
+        (
+            Op::Unary(_)
+            | Op::Binary(..)
+            | Op::Cast(_)
+            | Op::Reshape
+            | Op::MatMul { .. }
+            | Op::LayerNorm { .. }
+            | Op::LayerNormGrad
+            | Op::LayerNormParamGrad
+            | Op::Im2col(_)
+            | Op::Col2im(_)
+            | Op::Gather
+            | Op::GatherGrad { .. }
+            | Op::SumRows
+            | Op::SumCols
+            | Op::SumAll
+            | Op::SumGroups { .. }
+            | Op::MaskedMean
+            | Op::MaskedMeanGrad { .. }
+            | Op::KdLoss { .. }
+            | Op::KdLossGrad { .. }
+            | Op::CrossEntropy { .. }
+            | Op::CrossEntropyGrad { .. }
+            | Op::AdamW { .. }
+            | Op::Assign { .. },
+            _,
+        ) => return Err(operand_error(op)),
+    };
+    Ok(results)
+}
+
+fn lookup(values: &HashMap<ValueId, Array>, id: ValueId) -> Result<&Array> {
+    values
+        .get(&id)
+        .ok_or_else(|| Error::Graph(format!("{id:?} is read before it is computed")))
+}
+
+/// `data` as it reads after being stored as `value`.
+fn stored(value: &Value, mut data: Vec<f64>) -> Result<Array> {
+    for x in &mut data {
+        *x = precision::store(*x, value.dtype);
+    }
+    Array::with_shape(value.shape.clone(), data)
+}
+
+fn check_shape(value: &Value, array: &Array) -> Result<()> {
+    if array.shape() == &value.shape {
+        return Ok(());
+    }
+    Err(shape_error(&value.name, array, value))
+}
+
+fn check_indices(value: &Value, below: Option<u32>, array: &Array) -> Result<()> {
+    if value.dtype != DType::U32 {
+        return Ok(());
+    }
+    let largest = f64::from(below.map_or(u32::MAX, |below| below.saturating_sub(1)));
+    for (i, x) in array.data().iter().enumerate() {
+        if !(0.0..=largest).contains(x) || x.fract() != 0.0 {
+            let reason = format!("element {i} is {x}, not an integer in 0..={largest}");
+            return Err(data_error(&value.name, &reason));
+        }
+    }
+    Ok(())
+}
+
+fn data_error(name: &str, reason: &str) -> Error {
+    Error::Data {
+        name: name.to_owned(),
+        reason: reason.to_owned(),
+    }
+}
+
+fn shape_error(name: &str, array: &Array, value: &Value) -> Error {
+    let reason = format!("has shape {}, not {}", array.shape(), value.shape);
+    data_error(name, &reason)
+}
+
+fn operand_error(op: &Op) -> Error {
+    Error::Graph(format!("the operands of {op:?} are not those it documents"))
+}

@@ -1,0 +1,146 @@
+//! Distillation loss and cross entropy, and their derivatives.
+
+use super::array::Array;
+use super::embedding::checked_index;
+use crate::error::Result;
+
+/// What norms are limited to from below, so that a zero vector has a cosine.
+const SMALLEST_NORM: f64 = 1e-6;
+
+/// The results of [`Op::KdLoss`](crate::graph::Op::KdLoss).
+pub(super) struct Kd {
+    pub loss: f64,
+    pub cosine: f64,
+    pub mse: f64,
+    pub rows: Vec<f64>,
+}
+
+/// [`Op::KdLoss`](crate::graph::Op::KdLoss)
+pub(super) fn kd_loss(alpha: f32, beta: f32, y: &Array, t: &Array) -> Kd {
+    let mut rows = Vec::with_capacity(4 * y.rows());
+    let mut cosines = 0.0;
+    let mut squares = 0.0;
+    for (y, t) in y.row_iter().zip(t.row_iter()) {
+        let dot = dot(y, t);
+        let y_norm = norm(y);
+        let t_norm = norm(t);
+        let square: f64 = y.iter().zip(t).map(|(y, t)| (y - t).powi(2)).sum();
+        cosines += dot / (y_norm * t_norm);
+        squares += square;
+        rows.extend([dot, y_norm, t_norm, square]);
+    }
+    let cosine = cosines / y.rows() as f64;
+    let mse = squares / y.data().len() as f64;
+    let loss = f64::from(alpha) * (1.0 - cosine) + f64::from(beta) * mse;
+    Kd {
+        loss,
+        cosine,
+        mse,
+        rows,
+    }
+}
+
+/// [`Op::KdLossGrad`](crate::graph::Op::KdLossGrad)
+pub(super) fn kd_loss_grad(
+    alpha: f32,
+    beta: f32,
+    y: &Array,
+    t: &Array,
+    rows: &Array,
+    dloss: f64,
+) -> Vec<f64> {
+    let batch = y.rows() as f64;
+    let elements = y.data().len() as f64;
+    let mut dy = Vec::with_capacity(y.data().len());
+    for ((y, t), row) in y.row_iter().zip(t.row_iter()).zip(rows.row_iter()) {
+        let (dot, y_norm, t_norm) = (row[0], row[1], row[2]);
+        for (y, t) in y.iter().zip(t) {
+            let dcosine = t / (y_norm * t_norm) - dot * y / (y_norm.powi(3) * t_norm);
+            let dmse = 2.0 * (y - t) / elements;
+            dy.push(dloss * (-f64::from(alpha) / batch * dcosine + f64::from(beta) * dmse));
+        }
+    }
+    dy
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+fn norm(x: &[f64]) -> f64 {
+    dot(x, x).sqrt().max(SMALLEST_NORM)
+}
+
+/// The results of [`Op::CrossEntropy`](crate::graph::Op::CrossEntropy).
+pub(super) struct CrossEntropy {
+    pub loss: f64,
+    pub count: f64,
+    pub rows: Vec<f64>,
+}
+
+/// [`Op::CrossEntropy`](crate::graph::Op::CrossEntropy)
+pub(super) fn cross_entropy(
+    ignore: Option<u32>,
+    smoothing: f32,
+    logits: &Array,
+    targets: &Array,
+) -> Result<CrossEntropy> {
+    let smoothing = f64::from(smoothing);
+    let mut count = 0.0;
+    let mut sums = Vec::with_capacity(logits.rows());
+    let mut losses = Vec::with_capacity(logits.rows());
+    for (x, &target) in logits.row_iter().zip(targets.data()) {
+        let lse = log_sum_exp(x);
+        sums.push(lse);
+        if Some(target) == ignore.map(f64::from) {
+            losses.push(0.0);
+            continue;
+        }
+        let target = checked_index("cross entropy", target, x.len(), targets)?;
+        let mean = x.iter().sum::<f64>() / x.len() as f64;
+        losses.push(lse - (1.0 - smoothing) * x[target] - smoothing * mean);
+        count += 1.0;
+    }
+    let loss = losses.iter().sum::<f64>() / f64::max(count, 1.0);
+    sums.extend(losses);
+    Ok(CrossEntropy {
+        loss,
+        count,
+        rows: sums,
+    })
+}
+
+/// [`Op::CrossEntropyGrad`](crate::graph::Op::CrossEntropyGrad)
+pub(super) fn cross_entropy_grad(
+    ignore: Option<u32>,
+    smoothing: f32,
+    logits: &Array,
+    targets: &Array,
+    rows: &Array,
+    count: f64,
+    dloss: f64,
+) -> Result<Vec<f64>> {
+    let smoothing = f64::from(smoothing);
+    let scale = dloss / count.max(1.0);
+    let mut dlogits = Vec::with_capacity(logits.data().len());
+    for ((x, &target), lse) in logits.row_iter().zip(targets.data()).zip(rows.row(0)) {
+        if Some(target) == ignore.map(f64::from) {
+            dlogits.resize(dlogits.len() + x.len(), 0.0);
+            continue;
+        }
+        let target = checked_index("cross entropy gradient", target, x.len(), targets)?;
+        for (v, x) in x.iter().enumerate() {
+            let onehot = if v == target { 1.0 } else { 0.0 };
+            let wanted = (1.0 - smoothing) * onehot + smoothing / logits.cols() as f64;
+            dlogits.push(scale * ((x - lse).exp() - wanted));
+        }
+    }
+    Ok(dlogits)
+}
+
+/// ln Σ eˣ, shifted by the largest x so that nothing overflows.
+fn log_sum_exp(x: &[f64]) -> f64 {
+    let largest = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let sum: f64 = x.iter().map(|x| (x - largest).exp()).sum();
+    largest + sum.ln()
+}

@@ -1,0 +1,40 @@
+//! AdamW on one parameter.
+
+/// The constants of [`Op::AdamW`](crate::graph::Op::AdamW).
+pub(super) struct AdamW {
+    pub beta1: f32,
+    pub beta2: f32,
+    pub eps: f32,
+    pub weight_decay: f32,
+}
+
+/// The operand `hyper` of [`Op::AdamW`](crate::graph::Op::AdamW).
+pub(super) struct Hyper {
+    pub lr: f64,
+    pub c1: f64,
+    pub c2: f64,
+    pub scale: f64,
+}
+
+impl AdamW {
+    /// One step of the parameter `p` and its moments `m` and `v`.
+    pub(super) fn step(
+        &self,
+        hyper: &Hyper,
+        gradient: &[f64],
+        p: &mut [f64],
+        m: &mut [f64],
+        v: &mut [f64],
+    ) {
+        let beta1 = f64::from(self.beta1);
+        let beta2 = f64::from(self.beta2);
+        for (i, gradient) in gradient.iter().enumerate() {
+            let g = hyper.scale * gradient;
+            m[i] = beta1 * m[i] + (1.0 - beta1) * g;
+            v[i] = beta2 * v[i] + (1.0 - beta2) * g * g;
+            let decay = f64::from(self.weight_decay) * p[i];
+            let update = (m[i] / hyper.c1) / ((v[i] / hyper.c2).sqrt() + f64::from(self.eps));
+            p[i] -= hyper.lr * (decay + update);
+        }
+    }
+}
