@@ -2,8 +2,10 @@
 pub mod error;
 pub mod gpu;
 pub mod graph;
+mod kernels;
 pub mod reference;
 
 pub use error::{Error, Result};
 pub use gpu::{Gpu, GpuOptions};
+pub use graph::{DType, Executable, Graph, Session};
 pub use wgpu;

@@ -161,42 +161,4 @@ impl Graph {
     pub(crate) fn dtype(&self, id: ValueId) -> DType {
         self.values[id.0 as usize].dtype
     }
-
-    /// Adds a value whose shape, type and name have been checked.
-    pub(crate) fn push_value(&mut self, value: Value) -> ValueId {
-        let id = ValueId(self.values.len() as u32);
-        if !value.name.is_empty() {
-            self.names.insert(value.name.clone(), id);
-        }
-        self.values.push(value);
-        id
-    }
-
-    /// Adds a node whose operands have been checked, and its results.
-    pub(crate) fn push_node(
-        &mut self,
-        op: Op,
-        inputs: Vec<ValueId>,
-        outputs: Vec<(Shape, DType)>,
-    ) -> Vec<ValueId> {
-        let node = self.nodes.len();
-        let outputs: Vec<ValueId> = outputs
-            .into_iter()
-            .enumerate()
-            .map(|(output, (shape, dtype))| {
-                self.push_value(Value {
-                    name: String::new(),
-                    shape,
-                    dtype,
-                    source: Source::Node { node, output },
-                })
-            })
-            .collect();
-        self.nodes.push(Node {
-            op,
-            inputs,
-            outputs: outputs.clone(),
-        });
-        outputs
-    }
 }

@@ -234,7 +234,7 @@ fn evaluate(op: &Op, operands: &[&Array]) -> Result<Vec<Vec<f64>>> {
         }
         (Op::Im2col(window), [x]) => vec![conv::im2col(*window, x)],
         (Op::Col2im(window), [columns]) => vec![conv::col2im(*window, columns)],
-        (Op::Gather, [table, ids]) => vec![embedding::gather(table, ids)?],
+        (Op::Gather { .. }, [table, ids]) => vec![embedding::gather(table, ids)?],
         (Op::GatherGrad { rows, padding }, [ids, dy]) => {
             vec![embedding::gather_grad(*rows, *padding, ids, dy)?]
         }
@@ -289,7 +289,7 @@ fn evaluate(op: &Op, operands: &[&Array]) -> Result<Vec<Vec<f64>>> {
             | Op::LayerNormParamGrad
             | Op::Im2col(_)
             | Op::Col2im(_)
-            | Op::Gather
+            | Op::Gather { .. }
             | Op::GatherGrad { .. }
             | Op::SumRows
             | Op::SumCols

@@ -21,7 +21,7 @@ fn small_graph() -> Result<(Graph, [ValueId; 4])> {
     let w = push(&mut graph, "w", &[2], DType::F32, constant)?;
     let rows = node(
         &mut graph,
-        Op::Gather,
+        Op::Gather { padding: None },
         &[table, ids],
         &[(&[2, 2], DType::F32)],
     )?;

@@ -72,7 +72,7 @@ fn stack_and_global_norm() -> Result<()> {
 fn gather(table: &Array, ids: &Array, dtype: DType) -> Result<Array> {
     let dims: &[usize] = &[ids.data().len(), table.cols()];
     let operands = [(table, dtype), (ids, DType::U32)];
-    Ok(apply(Op::Gather, &operands, &[(dims, dtype)])?.remove(0))
+    Ok(apply(Op::Gather { padding: None }, &operands, &[(dims, dtype)])?.remove(0))
 }
 
 fn gather_grad(rows: usize, padding: Option<u32>, ids: &Array, dy: &Array) -> Result<Array> {
@@ -106,7 +106,13 @@ fn gather_gradient_adds_repeated_ids_and_skips_padding() -> Result<()> {
 
     let table = noise(&[4, 2], 0.6)?;
     let operands = [(&table, DType::F32), (&ids, DType::U32)];
-    let numeric = numeric(Op::Gather, &operands, &[(&[5, 2], DType::F32)], &dy, 0)?;
+    let numeric = numeric(
+        Op::Gather { padding: None },
+        &operands,
+        &[(&[5, 2], DType::F32)],
+        &dy,
+        0,
+    )?;
     assert_close(
         gather_grad(4, None, &ids, &dy)?.data(),
         numeric.data(),

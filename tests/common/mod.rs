@@ -1,0 +1,302 @@
+//! Runs a graph on the GPU and on the reference and compares all outputs.
+#![allow(dead_code, reason = "every test file uses its part")]
+
+use std::sync::LazyLock;
+
+use energyflow::graph::{DType, Graph, Host, Init, Shape, ValueId};
+use energyflow::reference::{Array, Interpreter, numeric_gradient};
+use energyflow::{Gpu, GpuOptions, Session};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+/// The device of a test process. Without an adapter every test fails here.
+pub fn gpu() -> Gpu {
+    static GPU: LazyLock<Gpu> =
+        LazyLock::new(|| Gpu::new(&GpuOptions::default()).expect("tests need a GPU adapter"));
+    GPU.clone()
+}
+
+/// A device with nothing but WebGPU's baseline: f16 storage through pack2x16float.
+pub fn baseline_gpu() -> Gpu {
+    static GPU: LazyLock<Gpu> = LazyLock::new(|| {
+        Gpu::new(&GpuOptions::default().baseline(true)).expect("tests need a GPU adapter")
+    });
+    GPU.clone()
+}
+
+/// Sizes around the tiles of the kernels, with primes.
+pub const SIZES: [usize; 12] = [1, 7, 13, 31, 32, 33, 63, 64, 65, 127, 128, 129];
+
+enum Data {
+    Float(String, Vec<f32>),
+    Index(String, Vec<u32>),
+}
+
+/// A graph under construction together with random data for its inputs and parameters.
+pub struct Case {
+    pub graph: Graph,
+    rng: ChaCha8Rng,
+    data: Vec<Data>,
+    parameters: Vec<(String, Vec<f32>)>,
+    names: usize,
+    pub dtype: DType,
+}
+
+/// How far GPU and reference may differ.
+#[derive(Clone, Copy, Debug)]
+pub struct Tolerance {
+    /// ‖gpu − reference‖ / ‖reference‖
+    pub normalised: f64,
+    /// Largest |gpu − reference| / (|reference| + rms of the reference).
+    pub relative: f64,
+}
+
+impl Case {
+    pub fn new(seed: u64, dtype: DType) -> Self {
+        Self {
+            graph: Graph::new(),
+            rng: ChaCha8Rng::seed_from_u64(seed),
+            data: Vec::new(),
+            parameters: Vec::new(),
+            names: 0,
+            dtype,
+        }
+    }
+
+    fn name(&mut self, kind: &str) -> String {
+        self.names += 1;
+        format!("{kind}{}", self.names)
+    }
+
+    pub fn uniform(&mut self, n: usize, low: f32, high: f32) -> Vec<f32> {
+        (0..n).map(|_| self.rng.random_range(low..high)).collect()
+    }
+
+    /// An input in the case's element type, uniform in ±1.
+    pub fn input(&mut self, dims: &[usize]) -> ValueId {
+        self.input_in(dims, -1.0, 1.0)
+    }
+
+    pub fn input_in(&mut self, dims: &[usize], low: f32, high: f32) -> ValueId {
+        let data = self.uniform(dims.iter().product(), low, high);
+        let dtype = self.dtype;
+        self.input_of(dims, dtype, data)
+    }
+
+    pub fn input_of(&mut self, dims: &[usize], dtype: DType, data: Vec<f32>) -> ValueId {
+        let name = self.name("x");
+        let id = self.graph.input(&name, dims, dtype).unwrap();
+        self.data.push(Data::Float(name, data));
+        id
+    }
+
+    /// Zeros and ones, f32.
+    pub fn mask(&mut self, n: usize) -> ValueId {
+        let data = (0..n)
+            .map(|_| f32::from(self.rng.random_bool(0.6)))
+            .collect();
+        self.input_of(&[n], DType::F32, data)
+    }
+
+    pub fn ids(&mut self, n: usize, below: u32) -> ValueId {
+        let data = (0..n).map(|_| self.rng.random_range(0..below)).collect();
+        self.ids_of(data, below)
+    }
+
+    pub fn ids_of(&mut self, data: Vec<u32>, below: u32) -> ValueId {
+        let name = self.name("ids");
+        let id = self.graph.index_input(&name, data.len(), below).unwrap();
+        self.data.push(Data::Index(name, data));
+        id
+    }
+
+    /// An f32 parameter, uniform in ±1.
+    pub fn parameter(&mut self, dims: &[usize]) -> ValueId {
+        let name = self.name("p");
+        let data = self.uniform(dims.iter().product(), -1.0, 1.0);
+        let id = self
+            .graph
+            .parameter(&name, dims, Init::Constant(0.0))
+            .unwrap();
+        self.parameters.push((name, data));
+        id
+    }
+
+    /// A weighted sum of `y`, so that its gradient is random: what gradient tests differentiate.
+    pub fn random_loss(&mut self, y: ValueId) -> ValueId {
+        let value = self.graph.value(y).unwrap();
+        let (dims, dtype) = (value.shape.dims().to_vec(), value.dtype);
+        let data = self.uniform(dims.iter().product(), -1.0, 1.0);
+        let weights = self.input_of(&dims, dtype, data);
+        let product = self.graph.mul(y, weights).unwrap();
+        self.graph.sum_all(product).unwrap()
+    }
+
+    pub fn output(&mut self, name: &str, value: ValueId) {
+        self.graph.output(name, value).unwrap();
+    }
+
+    /// Outputs the gradients of a random loss of `y` with respect to `wrt`.
+    pub fn gradients(&mut self, y: ValueId, wrt: &[ValueId]) {
+        let loss = self.random_loss(y);
+        let gradients = self.graph.gradients(loss, wrt).unwrap();
+        for (i, gradient) in gradients.into_iter().enumerate() {
+            self.output(&format!("gradient {i}"), gradient);
+        }
+    }
+
+    fn arrays(&self) -> Vec<(&str, Array)> {
+        let array = |name: &str, data: Vec<f64>| {
+            let id = self.graph.find(name).unwrap();
+            let dims = self.graph.value(id).unwrap().shape.dims();
+            Array::new(dims, data).unwrap()
+        };
+        self.data
+            .iter()
+            .map(|data| match data {
+                Data::Float(name, data) => {
+                    let data = data.iter().copied().map(f64::from).collect();
+                    (name.as_str(), array(name, data))
+                }
+                Data::Index(name, data) => {
+                    let data = data.iter().copied().map(f64::from).collect();
+                    (name.as_str(), array(name, data))
+                }
+            })
+            .collect()
+    }
+
+    fn interpreter(&self) -> Interpreter {
+        let mut interpreter = Interpreter::new(&self.graph);
+        for (name, data) in &self.parameters {
+            let id = self.graph.find(name).unwrap();
+            let dims = self.graph.value(id).unwrap().shape.dims();
+            interpreter.set(name, Array::from_f32(dims, data).unwrap());
+        }
+        interpreter
+    }
+
+    fn hosts(&self) -> Vec<(&str, Host<'_>)> {
+        self.data
+            .iter()
+            .map(|data| match data {
+                Data::Float(name, data) => (name.as_str(), Host::from(data)),
+                Data::Index(name, data) => (name.as_str(), Host::from(data)),
+            })
+            .collect()
+    }
+
+    /// Compares every output with the reference, on the default device.
+    pub fn check(&self, tolerance: Tolerance) {
+        self.check_on(&gpu(), tolerance);
+    }
+
+    /// Compares every output with the reference, after filling all intermediate memory with NaN, and its padding with zero.
+    pub fn check_on(&self, gpu: &Gpu, tolerance: Tolerance) {
+        let mut session = Session::new(gpu, 0);
+        let executable = session.compile(&self.graph).unwrap();
+        for (name, data) in &self.parameters {
+            session.set(name, data).unwrap();
+        }
+        executable.poison().unwrap();
+        let outputs = executable.run(&self.hosts()).unwrap().wait().unwrap();
+        let expected = self.interpreter().run(&self.graph, &self.arrays()).unwrap();
+        assert!(!expected.is_empty(), "nothing to compare");
+        for (name, array) in &expected {
+            let got = outputs.get(name).unwrap();
+            compare(name, &got, array, tolerance, || format!("{}", self.graph));
+            assert!(
+                outputs.padding_is_zero(name).unwrap(),
+                "{name}: padding is not zero\n{}",
+                self.graph
+            );
+        }
+        let again = executable.run(&self.hosts()).unwrap().wait().unwrap();
+        for name in expected.keys() {
+            let (first, second) = (outputs.get(name).unwrap(), again.get(name).unwrap());
+            let same = first
+                .iter()
+                .zip(&second)
+                .all(|(a, b)| a.to_bits() == b.to_bits());
+            assert!(same, "{name}: two runs differ");
+        }
+    }
+
+    /// Checks the reference's gradient of `loss` with respect to `wrt` by finite differences.
+    pub fn check_finite_differences(&mut self, y: ValueId, wrt: &[ValueId], bound: f64) {
+        let loss = self.random_loss(y);
+        let gradients = self.graph.gradients(loss, wrt).unwrap();
+        let interpreter = self.interpreter();
+        let values = interpreter
+            .clone()
+            .run_values(&self.graph, &self.arrays())
+            .unwrap();
+        for (&value, gradient) in wrt.iter().zip(&gradients) {
+            let numeric =
+                numeric_gradient(&interpreter, &self.graph, &self.arrays(), loss, value).unwrap();
+            let exact = &values[gradient];
+            for (i, (a, b)) in exact.data().iter().zip(numeric.data()).enumerate() {
+                let error = (a - b).abs() / (1.0 + b.abs());
+                assert!(
+                    error < bound,
+                    "element {i}: {a} by rule, {b} by differences\n{}",
+                    self.graph
+                );
+            }
+        }
+    }
+}
+
+/// Normalised and largest relative error within bounds; the first five offenders on failure.
+pub fn compare(
+    name: &str,
+    got: &[f32],
+    expected: &Array,
+    tolerance: Tolerance,
+    context: impl FnOnce() -> String,
+) {
+    let reference = expected.data();
+    assert_eq!(got.len(), reference.len(), "{name}: number of elements");
+    let square: f64 = reference.iter().map(|x| x * x).sum();
+    let rms = (square / reference.len() as f64).sqrt().max(1e-12);
+    let mut difference = 0.0;
+    let mut offenders = Vec::new();
+    for (i, (&g, &r)) in got.iter().zip(reference).enumerate() {
+        let error = f64::from(g) - r;
+        difference += error * error;
+        let relative = error.abs() / (r.abs() + rms);
+        if !(relative <= tolerance.relative) {
+            offenders.push((i, g, r));
+        }
+    }
+    let normalised = (difference / reference.len() as f64).sqrt() / rms;
+    if !(normalised <= tolerance.normalised) || !offenders.is_empty() {
+        offenders.truncate(5);
+        panic!(
+            "{name}: normalised error {normalised:.3e}, {tolerance:?}; (index, gpu, reference) {offenders:?}; shape {}\n{}",
+            expected.shape(),
+            context()
+        );
+    }
+}
+
+pub const F32: Tolerance = Tolerance {
+    normalised: 2e-6,
+    relative: 2e-5,
+};
+
+pub const F16: Tolerance = Tolerance {
+    normalised: 1e-3,
+    relative: 4e-3,
+};
+
+pub fn tolerance(dtype: DType) -> Tolerance {
+    match dtype {
+        DType::F16 => F16,
+        _ => F32,
+    }
+}
+
+pub fn shape(dims: &[usize]) -> Shape {
+    Shape::new(dims).unwrap()
+}

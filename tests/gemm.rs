@@ -1,0 +1,109 @@
+//! Matrix products of every orientation and type, alone and with everything that fuses behind them.
+
+mod common;
+
+use common::{Case, SIZES, tolerance};
+use energyflow::graph::{DType, Trans, UnaryOp};
+
+fn dims(trans: Trans, m: usize, n: usize, k: usize) -> ([usize; 2], [usize; 2]) {
+    match trans {
+        Trans::NN => ([m, k], [k, n]),
+        Trans::NT => ([m, k], [n, k]),
+        Trans::TN => ([k, m], [k, n]),
+    }
+}
+
+fn product(dtype: DType, trans: Trans, m: usize, n: usize, k: usize) -> Case {
+    let mut case = Case::new((m * 1_000_000 + n * 1000 + k) as u64, dtype);
+    let (a, b) = dims(trans, m, n, k);
+    let (a, b) = (case.input(&a), case.input(&b));
+    let c = case.graph.matmul(a, b, trans).unwrap();
+    case.output("c", c);
+    case
+}
+
+/// Every size once in every position, paired with others.
+fn straddle(dtype: DType, trans: Trans) {
+    for (i, &size) in SIZES.iter().enumerate() {
+        let other = SIZES[(i + 5) % SIZES.len()];
+        let third = SIZES[(i + 8) % SIZES.len()];
+        product(dtype, trans, size, other, third).check(tolerance(dtype));
+    }
+}
+
+#[test]
+fn nn_f32() {
+    straddle(DType::F32, Trans::NN);
+}
+
+#[test]
+fn nt_f32() {
+    straddle(DType::F32, Trans::NT);
+}
+
+#[test]
+fn tn_f32() {
+    straddle(DType::F32, Trans::TN);
+}
+
+#[test]
+fn nn_f16() {
+    straddle(DType::F16, Trans::NN);
+}
+
+#[test]
+fn nt_f16() {
+    straddle(DType::F16, Trans::NT);
+}
+
+#[test]
+fn tn_f16() {
+    straddle(DType::F16, Trans::TN);
+}
+
+#[test]
+fn epilogue_of_bias_gelu_residual_and_mask() {
+    for dtype in [DType::F32, DType::F16] {
+        for (m, n, k) in [(33, 65, 13), (64, 32, 128), (5, 1, 7)] {
+            let mut case = Case::new(7, dtype);
+            let (x, w) = (case.input(&[m, k]), case.input(&[n, k]));
+            let bias = case.parameter(&[n]);
+            let residual = case.input(&[m, n]);
+            let mask = case.mask(m);
+            let g = &mut case.graph;
+            let h = g.matmul(x, w, Trans::NT).unwrap();
+            let h = g.add_bias(h, bias).unwrap();
+            let y = g.unary(UnaryOp::GeluTanh, h).unwrap();
+            let y = g.add(y, residual).unwrap();
+            let y = g.mul_rows(y, mask).unwrap();
+            case.output("pre-activation", h);
+            case.output("y", y);
+            case.check(tolerance(dtype));
+        }
+    }
+}
+
+#[test]
+fn gradients_of_every_orientation() {
+    for dtype in [DType::F32, DType::F16] {
+        for trans in [Trans::NN, Trans::NT, Trans::TN] {
+            let mut case = Case::new(11, dtype);
+            let (a, b) = dims(trans, 33, 17, 29);
+            let (a, b) = (case.input(&a), case.input(&b));
+            let c = case.graph.matmul(a, b, trans).unwrap();
+            case.gradients(c, &[a, b]);
+            case.check(tolerance(dtype));
+        }
+    }
+}
+
+#[test]
+fn finite_differences() {
+    for trans in [Trans::NN, Trans::NT, Trans::TN] {
+        let mut case = Case::new(3, DType::F32);
+        let (a, b) = dims(trans, 3, 4, 5);
+        let (a, b) = (case.input(&a), case.input(&b));
+        let c = case.graph.matmul(a, b, trans).unwrap();
+        case.check_finite_differences(c, &[a, b], 1e-7);
+    }
+}
