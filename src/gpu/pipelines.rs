@@ -276,3 +276,42 @@ fn numbered(text: &str) -> String {
         .map(|(line, number)| format!("{number:5} {line}\n"))
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::{Alignment, GpuOptions, Layout, Tensor};
+    use crate::graph::DType;
+
+    /// Reverses 64 numbers through workgroup memory, without any runtime check.
+    #[test]
+    fn trusted_kernels_compute() -> Result<()> {
+        let gpu = Gpu::new(&GpuOptions::default())?;
+        let text = "
+@group(0) @binding(0) var<storage, read> x: array<u32>;
+@group(0) @binding(1) var<storage, read_write> y: array<u32>;
+var<workgroup> tile: array<u32, 64>;
+@compute @workgroup_size(64)
+fn main(@builtin(local_invocation_index) i: u32) {
+    tile[i] = x[i];
+    workgroupBarrier();
+    y[i] = tile[63u - i];
+}";
+        let kernel = gpu.pipeline("test.reverse", || {
+            let bindings = vec![Access::Read, Access::ReadWrite];
+            Ok(KernelSource::trusted(text, bindings))
+        })?;
+        let layout = Layout::new(1, 64, DType::U32, Alignment::Bytes64)?;
+        let (x, y) = (Tensor::uninit(&gpu, layout)?, Tensor::uninit(&gpu, layout)?);
+        let up: Vec<u32> = (0..64).collect();
+        x.upload(&gpu, &up)?;
+        y.poison(&gpu)?;
+        let group = gpu.bind_group(&kernel, &[x.slice().clone(), y.slice().clone()])?;
+        let mut recorder = gpu.recorder("reverse");
+        recorder.dispatch(&kernel, &group, [1; 3])?;
+        recorder.submit()?;
+        let down: Vec<u32> = y.download(&gpu)?.wait()?;
+        assert!(down.iter().eq(up.iter().rev()), "{down:?}");
+        Ok(())
+    }
+}
