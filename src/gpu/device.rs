@@ -30,6 +30,8 @@ pub struct GpuOptions {
     pub baseline: bool,
     /// Use 16-bit floats in shaders where the adapter has them.
     pub f16: bool,
+    /// Use kernels without workgroup memory and barriers. Without it, on software adapters only: they are faster there.
+    pub barrier_free: Option<bool>,
 }
 
 impl Default for GpuOptions {
@@ -39,6 +41,7 @@ impl Default for GpuOptions {
             backends: Backends::PRIMARY,
             baseline: false,
             f16: true,
+            barrier_free: None,
         }
     }
 }
@@ -69,6 +72,13 @@ impl GpuOptions {
     #[must_use]
     pub fn f16(mut self, f16: bool) -> Self {
         self.f16 = f16;
+        self
+    }
+
+    /// Whether kernels do without workgroup memory and barriers, whatever the adapter.
+    #[must_use]
+    pub fn barrier_free(mut self, barrier_free: bool) -> Self {
+        self.barrier_free = Some(barrier_free);
         self
     }
 
@@ -150,12 +160,12 @@ impl Gpu {
                 reason: error.to_string(),
             })?;
         let matrices = adapter.cooperative_matrix_properties();
-        let capabilities = Capabilities::new(&device, features, matrices);
+        let capabilities = Capabilities::new(&device, features, matrices, options.barrier_free);
         Ok(Self::assemble(device, queue, true, capabilities))
     }
 
     /// Uses a device that the caller opened, with the features and limits that it was opened with, restricted by
-    /// `options.baseline` and `options.f16`; the other options do not apply.
+    /// `options.baseline`, `options.f16` and `options.barrier_free`; the other options do not apply.
     ///
     /// Takes over the device-lost callback, of which wgpu keeps one; the uncaptured-error handler stays the caller's.
     /// A device does not tell its cooperative-matrix configurations, so that kernel tier is off.
@@ -168,7 +178,8 @@ impl Gpu {
         options: &GpuOptions,
     ) -> Result<Self> {
         let features = options.wants(device.features());
-        let mut capabilities = Capabilities::new(&device, features, Vec::new());
+        let mut capabilities =
+            Capabilities::new(&device, features, Vec::new(), options.barrier_free);
         if capabilities.backend == Backend::Noop {
             return Err(Error::NoAdapter {
                 reason: "a noop device computes nothing".to_owned(),

@@ -45,6 +45,8 @@ pub struct Capabilities {
     pub mappable_storage: bool,
     /// Matrix multiply-accumulate configurations of the hardware, as far as `f16` allows their use; empty without the feature.
     pub cooperative_matrix: Vec<CooperativeMatrixProperties>,
+    /// Kernels do without workgroup memory and barriers, see [`GpuOptions::barrier_free`](super::GpuOptions::barrier_free).
+    pub barrier_free: bool,
     /// Limits that the device was opened with.
     pub limits: Limits,
 }
@@ -55,6 +57,7 @@ impl Capabilities {
         device: &wgpu::Device,
         features: Features,
         mut cooperative_matrix: Vec<CooperativeMatrixProperties>,
+        barrier_free: Option<bool>,
     ) -> Self {
         let info = device.adapter_info();
         let limits = device.limits();
@@ -86,7 +89,18 @@ impl Capabilities {
             pipeline_cache: has(Features::PIPELINE_CACHE),
             mappable_storage: has(Features::MAPPABLE_PRIMARY_BUFFERS),
             cooperative_matrix,
+            barrier_free: barrier_free.unwrap_or(info.device_type == wgpu::DeviceType::Cpu),
             limits,
+        }
+    }
+
+    /// How matrix products share work inside a workgroup.
+    #[must_use]
+    pub fn kernel_tier(&self) -> &'static str {
+        if self.barrier_free {
+            "vector, barrier-free"
+        } else {
+            "vector, workgroup tiles"
         }
     }
 
@@ -112,6 +126,7 @@ impl fmt::Display for Capabilities {
             self.backend.to_str()
         )?;
         writeln!(f, "driver       {}", self.driver)?;
+        writeln!(f, "kernels      {}", self.kernel_tier())?;
         writeln!(f, "f16 storage  {}", self.f16_storage())?;
         match self.subgroups {
             Some(SubgroupSizes { min, max }) if min == max => writeln!(f, "subgroups    {min}")?,

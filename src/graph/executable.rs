@@ -97,7 +97,7 @@ impl Executable {
         let capabilities = gpu.capabilities();
         let target = Target {
             f16: capabilities.f16,
-            cpu: capabilities.device_type == wgpu::DeviceType::Cpu,
+            barrier_free: capabilities.barrier_free,
         };
         let table = session.table(graph);
         let max_binding = capabilities.limits.max_storage_buffer_binding_size;

@@ -28,7 +28,7 @@ pub(crate) fn gemm(
     };
     let n = program.cols;
     let width = program.width();
-    let kernel = match target.cpu {
+    let kernel = match target.barrier_free {
         true => direct(m, width),
         false => tiled(m, width),
     };

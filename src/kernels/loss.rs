@@ -29,7 +29,7 @@ pub(crate) fn kd_total(
     [alpha, beta]: [f32; 2],
     target: Target,
 ) -> Kernel {
-    let lanes = if target.cpu { 1 } else { 64 };
+    let lanes = if target.barrier_free { 1 } else { 64 };
     Kernel::new("kd_loss_total")
         .with("lanes", lanes)
         .with("size", lanes)
@@ -104,7 +104,7 @@ pub(crate) fn cross_entropy_total(
     ignore: Option<u32>,
     target: Target,
 ) -> Kernel {
-    let lanes = if target.cpu { 1 } else { 256 };
+    let lanes = if target.barrier_free { 1 } else { 256 };
     ignored(Kernel::new("cross_entropy_total"), ignore)
         .with("lanes", lanes)
         .with("size", lanes)

@@ -32,7 +32,7 @@ pub(crate) struct Target {
     /// The device has `SHADER_F16`; without it f16 storage goes through `pack2x16float`.
     pub f16: bool,
     /// A software adapter: barriers and workgroup memory cost more there than repeated loads.
-    pub cpu: bool,
+    pub barrier_free: bool,
 }
 
 /// Work of one dispatch, for bounds and profiles.
@@ -181,7 +181,7 @@ impl Kernel {
 
 /// How many invocations share a row of `width` vec4s, and how many rows share a workgroup.
 fn row_lanes(width: usize, rows: usize, target: Target) -> (usize, usize) {
-    if target.cpu {
+    if target.barrier_free {
         return (1, 16);
     }
     // Few rows: spread each over more invocations, so that the GPU is not idle.

@@ -16,7 +16,11 @@ pub(crate) fn norm_parts(elements: usize) -> usize {
 pub(crate) fn norm_partial(x: Layout, parts: Layout, first: usize, target: Target) -> Kernel {
     let count = x.row_stride() / 4;
     let groups = norm_parts(x.row_stride());
-    let (lanes, each) = if target.cpu { (1, 4) } else { (256, 1) };
+    let (lanes, each) = if target.barrier_free {
+        (1, 4)
+    } else {
+        (256, 1)
+    };
     Kernel::new("norm_partial")
         .items(groups * lanes, each * lanes)
         .with("lanes", lanes)

@@ -62,7 +62,7 @@ pub(crate) fn row_sums(x: Layout, y: Layout, target: Target) -> Kernel {
 
 /// A vector [n] → [1]: its sum, or the root of it.
 pub(crate) fn total(x: Layout, y: Layout, root: bool, target: Target) -> Kernel {
-    let lanes = if target.cpu { 1 } else { 256 };
+    let lanes = if target.barrier_free { 1 } else { 256 };
     Kernel::new("total")
         .with("lanes", lanes)
         .with("size", lanes)

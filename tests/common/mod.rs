@@ -19,7 +19,16 @@ pub fn gpu() -> Gpu {
 /// A device with nothing but WebGPU's baseline: f16 storage through pack2x16float.
 pub fn baseline_gpu() -> Gpu {
     static GPU: LazyLock<Gpu> = LazyLock::new(|| {
-        Gpu::new(&GpuOptions::default().baseline(true)).expect("tests need a GPU adapter")
+        Gpu::new(&GpuOptions::default().baseline(true).barrier_free(false))
+            .expect("tests need a GPU adapter")
+    });
+    GPU.clone()
+}
+
+/// A device whose kernels use workgroup memory and barriers, as on hardware, whatever the adapter.
+pub fn tiled_gpu() -> Gpu {
+    static GPU: LazyLock<Gpu> = LazyLock::new(|| {
+        Gpu::new(&GpuOptions::default().barrier_free(false)).expect("tests need a GPU adapter")
     });
     GPU.clone()
 }
@@ -186,9 +195,18 @@ impl Case {
             .collect()
     }
 
-    /// Compares every output with the reference, on the default device.
+    /// Compares every output with the reference: barrier-free kernels, kernels with workgroup memory, and, where the graph has
+    /// f16 values, those of the WebGPU baseline.
     pub fn check(&self, tolerance: Tolerance) {
         self.check_on(&gpu(), tolerance);
+        self.check_on(&tiled_gpu(), tolerance);
+        if self
+            .graph
+            .values()
+            .any(|(_, value)| value.dtype == DType::F16)
+        {
+            self.check_on(&baseline_gpu(), tolerance);
+        }
     }
 
     /// Compares every output with the reference, after filling all intermediate memory with NaN, and its padding with zero.
