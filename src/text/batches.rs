@@ -11,13 +11,13 @@ use super::dataset::Dataset;
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Batch {
-    /// Token ids [B·L], 0 where padded.
+    /// Token ids `[B·L]`, 0 where padded.
     pub ids: Vec<u32>,
-    /// Mask [B·L], 1 for tokens that count, 0 for the rest and where padded.
+    /// Mask `[B·L]`, 1 for tokens that count, 0 for the rest and where padded.
     pub mask: Vec<f32>,
-    /// Teacher embeddings [B·E].
+    /// Teacher embeddings `[B·E]`.
     pub targets: Vec<f32>,
-    /// Which samples of the dataset these are [B].
+    /// Which samples of the dataset these are `[B]`.
     pub samples: Vec<usize>,
     /// How many of the B samples count, from the front; the rest repeat the last of them.
     pub valid: usize,

@@ -358,7 +358,7 @@ impl CompactWriter {
         })
     }
 
-    /// Adds a sample: token ids [L] below 65536, mask [L] of 0 and 1, target [width] within ±65504, and its text,
+    /// Adds a sample: token ids `[L]` below 65536, mask `[L]` of 0 and 1, target `[width]` within ±65504, and its text,
     /// which all samples have or none. Targets are rounded to f16.
     ///
     /// # Errors

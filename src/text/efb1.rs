@@ -169,7 +169,7 @@ impl Efb1Writer {
         })
     }
 
-    /// Adds a sample: token ids [L], mask [L] of 0 and 1, finite target [width].
+    /// Adds a sample: token ids `[L]`, mask `[L]` of 0 and 1, finite target `[width]`.
     ///
     /// # Errors
     /// [`Data`](crate::Error::Data) if the sample is not like that, [`Io`](crate::Error::Io).

@@ -86,7 +86,12 @@ impl JsonLines {
         if read > MAX_LINE {
             return Err(self.fail(start, format!("longer than {MAX_LINE} bytes")));
         }
-        let record: Record = serde_json::from_slice(&self.line).map_err(|error| {
+        // Otherwise the derived reader would also take an array of the fields.
+        let line = self.line.trim_ascii_end();
+        if !matches!(line.trim_ascii_start().first(), None | Some(b'{')) {
+            return Err(self.fail(start, "not an object"));
+        }
+        let record: Record = serde_json::from_slice(line).map_err(|error| {
             let column = error.column().saturating_sub(1) as u64;
             // The message counts lines from the start of this one, which is of no use.
             let reason = error.to_string();
