@@ -4,6 +4,7 @@ pub mod gpu;
 pub mod graph;
 mod kernels;
 pub mod reference;
+pub mod text;
 
 pub use error::{Error, Result};
 pub use gpu::{Gpu, GpuOptions};

@@ -1,0 +1,199 @@
+//! Batches of static shape, in an order that depends on nothing but seed and epoch.
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+
+use crate::error::{Error, Result};
+
+use super::dataset::Dataset;
+
+/// One batch of B samples, cut or padded to L tokens; its buffers are filled again by the next one.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Batch {
+    /// Token ids `[B·L]`, 0 where padded.
+    pub ids: Vec<u32>,
+    /// Mask `[B·L]`, 1 for tokens that count, 0 for the rest and where padded.
+    pub mask: Vec<f32>,
+    /// Teacher embeddings `[B·E]`.
+    pub targets: Vec<f32>,
+    /// Which samples of the dataset these are `[B]`.
+    pub samples: Vec<usize>,
+    /// How many of the B samples count, from the front; the rest repeat the last of them.
+    pub valid: usize,
+}
+
+/// Goes through a dataset in batches of static shape.
+#[derive(Clone, Debug)]
+pub struct Batches {
+    dataset: Dataset,
+    length: usize,
+    /// Seed of the shuffles; `None` in evaluation, which keeps the order of the file.
+    seed: Option<u64>,
+    epoch: u64,
+    order: Vec<usize>,
+    /// Batches of this epoch that were given out.
+    position: usize,
+    batch: Batch,
+}
+
+impl Batches {
+    /// For training: every epoch in another order; samples that do not fill a last batch are left out of that epoch.
+    /// Starts with epoch 0.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if `batch` or `length` is zero or too large, or the dataset has not one full batch.
+    pub fn training(dataset: Dataset, batch: usize, length: usize, seed: u64) -> Result<Self> {
+        if batch > dataset.len() {
+            let reason = format!(
+                "{batch} exceeds the {} samples of the dataset",
+                dataset.len()
+            );
+            return Err(config("batch", reason));
+        }
+        let mut batches = Self::new(dataset, batch, length, Some(seed))?;
+        batches.start_epoch(0);
+        Ok(batches)
+    }
+
+    /// For evaluation: every sample once, in the order of the file; the last batch is filled up by repeating its last
+    /// sample, and [`Batch::valid`] says how many count.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if `batch` or `length` is zero or too large, or the dataset is empty.
+    pub fn evaluation(dataset: Dataset, batch: usize, length: usize) -> Result<Self> {
+        if dataset.is_empty() {
+            return Err(config("dataset", "is empty"));
+        }
+        Self::new(dataset, batch, length, None)
+    }
+
+    fn new(dataset: Dataset, batch: usize, length: usize, seed: Option<u64>) -> Result<Self> {
+        if length == 0 {
+            return Err(config("length", "is zero"));
+        }
+        if batch == 0 {
+            return Err(config("batch", "is zero"));
+        }
+        Ok(Self {
+            length,
+            seed,
+            epoch: 0,
+            order: (0..dataset.len()).collect(),
+            position: 0,
+            batch: Batch {
+                ids: zeros("length", batch, length)?,
+                mask: zeros("length", batch, length)?,
+                targets: zeros("batch", batch, dataset.width())?,
+                samples: zeros("batch", batch, 1)?,
+                valid: 0,
+            },
+            dataset,
+        })
+    }
+
+    /// The dataset.
+    #[must_use]
+    pub fn dataset(&self) -> &Dataset {
+        &self.dataset
+    }
+
+    /// Samples in a batch, B.
+    #[must_use]
+    pub fn batch_size(&self) -> usize {
+        self.batch.samples.len()
+    }
+
+    /// Tokens of a sample, L.
+    #[must_use]
+    pub fn length(&self) -> usize {
+        self.length
+    }
+
+    /// Batches in an epoch, at least one.
+    #[must_use]
+    pub fn per_epoch(&self) -> usize {
+        match self.seed {
+            Some(_) => self.order.len() / self.batch_size(),
+            None => self.order.len().div_ceil(self.batch_size()),
+        }
+    }
+
+    /// The current epoch, and how many of its batches were given out.
+    #[must_use]
+    pub fn position(&self) -> (u64, usize) {
+        (self.epoch, self.position)
+    }
+
+    /// Goes to the start of an epoch. In training its order depends on seed and number alone, whatever came before.
+    pub fn start_epoch(&mut self, epoch: u64) {
+        self.epoch = epoch;
+        self.position = 0;
+        if let Some(seed) = self.seed {
+            shuffle(&mut self.order, seed, epoch);
+        }
+    }
+
+    /// Goes to where [`position`](Self::position) once was, to continue from there; past the end of the epoch it is over.
+    pub fn seek(&mut self, epoch: u64, position: usize) {
+        self.start_epoch(epoch);
+        self.position = position.min(self.per_epoch());
+    }
+
+    /// The next batch of this epoch, `None` when it is over.
+    pub fn next_batch(&mut self) -> Option<&Batch> {
+        if self.position == self.per_epoch() {
+            return None;
+        }
+        let size = self.batch_size();
+        let rest = &self.order[self.position * size..];
+        let last = rest.len().min(size) - 1;
+        self.batch.valid = last + 1;
+        let rows = self.batch.ids.chunks_exact_mut(self.length);
+        let rows = rows.zip(self.batch.mask.chunks_exact_mut(self.length));
+        let targets = self.batch.targets.chunks_exact_mut(self.dataset.width());
+        for (row, ((ids, mask), target)) in rows.zip(targets).enumerate() {
+            let index = rest[row.min(last)];
+            self.batch.samples[row] = index;
+            let sample = self.dataset.sample(index)?;
+            // Neither fails: the rows have the lengths that they ask for.
+            sample.copy_tokens(ids, mask).ok()?;
+            sample.copy_target(target).ok()?;
+        }
+        self.position += 1;
+        Some(&self.batch)
+    }
+}
+
+/// Fisher–Yates on 0..n, by a generator keyed with seed and epoch. Written out here, so that the order is fixed by this
+/// crate and not by the version of another.
+fn shuffle(order: &mut [usize], seed: u64, epoch: u64) {
+    let mut key = [0; 32];
+    key[..8].copy_from_slice(&seed.to_le_bytes());
+    key[8..16].copy_from_slice(&epoch.to_le_bytes());
+    let mut random = ChaCha8Rng::from_seed(key);
+    for (i, slot) in order.iter_mut().enumerate() {
+        *slot = i;
+    }
+    for i in (1..order.len()).rev() {
+        // The high half of a 64 × 64-bit product: uniform in 0..=i up to 2^-64 (i + 1).
+        let product = u128::from(random.next_u64()) * (i as u128 + 1);
+        order.swap(i, (product >> 64) as usize);
+    }
+}
+
+fn zeros<T: Clone + Default>(field: &'static str, rows: usize, cols: usize) -> Result<Vec<T>> {
+    let too_large = || config(field, format!("is too large: {rows} x {cols} values"));
+    let length = rows.checked_mul(cols).ok_or_else(too_large)?;
+    let mut values = Vec::new();
+    values.try_reserve_exact(length).map_err(|_| too_large())?;
+    values.resize(length, T::default());
+    Ok(values)
+}
+
+fn config(field: &'static str, reason: impl Into<String>) -> Error {
+    Error::Config {
+        field,
+        reason: reason.into(),
+    }
+}
