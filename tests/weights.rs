@@ -1,0 +1,186 @@
+//! Weight files: exact, portable, refused when damaged or foreign.
+
+mod common;
+
+use std::fs;
+
+use common::gpu;
+use energyflow::Error;
+use energyflow::text::{DistillOptions, Distiller, EncoderOptions};
+use energyflow::train::{WeightType, Weights};
+
+fn options() -> EncoderOptions {
+    EncoderOptions {
+        vocabulary: 11,
+        length: 4,
+        width: 6,
+        hidden: 5,
+        kernel: 3,
+        dilations: vec![1],
+        embedding: 3,
+        ..EncoderOptions::default()
+    }
+}
+
+fn distiller(seed: u64, options: &EncoderOptions) -> Distiller {
+    let distill = DistillOptions {
+        batch: 2,
+        seed,
+        ..DistillOptions::default()
+    };
+    Distiller::new(&gpu(), options, &distill).unwrap()
+}
+
+#[test]
+fn f32_files_are_exact_and_carry_the_configuration() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.safetensors");
+    let texts: [&[u32]; 3] = [&[1, 2], &[10], &[3, 4, 5, 6, 7, 8]];
+    let first = distiller(1, &options());
+    let weights = first.weights().unwrap();
+    weights.save(&path, WeightType::F32).unwrap();
+    let loaded = Weights::load(&path).unwrap();
+    assert!(loaded == weights);
+    let read: EncoderOptions = serde_json::from_str(&loaded.description).unwrap();
+    assert_eq!(read, options());
+    let mut second = distiller(2, &read);
+    let expected = first.embed(&texts).unwrap();
+    assert_eq!(expected.len(), 9);
+    assert!(second.embed(&texts).unwrap() != expected);
+    second.set_weights(&loaded).unwrap();
+    assert!(second.embed(&texts).unwrap() == expected);
+
+    let again = folder.path().join("b.safetensors");
+    second
+        .weights()
+        .unwrap()
+        .save(&again, WeightType::F32)
+        .unwrap();
+    assert!(
+        fs::read(&path).unwrap() == fs::read(&again).unwrap(),
+        "equal weights, equal files"
+    );
+}
+
+#[test]
+fn names_and_shapes_are_those_of_pytorch() {
+    let weights = distiller(1, &options()).weights().unwrap();
+    let shapes: Vec<(&str, &[usize])> = weights
+        .names()
+        .map(|name| (name, weights.get(name).unwrap().0))
+        .collect();
+    let expected: [(&str, &[usize]); 9] = [
+        ("blocks.0.conv1.bias", &[5]),
+        ("blocks.0.conv1.weight", &[5, 6, 3]),
+        ("blocks.0.conv2.bias", &[6]),
+        ("blocks.0.conv2.weight", &[6, 5, 1]),
+        ("blocks.0.norm.bias", &[6]),
+        ("blocks.0.norm.weight", &[6]),
+        ("embedding.weight", &[11, 6]),
+        ("projection.bias", &[3]),
+        ("projection.weight", &[3, 6]),
+    ];
+    assert_eq!(shapes, expected);
+}
+
+#[test]
+fn f16_files_are_rounded_to_nearest() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("half.safetensors");
+    let weights = distiller(1, &options()).weights().unwrap();
+    weights.save(&path, WeightType::F16).unwrap();
+    let loaded = Weights::load(&path).unwrap();
+    for name in weights.names() {
+        let (exact, half) = (weights.get(name).unwrap().1, loaded.get(name).unwrap().1);
+        for (&x, &h) in exact.iter().zip(half) {
+            assert_eq!(half::f16::from_f32(x).to_f32().to_bits(), h.to_bits());
+        }
+    }
+    let f32_path = folder.path().join("full.safetensors");
+    weights.save(&f32_path, WeightType::F32).unwrap();
+    let (half, full) = (
+        fs::metadata(&path).unwrap(),
+        fs::metadata(&f32_path).unwrap(),
+    );
+    assert!(half.len() < full.len());
+}
+
+#[test]
+fn weights_of_another_network_are_refused_by_name() {
+    let weights = distiller(1, &options()).weights().unwrap();
+    let wider = EncoderOptions {
+        hidden: 8,
+        ..options()
+    };
+    let deeper = EncoderOptions {
+        dilations: vec![1, 1],
+        ..options()
+    };
+    let mut other = distiller(1, &wider);
+    let before = other.weights().unwrap();
+    let error = other.set_weights(&weights).unwrap_err();
+    assert!(
+        matches!(&error, Error::Data { name, .. } if name.starts_with("blocks.0.conv")),
+        "{error}"
+    );
+    assert!(other.weights().unwrap() == before, "nothing is half loaded");
+    let error = distiller(1, &deeper).set_weights(&weights).unwrap_err();
+    assert!(
+        matches!(&error, Error::Data { name, .. } if name.starts_with("blocks.1")),
+        "{error}"
+    );
+    let deep = distiller(1, &deeper).weights().unwrap();
+    let error = distiller(1, &options()).set_weights(&deep).unwrap_err();
+    assert!(
+        matches!(&error, Error::Data { name, .. } if name.starts_with("blocks.1")),
+        "{error}"
+    );
+}
+
+#[test]
+fn damaged_files_give_errors() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("w.safetensors");
+    distiller(1, &options())
+        .weights()
+        .unwrap()
+        .save(&path, WeightType::F32)
+        .unwrap();
+    let good = fs::read(&path).unwrap();
+    for end in 0..good.len() {
+        fs::write(&path, &good[..end]).unwrap();
+        let error = Weights::load(&path).unwrap_err();
+        assert!(
+            matches!(&error, Error::Format { path: p, .. } if *p == path),
+            "{end}: {error}"
+        );
+    }
+    let mut nan = good.clone();
+    let last = good.len() - 4;
+    nan[last..].copy_from_slice(&f32::NAN.to_le_bytes());
+    fs::write(&path, &nan).unwrap();
+    let error = Weights::load(&path).unwrap_err();
+    assert!(
+        matches!(error, Error::Format { offset, .. } if offset == last as u64),
+        "{error}"
+    );
+    let error = Weights::load(folder.path().join("missing")).unwrap_err();
+    assert!(matches!(error, Error::Io { .. }));
+    let nowhere = folder.path().join("no/such/folder/w.safetensors");
+    let weights = distiller(1, &options()).weights().unwrap();
+    assert!(matches!(
+        weights.save(nowhere, WeightType::F32),
+        Err(Error::Io { .. })
+    ));
+}
+
+#[test]
+fn texts_that_cannot_be_embedded_give_errors() {
+    let distiller = distiller(1, &options());
+    let unknown: [&[u32]; 1] = [&[11]];
+    assert!(matches!(distiller.embed(&unknown), Err(Error::Data { .. })));
+    let empty: [&[u32]; 2] = [&[1], &[]];
+    assert!(matches!(distiller.embed(&empty), Err(Error::Data { .. })));
+    let none: [&[u32]; 0] = [];
+    assert!(distiller.embed(&none).unwrap().is_empty());
+}
