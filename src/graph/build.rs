@@ -55,7 +55,7 @@ impl Graph {
                     shape,
                     dtype,
                     source: Source::Node { node, output },
-                    taps: 1,
+                    taps: None,
                 })
             })
             .collect();
@@ -84,7 +84,7 @@ impl Graph {
             shape: Shape::new(dims)?,
             dtype,
             source,
-            taps: 1,
+            taps: None,
         }))
     }
 
@@ -130,7 +130,7 @@ impl Graph {
         init: Init,
     ) -> Result<ValueId> {
         let id = self.parameter(name, &[out, kernel * channels], init)?;
-        self.values[id.0 as usize].taps = kernel;
+        self.values[id.0 as usize].taps = Some(kernel);
         Ok(id)
     }
 
@@ -152,7 +152,7 @@ impl Graph {
             shape: Shape::new(dims)?,
             dtype: DType::F32,
             source: Source::Constant(number),
-            taps: 1,
+            taps: None,
         }))
     }
 

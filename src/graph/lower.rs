@@ -48,7 +48,6 @@ pub(super) struct Step {
 #[derive(Debug)]
 pub(super) struct Lowered {
     pub steps: Vec<Step>,
-    pub scratch: Vec<Layout>,
     /// Gradients that live in the gradient arena, with their parameter.
     pub pinned: HashMap<ValueId, ValueId>,
     /// (value, state) to copy when the run ends.
@@ -86,7 +85,6 @@ pub(super) fn lower(
     }
     Ok(Lowered {
         steps: lowering.steps,
-        scratch: lowering.scratch,
         pinned: lowering.pinned,
         assigns: lowering.assigns,
         roots: graph.values().map(|(id, _)| fused.root(id)).collect(),

@@ -73,9 +73,8 @@ pub struct Value {
     pub dtype: DType,
     /// Origin.
     pub source: Source,
-    /// Taps k of a convolution weight: stored [out, k·in], tap after tap, exchanged with the host as [out, in, k].
-    /// 1 for everything else.
-    pub taps: usize,
+    /// Taps k of a convolution weight, which is stored [out, k·in], tap after tap, and exchanged with the host as [out, in, k].
+    pub taps: Option<usize>,
 }
 
 /// An operation with its operands and results.

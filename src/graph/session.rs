@@ -10,7 +10,7 @@ use super::executable::Executable;
 use super::lower::{Arena, Arenas, Run};
 use super::{DType, Graph, Init, Shape, Source, ValueId};
 use crate::error::{Error, Result};
-use crate::gpu::{Buffer, BufferSlice, Gpu, Layout, OFFSET_ALIGNMENT, Readback, Tensor};
+use crate::gpu::{Buffer, BufferSlice, Gpu, Layout, OFFSET_ALIGNMENT, Tensor};
 
 /// Consecutive parameters in one buffer, with parallel buffers for their moments.
 #[derive(Clone, Debug)]
@@ -37,7 +37,7 @@ impl Block {
 struct Entry {
     name: String,
     shape: Shape,
-    taps: usize,
+    taps: Option<usize>,
     layout: Layout,
     run: Run,
 }
@@ -161,11 +161,6 @@ impl Session {
             Some(&index) => tensor.upload(&self.gpu, &self.entries[index].from_host(data)),
             None => tensor.upload(&self.gpu, data),
         }
-    }
-
-    /// Reads a parameter later; in storage order, see [`Session::get`] for host order.
-    pub(crate) fn read(&self, name: &str) -> Result<Readback<Vec<f32>>> {
-        self.tensor(name)?.download(&self.gpu)
     }
 
     fn tensor(&self, name: &str) -> Result<Tensor> {
@@ -310,22 +305,21 @@ impl Entry {
     fn host_shape(&self) -> Vec<usize> {
         let dims = self.shape.dims();
         match (self.taps, dims) {
-            (1, _) => dims.to_vec(),
-            (taps, [out, cols]) => vec![*out, cols / taps, taps],
+            (Some(taps), [out, cols]) => vec![*out, cols / taps, taps],
             _ => dims.to_vec(),
         }
     }
 
     /// [out, in, k] → [out, k·in]
     fn from_host(&self, data: &[f32]) -> Vec<f32> {
-        let channels = self.shape.cols() / self.taps;
-        transpose(data, channels, self.taps)
+        let taps = self.taps.unwrap_or(1);
+        transpose(data, self.shape.cols() / taps, taps)
     }
 
     /// [out, k·in] → [out, in, k]
     fn to_host(&self, data: Vec<f32>) -> Vec<f32> {
-        let channels = self.shape.cols() / self.taps;
-        transpose(&data, self.taps, channels)
+        let taps = self.taps.unwrap_or(1);
+        transpose(&data, taps, self.shape.cols() / taps)
     }
 }
 

@@ -105,15 +105,6 @@ impl Shape {
     pub fn is_empty(&self) -> bool {
         false
     }
-
-    /// The same leading extents with another last one.
-    pub(crate) fn with_cols(&self, cols: usize) -> Self {
-        let mut dims = self.0.clone();
-        if let Some(last) = dims.last_mut() {
-            *last = cols;
-        }
-        Self(dims)
-    }
 }
 
 impl fmt::Display for Shape {

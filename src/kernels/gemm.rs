@@ -53,9 +53,10 @@ pub(crate) fn gemm(
         .finish(program))
 }
 
+/// Tile and workgroup by measurement on llvmpipe: neighbours in a row of 8 read the same rows of `a`, which are then loaded once.
 fn direct(m: usize, width: usize) -> Kernel {
-    let (tm, tn) = (8, 1);
-    let (wx, wy) = (8, 4);
+    let (tm, tn) = (8, 2);
+    let (wx, wy) = (8, 1);
     Kernel::new("gemm_direct")
         .with("tm", tm)
         .with("tn", tn)

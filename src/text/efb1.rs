@@ -14,11 +14,11 @@ use std::path::Path;
 
 use crate::error::Result;
 
-use super::atomic::AtomicFile;
 use super::mapped::Mapped;
 use super::sample::{
     Ids, OpenOptions, Sample, Target, check_sample, check_samples, check_width, data,
 };
+use crate::atomic::AtomicFile;
 
 /// First bytes of a file in this format.
 pub const MAGIC: [u8; 4] = *b"EFB1";

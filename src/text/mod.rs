@@ -1,10 +1,12 @@
-//! Text data on the host: datasets of tokens and teacher embeddings, batches of static shape, tokenisers, metrics.
+//! TextBridge: an encoder from tokens to sentence embeddings, its distillation from a teacher, and the data both need:
+//! datasets of tokens and teacher embeddings, batches of static shape, tokenisers, metrics.
 
-mod atomic;
 pub mod batches;
 pub mod compact;
 pub mod dataset;
+pub mod distill;
 pub mod efb1;
+pub mod encoder;
 pub mod jsonl;
 mod mapped;
 pub mod metrics;
@@ -14,7 +16,9 @@ pub mod tokenizer;
 pub use batches::{Batch, Batches};
 pub use compact::{Compact, CompactWriter};
 pub use dataset::Dataset;
+pub use distill::{DistillOptions, Distiller, Evaluation, Metrics, Precision};
 pub use efb1::{Efb1, Efb1Writer};
+pub use encoder::{Encoder, EncoderOptions};
 pub use jsonl::{JsonLines, Record};
 pub use sample::{OpenOptions, Sample};
 #[cfg(feature = "tokenizer")]

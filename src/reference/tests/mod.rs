@@ -32,7 +32,7 @@ pub(super) fn push(
         shape: Shape::new(dims)?,
         dtype,
         source,
-        taps: 1,
+        taps: None,
     }))
 }
 

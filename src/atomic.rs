@@ -8,13 +8,13 @@ use tempfile::NamedTempFile;
 use crate::error::{Error, Result};
 
 /// Written beside its destination; [`commit`](Self::commit) moves it there, dropping it removes it.
-pub(super) struct AtomicFile {
+pub(crate) struct AtomicFile {
     path: PathBuf,
     file: BufWriter<NamedTempFile>,
 }
 
 impl AtomicFile {
-    pub(super) fn create(path: &Path) -> Result<Self> {
+    pub(crate) fn create(path: &Path) -> Result<Self> {
         // The same directory, since a rename is atomic only within one file system.
         let folder = match path.parent() {
             Some(folder) if !folder.as_os_str().is_empty() => folder,
@@ -36,14 +36,14 @@ impl AtomicFile {
         })
     }
 
-    pub(super) fn write(&mut self, bytes: &[u8]) -> Result<()> {
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.file
             .write_all(bytes)
             .map_err(|error| Error::io(&self.path, error))
     }
 
     /// Overwrites bytes written before.
-    pub(super) fn patch(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+    pub(crate) fn patch(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
         self.file
             .seek(SeekFrom::Start(offset))
             .and_then(|_| self.file.write_all(bytes))
@@ -52,7 +52,7 @@ impl AtomicFile {
             .map_err(|error| Error::io(&self.path, error))
     }
 
-    pub(super) fn commit(self) -> Result<()> {
+    pub(crate) fn commit(self) -> Result<()> {
         let Self { path, file } = self;
         let file = file
             .into_inner()

@@ -1,0 +1,386 @@
+//! Distils a sentence encoder from a teacher's embeddings, entirely on the GPU, then answers questions with it.
+//!
+//! Without arguments: 12 000 WordNet sentences with MiniLM embeddings, a small encoder, six epochs.
+
+use std::error::Error;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use clap::{Parser, ValueEnum};
+use energyflow::text::metrics::nearest;
+use energyflow::text::{
+    Batches, Dataset, DistillOptions, Distiller, EncoderOptions, Evaluation, Metrics, OpenOptions,
+    Precision, Tokenizer, WordPiece,
+};
+use energyflow::train::{AdamW, Schedule, WeightType};
+use energyflow::{Gpu, GpuOptions};
+use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
+use plotters::prelude::*;
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Storage {
+    F32,
+    F16,
+}
+
+/// Distil a sentence encoder from a teacher's embeddings on the GPU.
+#[derive(Parser)]
+#[command(version)]
+struct Options {
+    /// Training data (EFB1 or compact format, see data/README.md)
+    #[arg(long, default_value = "data/wordnet_train.efc")]
+    train: PathBuf,
+    /// Validation data; questions are answered from its texts
+    #[arg(long, default_value = "data/wordnet_val.efc")]
+    validation: PathBuf,
+    /// WordPiece vocabulary of the data
+    #[arg(long, default_value = "data/tokenizer.json")]
+    tokenizer: PathBuf,
+    /// Use only the first N training samples
+    #[arg(long)]
+    samples: Option<usize>,
+    /// Folder for weights and the picture of the curves
+    #[arg(long, default_value = "out")]
+    out: PathBuf,
+    /// Passes over the training data
+    #[arg(long, default_value_t = 6)]
+    epochs: u32,
+    /// Highest learning rate
+    #[arg(long, default_value_t = 4e-3)]
+    learning_rate: f32,
+    /// Steps until the learning rate is at its highest
+    #[arg(long, default_value_t = 100)]
+    warmup: u32,
+    /// Samples a step
+    #[arg(long, default_value_t = 64)]
+    batch: usize,
+    /// Seed of the parameters and of the order of the samples
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Storage of activations while training; sums and master weights are f32
+    #[arg(long, value_enum, default_value = "f32")]
+    precision: Storage,
+    /// Storage of the weight file
+    #[arg(long, value_enum, default_value = "f32")]
+    weights: Storage,
+    /// Tokens of a text; longer ones are cut
+    #[arg(long, default_value_t = 32)]
+    length: usize,
+    /// Width of the network
+    #[arg(long, default_value_t = 128)]
+    width: usize,
+    /// Width inside a block
+    #[arg(long, default_value_t = 256)]
+    hidden: usize,
+    /// Taps of the convolutions
+    #[arg(long, default_value_t = 3)]
+    kernel: usize,
+    /// Dilation of each block
+    #[arg(long, value_delimiter = ',', default_value = "1,2")]
+    dilations: Vec<usize>,
+    /// The token table starts uniform in ± this
+    #[arg(long, default_value_t = 0.05)]
+    table_bound: f32,
+    /// Use only adapters whose name contains this
+    #[arg(long)]
+    adapter: Option<String>,
+    /// Ask this instead of the built-in questions (repeat for more)
+    #[arg(long)]
+    ask: Vec<String>,
+    /// Print what the adapter offers, the memory plan and the kernels
+    #[arg(long)]
+    show: bool,
+    /// Time every kernel of the training step on the GPU
+    #[arg(long)]
+    profile: bool,
+}
+
+const QUESTIONS: [&str; 4] = [
+    "a large animal that lives in the sea",
+    "to speak in a very quiet voice",
+    "money paid for work",
+    "the bright light of early morning",
+];
+
+fn main() {
+    env_logger::init();
+    if let Err(error) = run(&Options::parse()) {
+        eprintln!("error: {error}");
+        std::process::exit(1);
+    }
+}
+
+fn run(options: &Options) -> Result<(), Box<dyn Error>> {
+    let tokenizer = WordPiece::from_file(&options.tokenizer, options.length)?;
+    let open = |path: &Path| {
+        let check = OpenOptions {
+            vocab: Some(tokenizer.vocab_size()),
+        };
+        Dataset::open_with(path, check)
+    };
+    let mut train = open(&options.train)?;
+    if let Some(samples) = options.samples {
+        train = train.take(samples);
+    }
+    let validation = open(&options.validation)?;
+    fs::create_dir_all(&options.out)?;
+
+    let mut gpu = GpuOptions::default();
+    gpu.adapter.clone_from(&options.adapter);
+    let gpu = Gpu::new(&gpu)?;
+    let capabilities = gpu.capabilities();
+    println!(
+        "adapter {} ({}), kernels: {}",
+        capabilities.adapter,
+        capabilities.driver,
+        capabilities.kernel_tier()
+    );
+    println!(
+        "data    {} samples to train, {} to validate, teacher width {}",
+        train.len(),
+        validation.len(),
+        train.width()
+    );
+
+    let mut batches = Batches::training(train, options.batch, options.length, options.seed)?;
+    let steps = options.epochs * u32::try_from(batches.per_epoch())?;
+    let (encoder, distill) = configure(options, &batches, &tokenizer, steps)?;
+    let start = Instant::now();
+    let distiller = Distiller::new(&gpu, &encoder, &distill)?;
+    let parameters: usize = distiller
+        .session()
+        .parameters()
+        .map(|(_, shape)| shape.iter().product::<usize>())
+        .sum();
+    println!(
+        "network {:.2} million parameters, compiled in {:.1} s",
+        parameters as f64 / 1e6,
+        start.elapsed().as_secs_f64()
+    );
+    println!("step    {}", distiller.training_step().plan());
+    if options.show {
+        println!("{}\n{}", gpu.report(), distiller.training_step());
+    }
+
+    let history = train_all(options, &distiller, &mut batches, u64::from(steps))?;
+    if options.profile {
+        profile(&distiller)?;
+    }
+    let evaluation = distiller.evaluate(&validation)?;
+    println!(
+        "validation: cosine {:.4}, mse {:.6}, P@1 {:.3}, P@5 {:.3}",
+        evaluation.cosine, evaluation.mse, evaluation.precision_at_1, evaluation.precision_at_5
+    );
+    println!("total time: {:.1} s", start.elapsed().as_secs_f64());
+
+    let weights = options.out.join("encoder.safetensors");
+    let dtype = match options.weights {
+        Storage::F32 => WeightType::F32,
+        Storage::F16 => WeightType::F16,
+    };
+    distiller.weights()?.save(&weights, dtype)?;
+    let picture = options.out.join("training.svg");
+    draw(&picture, &history)?;
+    println!("wrote {} and {}", weights.display(), picture.display());
+    answer(options, &distiller, &tokenizer, &validation, &evaluation)
+}
+
+fn configure(
+    options: &Options,
+    batches: &Batches,
+    tokenizer: &WordPiece,
+    steps: u32,
+) -> Result<(EncoderOptions, DistillOptions), Box<dyn Error>> {
+    let encoder = EncoderOptions {
+        vocabulary: tokenizer.vocab_size() as usize,
+        length: options.length,
+        width: options.width,
+        hidden: options.hidden,
+        kernel: options.kernel,
+        dilations: options.dilations.clone(),
+        embedding: batches.dataset().width(),
+        table_bound: options.table_bound,
+        ..EncoderOptions::default()
+    };
+    if steps == 0 {
+        return Err("nothing to do: no epochs".into());
+    }
+    let distill = DistillOptions {
+        batch: options.batch,
+        optimizer: AdamW {
+            schedule: Schedule::WarmupCosine {
+                peak: options.learning_rate,
+                end: 1e-5_f32.min(options.learning_rate),
+                warmup: options.warmup.min(steps / 2),
+                total: steps,
+            },
+            clip: Some(1.0),
+            ..AdamW::default()
+        },
+        precision: match options.precision {
+            Storage::F32 => Precision::F32,
+            Storage::F16 => Precision::Mixed,
+        },
+        seed: options.seed,
+        ..DistillOptions::default()
+    };
+    Ok((encoder, distill))
+}
+
+fn train_all(
+    options: &Options,
+    distiller: &Distiller,
+    batches: &mut Batches,
+    steps: u64,
+) -> Result<Vec<Metrics>, Box<dyn Error>> {
+    let bar = ProgressBar::new(steps);
+    bar.set_style(ProgressStyle::with_template(
+        "{elapsed_precise} [{bar:32}] {pos}/{len} {msg}",
+    )?);
+    let tokens = options.batch * options.length;
+    let mut history: Vec<Metrics> = Vec::new();
+    let start = Instant::now();
+    for epoch in 0..options.epochs {
+        batches.start_epoch(u64::from(epoch));
+        let first = history.len();
+        distiller.epoch(batches, |metrics| {
+            history.push(*metrics);
+            let done = history.len();
+            let seconds = start.elapsed().as_secs_f64();
+            let left = seconds / done as f64 * (steps as f64 - done as f64);
+            bar.set_position(done as u64);
+            bar.set_message(format!(
+                "loss {:.4} cos {:.4} {:.1}k tokens/s {} left",
+                metrics.loss,
+                metrics.cosine,
+                (done * tokens) as f64 / seconds / 1e3,
+                HumanDuration(std::time::Duration::from_secs_f64(left))
+            ));
+        })?;
+        let seen = &history[first..];
+        let mean = |of: fn(&Metrics) -> f32| {
+            seen.iter().map(|m| f64::from(of(m))).sum::<f64>() / seen.len() as f64
+        };
+        let line = format!(
+            "epoch {}: loss {:.4}, cosine {:.4}, {:.0} s",
+            epoch + 1,
+            mean(|m| m.loss),
+            mean(|m| m.cosine),
+            start.elapsed().as_secs_f64()
+        );
+        // Without a terminal the bar draws nothing.
+        match bar.is_hidden() {
+            true => println!("{line}"),
+            false => bar.println(line),
+        }
+    }
+    bar.finish_and_clear();
+    let seconds = start.elapsed().as_secs_f64();
+    println!(
+        "trained {} steps in {seconds:.1} s: {:.0} tokens/s",
+        history.len(),
+        (history.len() * tokens) as f64 / seconds
+    );
+    if let Some(last) = history.last()
+        && last.skipped > 0.0
+    {
+        println!(
+            "skipped {} steps, loss scale {}",
+            last.skipped, last.loss_scale
+        );
+    }
+    Ok(history)
+}
+
+fn profile(distiller: &Distiller) -> Result<(), Box<dyn Error>> {
+    let mut timings = distiller.training_step().profile()?;
+    let total: f64 = timings.iter().map(|t| t.nanoseconds).sum();
+    timings.sort_by(|a, b| b.nanoseconds.total_cmp(&a.nanoseconds));
+    println!("kernels of a step, {:.3} ms in all:", total / 1e6);
+    for timing in timings.iter().take(24) {
+        let label: String = timing.label.chars().take(140).collect();
+        println!(
+            "{:9.3} ms {:5.1} %  {label}",
+            timing.nanoseconds / 1e6,
+            100.0 * timing.nanoseconds / total
+        );
+    }
+    Ok(())
+}
+
+/// Loss and cosine over the steps, smoothed.
+fn draw(path: &Path, history: &[Metrics]) -> Result<(), Box<dyn Error>> {
+    let smooth = |of: fn(&Metrics) -> f32| -> Vec<(f64, f64)> {
+        let mut mean = history.first().map_or(0.0, |m| f64::from(of(m)));
+        let points = history.iter().enumerate();
+        points
+            .map(|(i, m)| {
+                mean += 0.1 * (f64::from(of(m)) - mean);
+                (i as f64, mean)
+            })
+            .collect()
+    };
+    let area = SVGBackend::new(path, (900, 640)).into_drawing_area();
+    area.fill(&WHITE)?;
+    let (top, bottom) = area.split_vertically(320);
+    let curves = [
+        (&top, "loss", smooth(|m| m.loss), RGBColor(200, 60, 40)),
+        (
+            &bottom,
+            "cosine to the teacher",
+            smooth(|m| m.cosine),
+            RGBColor(30, 100, 180),
+        ),
+    ];
+    for (area, title, points, color) in curves {
+        let highest = points.iter().map(|p| p.1).fold(0.0, f64::max);
+        let lowest = points.iter().map(|p| p.1).fold(0.0, f64::min);
+        let mut chart = ChartBuilder::on(area)
+            .caption(title, ("sans-serif", 20))
+            .margin(12)
+            .x_label_area_size(32)
+            .y_label_area_size(56)
+            .build_cartesian_2d(0.0..history.len() as f64, lowest..highest * 1.05 + 1e-9)?;
+        chart
+            .configure_mesh()
+            .x_desc("step")
+            .x_label_formatter(&|x| format!("{x:.0}"))
+            .y_label_formatter(&|y| format!("{y:.2}"))
+            .draw()?;
+        chart.draw_series(LineSeries::new(points, color.stroke_width(2)))?;
+    }
+    area.present()?;
+    Ok(())
+}
+
+/// The validation texts whose embeddings are nearest to each question's.
+fn answer(
+    options: &Options,
+    distiller: &Distiller,
+    tokenizer: &WordPiece,
+    validation: &Dataset,
+    evaluation: &Evaluation,
+) -> Result<(), Box<dyn Error>> {
+    let questions: Vec<&str> = match options.ask.is_empty() {
+        true => QUESTIONS.to_vec(),
+        false => options.ask.iter().map(String::as_str).collect(),
+    };
+    let ids: Vec<Vec<u32>> = questions
+        .iter()
+        .map(|question| tokenizer.encode(question))
+        .collect::<Result<_, _>>()?;
+    let width = distiller.encoder().embedding;
+    let embeddings = distiller.embed(&ids)?;
+    for (question, embedding) in questions.iter().zip(embeddings.chunks_exact(width)) {
+        println!("\n{question}");
+        for (index, cosine) in nearest(embedding, &evaluation.embeddings, 3)? {
+            let text = validation
+                .sample(index)
+                .and_then(|sample| sample.text())
+                .unwrap_or("(no text)");
+            println!("  {cosine:.3}  {text}");
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,58 @@
+//! The linear layer.
+
+use super::weight_like;
+use crate::error::Result;
+use crate::graph::{DType, Graph, Init, Trans, ValueId};
+
+/// y = x·weightᵀ + bias, weight [outputs, inputs].
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Linear {
+    /// [outputs, inputs]
+    pub weight: ValueId,
+    /// [outputs]
+    pub bias: Option<ValueId>,
+}
+
+impl Linear {
+    /// Declares the parameters, both uniform in ±1/√inputs.
+    ///
+    /// # Errors
+    /// [`Error::Graph`](crate::Error::Graph) for a taken name or an extent of zero.
+    pub fn new(
+        graph: &mut Graph,
+        name: &str,
+        inputs: usize,
+        outputs: usize,
+        bias: bool,
+    ) -> Result<Self> {
+        let init = Init::Uniform(1.0 / (inputs as f32).sqrt());
+        let weight = graph.parameter(&format!("{name}.weight"), &[outputs, inputs], init)?;
+        let bias = bias
+            .then(|| graph.parameter(&format!("{name}.bias"), &[outputs], init))
+            .transpose()?;
+        Ok(Self { weight, bias })
+    }
+
+    /// x [.., inputs] → [rows, outputs] in the element type of x.
+    ///
+    /// # Errors
+    /// [`Error::Shape`](crate::Error::Shape) when x has another number of columns.
+    pub fn forward(&self, graph: &mut Graph, x: ValueId) -> Result<ValueId> {
+        let out = graph.value(x)?.dtype;
+        self.forward_as(graph, x, out)
+    }
+
+    /// As [`Linear::forward`], stored as `out`.
+    ///
+    /// # Errors
+    /// As [`Linear::forward`].
+    pub fn forward_as(&self, graph: &mut Graph, x: ValueId, out: DType) -> Result<ValueId> {
+        let weight = weight_like(graph, self.weight, x)?;
+        let y = graph.matmul_as(x, weight, Trans::NT, out)?;
+        match self.bias {
+            Some(bias) => graph.add_bias(y, bias),
+            None => Ok(y),
+        }
+    }
+}

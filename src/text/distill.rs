@@ -1,0 +1,335 @@
+//! Mode A: an encoder learns to give a teacher's sentence embeddings.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::batches::{Batch, Batches};
+use super::dataset::Dataset;
+use super::encoder::{Encoder, EncoderOptions, PADDING};
+use super::metrics;
+use crate::error::{Error, Result};
+use crate::gpu::Gpu;
+use crate::graph::{DType, Executable, Graph, Host, Outputs, Pending, Session};
+use crate::train::{AdamW, LossScale, StepOutputs, Weights};
+
+/// What the network between tokens and embedding computes in. Sums, statistics, the loss, master weights and the optimizer are
+/// f32 in either case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// f32 storage.
+    #[default]
+    F32,
+    /// f16 storage and matrix inputs, with loss scaling.
+    Mixed,
+}
+
+/// How to distil.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DistillOptions {
+    /// Samples a step, B.
+    pub batch: usize,
+    /// Weight of 1 − cosine.
+    pub alpha: f32,
+    /// Weight of the mean squared error.
+    pub beta: f32,
+    /// Optimizer; [`Precision::Mixed`] adds a default loss scale where none is set.
+    pub optimizer: AdamW,
+    /// Storage of activations.
+    pub precision: Precision,
+    /// Start of the parameters.
+    pub seed: u64,
+}
+
+impl Default for DistillOptions {
+    fn default() -> Self {
+        Self {
+            batch: 64,
+            alpha: 1.0,
+            beta: 1.0,
+            optimizer: AdamW {
+                clip: Some(1.0),
+                ..AdamW::default()
+            },
+            precision: Precision::F32,
+            seed: 0,
+        }
+    }
+}
+
+/// What one training step reports.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Metrics {
+    /// alpha·(1 − cosine) + beta·mse
+    pub loss: f32,
+    /// Mean cosine to the teacher.
+    pub cosine: f32,
+    /// Mean squared error.
+    pub mse: f32,
+    /// Before clipping; not finite when the step was skipped.
+    pub gradient_norm: f32,
+    /// Of this step.
+    pub learning_rate: f32,
+    /// Of this step; 1 in f32.
+    pub loss_scale: f32,
+    /// Steps skipped so far.
+    pub skipped: f32,
+}
+
+impl Metrics {
+    fn new(outputs: &Outputs) -> Result<Self> {
+        Ok(Self {
+            loss: outputs.scalar("loss")?,
+            cosine: outputs.scalar("cosine")?,
+            mse: outputs.scalar("mse")?,
+            gradient_norm: outputs.scalar(StepOutputs::GRADIENT_NORM)?,
+            learning_rate: outputs.scalar(StepOutputs::LEARNING_RATE)?,
+            loss_scale: outputs.scalar(StepOutputs::LOSS_SCALE)?,
+            skipped: outputs.scalar(StepOutputs::SKIPPED)?,
+        })
+    }
+}
+
+/// How well an encoder imitates its teacher on a dataset.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Evaluation {
+    /// Mean cosine to the teacher.
+    pub cosine: f64,
+    /// Mean squared error.
+    pub mse: f64,
+    /// Share of texts whose own teacher embedding is the nearest of all.
+    pub precision_at_1: f64,
+    /// Share of texts whose own teacher embedding is among the five nearest.
+    pub precision_at_5: f64,
+    /// The embeddings [n, E].
+    pub embeddings: Vec<f32>,
+}
+
+/// Steps given to the device before the oldest one's metrics are awaited.
+const IN_FLIGHT: usize = 3;
+
+/// An encoder in training, with its session.
+#[derive(Debug)]
+pub struct Distiller {
+    encoder: EncoderOptions,
+    batch: usize,
+    session: Session,
+    train: Arc<Executable>,
+    embed: Arc<Executable>,
+}
+
+impl Distiller {
+    /// Builds and compiles the training step and the forward pass.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for sizes or rates out of range; what [`Session::compile`] returns.
+    pub fn new(gpu: &Gpu, encoder: &EncoderOptions, options: &DistillOptions) -> Result<Self> {
+        if options.batch == 0 {
+            return Err(Error::Config {
+                field: "batch",
+                reason: "must be at least 1".into(),
+            });
+        }
+        let mut optimizer = options.optimizer;
+        let dtype = match options.precision {
+            Precision::F32 => DType::F32,
+            Precision::Mixed => {
+                optimizer.loss_scale.get_or_insert_with(LossScale::default);
+                DType::F16
+            }
+        };
+        let mut session = Session::new(gpu, options.seed);
+        let training = training_graph(encoder, options, &optimizer, dtype)?;
+        let train = session.compile(&training)?;
+        let mut graph = Graph::new();
+        let z = forward(&mut graph, encoder, options.batch, dtype)?;
+        graph.output("z", z)?;
+        let embed = session.compile(&graph)?;
+        Ok(Self {
+            encoder: encoder.clone(),
+            batch: options.batch,
+            session,
+            train,
+            embed,
+        })
+    }
+
+    /// The network's sizes.
+    #[must_use]
+    pub fn encoder(&self) -> &EncoderOptions {
+        &self.encoder
+    }
+
+    /// The compiled training step: its plan, its kernels.
+    #[must_use]
+    pub fn training_step(&self) -> &Executable {
+        &self.train
+    }
+
+    /// The parameters.
+    #[must_use]
+    pub fn session(&self) -> &Session {
+        &self.session
+    }
+
+    /// Trains on one batch of shape [B, L] and targets [B, E]; the metrics arrive later.
+    ///
+    /// # Errors
+    /// [`Error::Data`] for a batch of another shape, [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    pub fn submit(&self, batch: &Batch) -> Result<Pending> {
+        self.train.run(&[
+            ("ids", Host::from(&batch.ids)),
+            ("mask", Host::from(&batch.mask)),
+            ("target", Host::from(&batch.targets)),
+        ])
+    }
+
+    /// Trains on one batch and waits for its metrics.
+    ///
+    /// # Errors
+    /// As [`Distiller::submit`].
+    pub fn step(&self, batch: &Batch) -> Result<Metrics> {
+        Metrics::new(&self.submit(batch)?.wait()?)
+    }
+
+    /// Trains on all remaining batches of the current epoch, a few steps ahead of the reported metrics.
+    ///
+    /// # Errors
+    /// As [`Distiller::submit`].
+    pub fn epoch(&self, batches: &mut Batches, mut report: impl FnMut(&Metrics)) -> Result<()> {
+        let mut pending: VecDeque<Pending> = VecDeque::with_capacity(IN_FLIGHT + 1);
+        while let Some(batch) = batches.next_batch() {
+            pending.push_back(self.submit(batch)?);
+            if pending.len() > IN_FLIGHT
+                && let Some(oldest) = pending.pop_front()
+            {
+                report(&Metrics::new(&oldest.wait()?)?);
+            }
+        }
+        for step in pending {
+            report(&Metrics::new(&step.wait()?)?);
+        }
+        Ok(())
+    }
+
+    /// The embeddings [n, E] of `n` tokenised texts; longer texts are cut to L.
+    ///
+    /// # Errors
+    /// [`Error::Data`] for a text without tokens or an id outside the vocabulary; [`Error::DeviceLost`].
+    pub fn embed(&self, texts: &[impl AsRef<[u32]>]) -> Result<Vec<f32>> {
+        let length = self.encoder.length;
+        let mut embeddings = Vec::with_capacity(texts.len() * self.encoder.embedding);
+        for chunk in texts.chunks(self.batch) {
+            let mut ids = vec![PADDING; self.batch * length];
+            let mut mask = vec![0.0; self.batch * length];
+            for (i, text) in chunk.iter().enumerate() {
+                let text = text.as_ref();
+                if text.is_empty() {
+                    return Err(Error::Data {
+                        name: "ids".into(),
+                        reason: "a text has no tokens".into(),
+                    });
+                }
+                let used = text.len().min(length);
+                ids[i * length..][..used].copy_from_slice(&text[..used]);
+                mask[i * length..][..used].fill(1.0);
+            }
+            let z = self.forward(&ids, &mask)?;
+            embeddings.extend_from_slice(&z[..chunk.len() * self.encoder.embedding]);
+        }
+        Ok(embeddings)
+    }
+
+    /// Compares the embeddings of a dataset's texts with their teacher's.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when the dataset has another embedding width; as [`Distiller::embed`].
+    pub fn evaluate(&self, dataset: &Dataset) -> Result<Evaluation> {
+        let width = self.encoder.embedding;
+        if dataset.width() != width {
+            return Err(Error::Config {
+                field: "embedding",
+                reason: format!("is {width}, but the data has {}", dataset.width()),
+            });
+        }
+        let mut batches = Batches::evaluation(dataset.clone(), self.batch, self.encoder.length)?;
+        let mut embeddings = Vec::with_capacity(dataset.len() * width);
+        let mut targets = Vec::with_capacity(dataset.len() * width);
+        while let Some(batch) = batches.next_batch() {
+            let z = self.forward(&batch.ids, &batch.mask)?;
+            embeddings.extend_from_slice(&z[..batch.valid * width]);
+            targets.extend_from_slice(&batch.targets[..batch.valid * width]);
+        }
+        let ranks = metrics::retrieval_ranks(&embeddings, &targets, width)?;
+        Ok(Evaluation {
+            cosine: metrics::mean_cosine(&embeddings, &targets, width)?,
+            mse: metrics::mean_squared_error(&embeddings, &targets, width)?,
+            precision_at_1: metrics::precision_at(&ranks, 1),
+            precision_at_5: metrics::precision_at(&ranks, 5),
+            embeddings,
+        })
+    }
+
+    /// All parameters, with the network's sizes as JSON in the description.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], [`Error::DeviceLost`]
+    pub fn weights(&self) -> Result<Weights> {
+        let mut weights = Weights::from_session(&self.session)?;
+        weights.description =
+            serde_json::to_string(&self.encoder).map_err(|error| Error::Config {
+                field: "encoder",
+                reason: error.to_string(),
+            })?;
+        Ok(weights)
+    }
+
+    /// Replaces all parameters.
+    ///
+    /// # Errors
+    /// As [`Weights::apply`].
+    pub fn set_weights(&mut self, weights: &Weights) -> Result<()> {
+        weights.apply(&mut self.session)
+    }
+
+    fn forward(&self, ids: &[u32], mask: &[f32]) -> Result<Vec<f32>> {
+        let inputs = [("ids", Host::from(ids)), ("mask", Host::from(mask))];
+        self.embed.run(&inputs)?.wait()?.get("z")
+    }
+}
+
+fn forward(
+    graph: &mut Graph,
+    options: &EncoderOptions,
+    batch: usize,
+    dtype: DType,
+) -> Result<crate::graph::ValueId> {
+    let encoder = Encoder::new(graph, options)?;
+    let n = batch * options.length;
+    let below = u32::try_from(options.vocabulary).map_err(|_| Error::Config {
+        field: "vocabulary",
+        reason: "must fit u32".into(),
+    })?;
+    let ids = graph.index_input("ids", n, below)?;
+    let mask = graph.input("mask", &[n], DType::F32)?;
+    encoder.forward(graph, ids, mask, dtype)
+}
+
+fn training_graph(
+    encoder: &EncoderOptions,
+    options: &DistillOptions,
+    optimizer: &AdamW,
+    dtype: DType,
+) -> Result<Graph> {
+    let mut graph = Graph::new();
+    let z = forward(&mut graph, encoder, options.batch, dtype)?;
+    let target = graph.input("target", &[options.batch, encoder.embedding], DType::F32)?;
+    let kd = graph.kd_loss(z, target, options.alpha, options.beta)?;
+    graph.output("loss", kd.loss)?;
+    graph.output("cosine", kd.cosine)?;
+    graph.output("mse", kd.mse)?;
+    let parameters: Vec<_> = graph.parameters().map(|(id, _)| id).collect();
+    optimizer.step(&mut graph, kd.loss, &parameters)?;
+    Ok(graph)
+}

@@ -1,0 +1,150 @@
+//! The attention-free text encoder: tokens → embedding → TCN → masked mean → linear.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::graph::{DType, Graph, Init, UnaryOp, ValueId};
+use crate::nn::{Embedding, Gelu, Linear, Tcn, TcnOptions};
+
+/// Sizes of an [`Encoder`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EncoderOptions {
+    /// Token ids are less than this, V.
+    pub vocabulary: usize,
+    /// Tokens of a text, L; longer texts are cut.
+    pub length: usize,
+    /// Width of the network, D.
+    pub width: usize,
+    /// Width inside a block, H.
+    pub hidden: usize,
+    /// Taps of the convolutions, k.
+    pub kernel: usize,
+    /// Dilation of each block.
+    pub dilations: Vec<usize>,
+    /// Width of the result, E: that of the teacher.
+    pub embedding: usize,
+    /// Form of GELU.
+    pub gelu: Gelu,
+    /// Squash the result with tanh.
+    pub tanh: bool,
+    /// The token table starts uniform in ± this.
+    pub table_bound: f32,
+}
+
+impl Default for EncoderOptions {
+    /// D 256, H 512, four blocks of kernel 5 with dilations 1, 2, 4, 8, L 128, E 768, V 30522.
+    fn default() -> Self {
+        Self {
+            vocabulary: 30_522,
+            length: 128,
+            width: 256,
+            hidden: 512,
+            kernel: 5,
+            dilations: vec![1, 2, 4, 8],
+            embedding: 768,
+            gelu: Gelu::Tanh,
+            tanh: false,
+            table_bound: 0.02,
+        }
+    }
+}
+
+/// The id that fills texts up to their static length.
+pub const PADDING: u32 = 0;
+
+/// The layers of an encoder in one graph. Names: `embedding`, `blocks.N.norm|conv1|conv2`, `projection`.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Encoder {
+    /// Token table [V, D].
+    pub embedding: Embedding,
+    /// The blocks.
+    pub tcn: Tcn,
+    /// D → E.
+    pub projection: Linear,
+    length: usize,
+    width: usize,
+    tanh: bool,
+}
+
+impl Encoder {
+    /// Declares the parameters.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for sizes of zero or no blocks, [`Error::Graph`] for taken names.
+    pub fn new(graph: &mut Graph, options: &EncoderOptions) -> Result<Self> {
+        let sizes = [
+            ("vocabulary", options.vocabulary),
+            ("length", options.length),
+            ("width", options.width),
+            ("hidden", options.hidden),
+            ("kernel", options.kernel),
+            ("embedding", options.embedding),
+        ];
+        if let Some((field, _)) = sizes.into_iter().find(|(_, size)| *size == 0) {
+            return Err(Error::Config {
+                field,
+                reason: "must be at least 1".into(),
+            });
+        }
+        let bound = options.table_bound;
+        if !bound.is_finite() || bound <= 0.0 {
+            return Err(Error::Config {
+                field: "table_bound",
+                reason: "must be positive".into(),
+            });
+        }
+        let tcn = TcnOptions {
+            width: options.width,
+            hidden: options.hidden,
+            kernel: options.kernel,
+            dilations: options.dilations.clone(),
+            gelu: options.gelu,
+            eps: 1e-5,
+        };
+        Ok(Self {
+            embedding: Embedding::new(
+                graph,
+                "embedding",
+                options.vocabulary,
+                options.width,
+                Some(PADDING),
+                Init::Uniform(bound),
+            )?,
+            tcn: Tcn::new(graph, "blocks", &tcn)?,
+            projection: Linear::new(graph, "projection", options.width, options.embedding, true)?,
+            length: options.length,
+            width: options.width,
+            tanh: options.tanh,
+        })
+    }
+
+    /// ids [B·L], mask [B·L] → z [B, E] in f32; the network between computes in `dtype`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when the operands are not whole texts of length L.
+    pub fn forward(
+        &self,
+        graph: &mut Graph,
+        ids: ValueId,
+        mask: ValueId,
+        dtype: DType,
+    ) -> Result<ValueId> {
+        let shape = &graph.value(ids)?.shape;
+        if !shape.cols().is_multiple_of(self.length) {
+            let reason = format!("ids must be whole texts of {} tokens", self.length);
+            return Err(Error::shape("encoder", &[shape], reason));
+        }
+        let batch = shape.cols() / self.length;
+        let x = self.embedding.forward(graph, ids, dtype)?;
+        let x = graph.reshape(x, &[batch, self.length, self.width])?;
+        let x = self.tcn.forward(graph, x, Some(mask))?;
+        let pooled = graph.masked_mean(x, mask)?;
+        let z = self.projection.forward_as(graph, pooled, DType::F32)?;
+        match self.tanh {
+            true => graph.unary(UnaryOp::Tanh, z),
+            false => Ok(z),
+        }
+    }
+}

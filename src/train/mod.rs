@@ -1,0 +1,11 @@
+//! Training: everything a step needs beside the loss, as nodes of the same graph, so that a step is one submission.
+
+mod optimizer;
+mod scale;
+mod schedule;
+mod weights;
+
+pub use optimizer::{AdamW, StepOutputs};
+pub use scale::LossScale;
+pub use schedule::Schedule;
+pub use weights::{WeightType, Weights};

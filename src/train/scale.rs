@@ -1,0 +1,61 @@
+//! Dynamic loss scaling: keeps small f16 gradients from vanishing, and large ones from staying infinite.
+
+use crate::error::{Error, Result};
+use crate::graph::{BinaryOp, Broadcast, Graph, UnaryOp, ValueId};
+
+/// The loss is multiplied by a scale that grows while gradients stay finite and shrinks when they do not.
+/// Micikevicius et al., arXiv:1710.03740.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LossScale {
+    /// First scale.
+    pub start: f32,
+    /// Smallest scale.
+    pub min: f32,
+    /// Largest scale.
+    pub max: f32,
+    /// Good steps until the scale doubles.
+    pub interval: u32,
+}
+
+impl Default for LossScale {
+    fn default() -> Self {
+        Self {
+            start: 1024.0,
+            min: 1.0,
+            max: 65_536.0,
+            interval: 2000,
+        }
+    }
+}
+
+impl LossScale {
+    pub(super) fn check(&self) -> Result<()> {
+        let ordered = 0.0 < self.min && self.min <= self.max && self.start > 0.0;
+        if ordered && self.max.is_finite() && self.start.is_finite() && self.interval > 0 {
+            return Ok(());
+        }
+        Err(Error::Config {
+            field: "loss_scale",
+            reason: "needs 0 < min <= max, a finite start > 0 and an interval of at least 1".into(),
+        })
+    }
+
+    /// Moves the scale on. `apply` is 1 where the step was good, 0 where a gradient was not finite.
+    pub(super) fn update(&self, graph: &mut Graph, scale: ValueId, apply: ValueId) -> Result<()> {
+        let good = graph.state("train.good_steps", &[1], 0.0)?;
+        let count = graph.affine(good, 1.0, 1.0)?;
+        let count = graph.mul(count, apply)?;
+        let enough = graph.constant(&[1], self.interval as f32 - 0.5)?;
+        let grow = graph.binary(BinaryOp::Greater, Broadcast::Same, count, enough)?;
+        let rest = graph.affine(grow, -1.0, 1.0)?;
+        let count = graph.mul(count, rest)?;
+        // Half after a bad step, one after a good one, two when it grows.
+        let factor = graph.affine(apply, 0.5, 0.5)?;
+        let factor = graph.add(factor, grow)?;
+        let next = graph.mul(scale, factor)?;
+        let (min, max) = (self.min, self.max.max(self.start));
+        let next = graph.unary(UnaryOp::Clamp { min, max }, next)?;
+        graph.assign(good, count)?;
+        graph.assign(scale, next)
+    }
+}
