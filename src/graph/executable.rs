@@ -160,6 +160,13 @@ impl Executable {
         &self.plan
     }
 
+    /// Key and WGSL text of every dispatch, in order of execution; a kernel that runs twice occurs twice.
+    pub fn sources(&self) -> impl ExactSizeIterator<Item = (&str, &str)> {
+        self.dispatches
+            .iter()
+            .map(|dispatch| (dispatch.pipeline.key(), dispatch.pipeline.wgsl()))
+    }
+
     /// Uploads the inputs, submits everything, returns at once.
     ///
     /// # Errors
