@@ -243,3 +243,13 @@ pub enum Op {
         state: ValueId,
     },
 }
+
+impl Op {
+    /// How operand `i` of an elementwise operation meets the result.
+    pub(super) fn broadcast_of(&self, i: usize) -> Broadcast {
+        match (self, i) {
+            (Self::Binary(_, broadcast), 1) => *broadcast,
+            _ => Broadcast::Same,
+        }
+    }
+}
