@@ -183,11 +183,18 @@ impl Graph {
                 self.value(*id)?.name
             )));
         }
-        match &op {
-            Op::AdamW { params, .. } => self.updated.extend(params),
-            Op::Assign { state } => self.updated.push(*state),
-            _ => {}
+        let updates = match &op {
+            Op::AdamW { params, .. } => params.as_slice(),
+            Op::Assign { state } => std::slice::from_ref(state),
+            _ => &[],
+        };
+        if let Some(id) = updates.iter().find(|id| self.updated.contains(id)) {
+            return Err(Error::Graph(format!(
+                "{:?} is updated twice in the same graph",
+                self.value(*id)?.name
+            )));
         }
+        self.updated.extend(updates);
         Ok(self.push_node(op, inputs.to_vec(), results))
     }
 

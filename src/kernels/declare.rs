@@ -42,20 +42,20 @@ impl Binding {
         let name = &self.name;
         let f16 = if target.f16 { "f16" } else { "u32" };
         let (element, load, store) = match (self.view, self.layout.dtype()) {
-            (View::Vec4, DType::F32) => ("vec4<f32>".to_owned(), format!("{name}[i]"), "v"),
+            (View::Vec4, DType::F32) => ("vec4<f32>".to_owned(), format!("{name}[i]"), "value"),
             (View::Vec4, DType::F16) if target.f16 => (
                 "vec4<f16>".to_owned(),
                 format!("vec4<f32>({name}[i])"),
-                "vec4<f16>(v)",
+                "vec4<f16>(value)",
             ),
             (View::Vec4, DType::F16) => (
                 "vec2<u32>".to_owned(),
                 format!("vec4<f32>(unpack2x16float({name}[i].x), unpack2x16float({name}[i].y))"),
-                "vec2<u32>(pack2x16float(v.xy), pack2x16float(v.zw))",
+                "vec2<u32>(pack2x16float(value.xy), pack2x16float(value.zw))",
             ),
-            (View::Vec4, DType::U32) => ("vec4<u32>".to_owned(), format!("{name}[i]"), "v"),
+            (View::Vec4, DType::U32) => ("vec4<u32>".to_owned(), format!("{name}[i]"), "value"),
             (View::Scalar, DType::F16) if target.f16 => {
-                (f16.to_owned(), format!("f32({name}[i])"), "f16(v)")
+                (f16.to_owned(), format!("f32({name}[i])"), "f16(value)")
             }
             // No single half can be stored without `SHADER_F16`; kernels store halves as vec4 only.
             (View::Scalar, DType::F16) => (
@@ -63,7 +63,7 @@ impl Binding {
                 format!("unpack2x16float({name}[i >> 1u])[i & 1u]"),
                 "",
             ),
-            (View::Scalar, dtype) => (dtype.to_string(), format!("{name}[i]"), "v"),
+            (View::Scalar, dtype) => (dtype.to_string(), format!("{name}[i]"), "value"),
         };
         let number = match (self.view, self.layout.dtype()) {
             (View::Vec4, DType::U32) => "vec4<u32>",
@@ -86,7 +86,7 @@ impl Binding {
         );
         if self.access == Access::ReadWrite && !store.is_empty() {
             text.push_str(&format!(
-                "fn {name}_{put}(i: u32, v: {number}) {{ {name}[i] = {store}; }}\n"
+                "fn {name}_{put}(i: u32, value: {number}) {{ {name}[i] = {store}; }}\n"
             ));
         }
         text
