@@ -1,4 +1,30 @@
-//! energyflow
+//! Define a network once with static shapes; energyflow compiles it to a short list of fused WGSL kernels with every buffer,
+//! pipeline and binding already in place. Running it is one submission, training included, on Metal, Vulkan and DX12.
+//!
+//! ```
+//! use energyflow::graph::{DType, Graph, Host, Session};
+//! use energyflow::nn::Linear;
+//! use energyflow::{Gpu, GpuOptions};
+//!
+//! # fn main() -> energyflow::Result<()> {
+//! let mut graph = Graph::new();
+//! let x = graph.input("x", &[4, 3], DType::F32)?;
+//! let y = Linear::new(&mut graph, "layer", 3, 2, true)?.forward(&mut graph, x)?;
+//! graph.output("y", y)?;
+//!
+//! let mut session = Session::new(&Gpu::new(&GpuOptions::default())?, 0);
+//! let executable = session.compile(&graph)?;
+//! let outputs = executable.run(&[("x", Host::F32(&[0.5; 12]))])?.wait()?;
+//! assert_eq!(outputs.get("y")?.len(), 4 * 2);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! From the bottom up: [`gpu`] is the device, [`graph`] the network and what it is compiled to, [`nn`] the layers, [`train`] the
+//! optimizer, [`text`] an encoder distilled from a transformer. [`mod@reference`] computes every graph once more on the CPU in f64;
+//! the tests compare every kernel with it.
+#![warn(missing_docs)]
+
 mod atomic;
 pub mod error;
 pub mod gpu;

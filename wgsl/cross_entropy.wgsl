@@ -49,7 +49,8 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
         var loss = 0.0;
         if (target_id < {{ cols }}u{% if ignore >= 0 %} && target_id != {{ ignore }}u{% endif %}) {
             let x = logits_load(row * logits_stride + (target_id >> 2u))[target_id & 3u];
-            loss = lse - {{ 1.0 - smoothing }} * x - {{ smoothing }} * (part.z / {{ cols }}.0);
+            // Relative to the maximum, so that large logits do not swallow a small loss.
+            loss = log(part.y) + {{ 1.0 - smoothing }} * (part.x - x) + {{ smoothing }} * (part.x - part.z / {{ cols }}.0);
         }
         rows_put(row, lse);
         rows_put(rows_stride + row, loss);

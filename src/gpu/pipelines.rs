@@ -65,6 +65,7 @@ pub struct Pipeline {
     raw: wgpu::ComputePipeline,
     layout: Arc<BindingLayout>,
     key: String,
+    wgsl: String,
 }
 
 impl Pipeline {
@@ -72,6 +73,12 @@ impl Pipeline {
     #[must_use]
     pub fn key(&self) -> &str {
         &self.key
+    }
+
+    /// The text it was compiled from.
+    #[must_use]
+    pub fn wgsl(&self) -> &str {
+        &self.wgsl
     }
 
     /// What is bound, in order.
@@ -204,6 +211,7 @@ impl Gpu {
             raw,
             layout,
             key: key.to_owned(),
+            wgsl: source.wgsl.clone(),
         })
     }
 

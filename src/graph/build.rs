@@ -7,7 +7,7 @@ use super::{
 };
 use crate::error::{Error, Result};
 
-/// Results of [`Graph::kd_loss`], all [1].
+/// Results of [`Graph::kd_loss`], all `[1]`.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct KdLoss {
@@ -19,7 +19,7 @@ pub struct KdLoss {
     pub mse: ValueId,
 }
 
-/// Results of [`Graph::cross_entropy`], both [1].
+/// Results of [`Graph::cross_entropy`], both `[1]`.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct CrossEntropy {
@@ -101,7 +101,7 @@ impl Graph {
         self.named(name, dims, dtype, Source::Input { below: None })
     }
 
-    /// Indices [N] given to every run, each checked to be less than `below`.
+    /// Indices `[N]` given to every run, each checked to be less than `below`.
     ///
     /// # Errors
     /// As [`Graph::input`].
@@ -183,11 +183,18 @@ impl Graph {
                 self.value(*id)?.name
             )));
         }
-        match &op {
-            Op::AdamW { params, .. } => self.updated.extend(params),
-            Op::Assign { state } => self.updated.push(*state),
-            _ => {}
+        let updates = match &op {
+            Op::AdamW { params, .. } => params.as_slice(),
+            Op::Assign { state } => std::slice::from_ref(state),
+            _ => &[],
+        };
+        if let Some(id) = updates.iter().find(|id| self.updated.contains(id)) {
+            return Err(Error::Graph(format!(
+                "{:?} is updated twice in the same graph",
+                self.value(*id)?.name
+            )));
         }
+        self.updated.extend(updates);
         Ok(self.push_node(op, inputs.to_vec(), results))
     }
 
@@ -239,17 +246,17 @@ impl Graph {
         self.binary(BinaryOp::Div, Broadcast::Same, a, b)
     }
 
-    /// x [.., C] + bias [C].
+    /// x [.., C] + bias `[C]`.
     pub fn add_bias(&mut self, x: ValueId, bias: ValueId) -> Result<ValueId> {
         self.binary(BinaryOp::Add, Broadcast::Cols, x, bias)
     }
 
-    /// Every row of x times its element of `mask` [rows].
+    /// Every row of x times its element of `mask` `[rows]`.
     pub fn mul_rows(&mut self, x: ValueId, mask: ValueId) -> Result<ValueId> {
         self.binary(BinaryOp::Mul, Broadcast::Rows, x, mask)
     }
 
-    /// x times the scalar s [1].
+    /// x times the scalar s `[1]`.
     pub fn mul_scalar(&mut self, x: ValueId, s: ValueId) -> Result<ValueId> {
         self.binary(BinaryOp::Mul, Broadcast::Scalar, x, s)
     }
@@ -307,7 +314,7 @@ impl Graph {
         self.apply1(Op::MatMul { trans, out }, &[a, b])
     }
 
-    /// LayerNorm over the last extent with gamma [C] and beta [C].
+    /// LayerNorm over the last extent with gamma `[C]` and beta `[C]`.
     pub fn layer_norm(
         &mut self,
         x: ValueId,
@@ -333,7 +340,7 @@ impl Graph {
         self.apply1(Op::Im2col(window), &[x])
     }
 
-    /// Rows of `table` [V, C] for `ids` [N] → [N, C]; the row of `padding` gets no gradient.
+    /// Rows of `table` [V, C] for `ids` `[N]` → [N, C]; the row of `padding` gets no gradient.
     pub fn gather(
         &mut self,
         table: ValueId,
@@ -343,17 +350,17 @@ impl Graph {
         self.apply1(Op::Gather { padding }, &[table, ids])
     }
 
-    /// Sum over rows: [.., C] → [C].
+    /// Sum over rows: [.., C] → `[C]`.
     pub fn sum_rows(&mut self, x: ValueId) -> Result<ValueId> {
         self.apply1(Op::SumRows, &[x])
     }
 
-    /// Sum over columns: [.., C] → [rows].
+    /// Sum over columns: [.., C] → `[rows]`.
     pub fn sum_cols(&mut self, x: ValueId) -> Result<ValueId> {
         self.apply1(Op::SumCols, &[x])
     }
 
-    /// Sum of all elements → [1].
+    /// Sum of all elements → `[1]`.
     pub fn sum_all(&mut self, x: ValueId) -> Result<ValueId> {
         self.apply1(Op::SumAll, &[x])
     }
@@ -363,7 +370,7 @@ impl Graph {
         self.apply1(Op::MaskedMean, &[x, mask])
     }
 
-    /// Scalars side by side: n × [1] → [n].
+    /// Scalars side by side: n × `[1]` → `[n]`.
     pub fn stack(&mut self, scalars: &[ValueId]) -> Result<ValueId> {
         self.apply1(Op::Stack, scalars)
     }
@@ -378,7 +385,7 @@ impl Graph {
         })
     }
 
-    /// Mean cross entropy of logits [N, V] against targets [N].
+    /// Mean cross entropy of logits [N, V] against targets `[N]`.
     pub fn cross_entropy(
         &mut self,
         logits: ValueId,
@@ -394,7 +401,7 @@ impl Graph {
         })
     }
 
-    /// √ Σ g² over all elements of all operands → [1].
+    /// √ Σ g² over all elements of all operands → `[1]`.
     pub fn global_norm(&mut self, values: &[ValueId]) -> Result<ValueId> {
         self.apply1(Op::GlobalNorm, values)
     }

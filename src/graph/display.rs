@@ -13,12 +13,18 @@ impl fmt::Display for Graph {
                 Source::Constant(number) => {
                     writeln!(f, "{} = constant {number:?} : {dtype} {shape}", show(id))?;
                 }
-                source => writeln!(
-                    f,
-                    "{} = {source:?} {:?} : {dtype} {shape}",
-                    show(id),
-                    value.name
-                )?,
+                source => {
+                    write!(
+                        f,
+                        "{} = {source:?} {:?} : {dtype} {shape}",
+                        show(id),
+                        value.name
+                    )?;
+                    match value.taps {
+                        None => writeln!(f)?,
+                        Some(taps) => writeln!(f, ", {taps} taps")?,
+                    }
+                }
             }
         }
         for node in self.nodes() {

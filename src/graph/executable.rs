@@ -1,6 +1,7 @@
 //! A compiled graph: a list of dispatches with every buffer, pipeline and binding in place.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -158,6 +159,13 @@ impl Executable {
     #[must_use]
     pub fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    /// Key and WGSL text of every dispatch, in order of execution; a kernel that runs twice occurs twice.
+    pub fn sources(&self) -> impl ExactSizeIterator<Item = (&str, &str)> {
+        self.dispatches
+            .iter()
+            .map(|dispatch| (dispatch.pipeline.key(), dispatch.pipeline.wgsl()))
     }
 
     /// Uploads the inputs, submits everything, returns at once.
@@ -344,10 +352,10 @@ impl<'a> Memory<'a> {
         let mut gradients = HashMap::new();
         for &param in lowered.pinned.values() {
             let block = table.run(param)?.block;
-            if !gradients.contains_key(&block) {
+            if let Entry::Vacant(entry) = gradients.entry(block) {
                 let bytes = session.block(block).bytes;
                 // Zeroed: the gaps between parameters are part of the norm.
-                gradients.insert(block, gpu.zeroed_buffer(bytes, "gradients")?);
+                entry.insert(gpu.zeroed_buffer(bytes, "gradients")?);
             }
         }
         let slots = plan

@@ -6,7 +6,7 @@
 
 use std::collections::HashSet;
 
-use super::{Graph, Op, Source, ValueId};
+use super::{Broadcast, Graph, Op, Source, ValueId};
 use crate::kernels::MAX_BINDINGS;
 
 /// Nodes that become one kernel (an anchor that works in stages may take several dispatches).
@@ -175,7 +175,7 @@ impl<'a> Fused<'a> {
 
     /// Upper bound of the storage buffers that a group binds.
     fn bindings(&self, group: &Group) -> usize {
-        let mut reads: HashSet<ValueId> = HashSet::new();
+        let mut reads: HashSet<(ValueId, Broadcast)> = HashSet::new();
         let mut own = 0;
         if let Some(anchor) = group.anchor {
             let node = &self.graph.nodes[anchor];
@@ -186,11 +186,12 @@ impl<'a> Fused<'a> {
                 if group.anchor == Some(node) || group.elementwise.contains(&node))
         };
         for &index in &group.elementwise {
-            for &id in &self.graph.nodes[index].inputs {
+            let node = &self.graph.nodes[index];
+            for (i, &id) in node.inputs.iter().enumerate() {
                 let root = self.root(id);
                 let source = &self.graph.values[root.0 as usize].source;
                 if !inside(root) && !matches!(source, Source::Constant(_)) {
-                    reads.insert(root);
+                    reads.insert((root, node.op.broadcast_of(i)));
                 }
             }
         }

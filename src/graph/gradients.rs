@@ -10,13 +10,13 @@ impl Graph {
     /// A gradient has its value's shape and element type, except that the gradient of an f16 copy of an f32 value is f32.
     ///
     /// # Errors
-    /// [`Error::Graph`] when `loss` is not a [1] or a path leads through an operation without a gradient.
+    /// [`Error::Graph`] when `loss` is not a `[1]` or a path leads through an operation without a gradient.
     pub fn gradients(&mut self, loss: ValueId, wrt: &[ValueId]) -> Result<Vec<ValueId>> {
         let one = self.constant(&[1], 1.0)?;
         self.gradients_from(loss, one, wrt)
     }
 
-    /// As [`Graph::gradients`], starting from `seed` [1] instead of 1: a loss scale.
+    /// As [`Graph::gradients`], starting from `seed` `[1]` instead of 1: a loss scale.
     ///
     /// # Errors
     /// As [`Graph::gradients`].
@@ -94,11 +94,17 @@ impl Backward<'_> {
 
     fn accumulate(&mut self, value: ValueId, gradient: ValueId) -> Result<()> {
         let dtype = self.dtype_for(value);
-        let mut gradient = self.graph.cast(gradient, dtype)?;
-        if self.graph.shape(gradient) != self.graph.shape(value) {
-            let dims = self.graph.shape(value).dims().to_vec();
+        let dims = self.graph.shape(value).dims().to_vec();
+        let rank = self.graph.shape(gradient).rank();
+        let mut gradient = gradient;
+        if (rank == 1) != (dims.len() == 1) {
+            // A vector and a matrix of one row are laid out differently: copied, not renamed.
+            let zero = self.graph.constant(&dims, 0.0)?;
+            gradient = self.graph.add(zero, gradient)?;
+        } else if self.graph.shape(gradient) != self.graph.shape(value) {
             gradient = self.graph.reshape(gradient, &dims)?;
         }
+        gradient = self.graph.cast(gradient, dtype)?;
         let slot = value.0 as usize;
         self.gradients[slot] = Some(match self.gradients[slot] {
             Some(sum) => self.graph.add(sum, gradient)?,
@@ -146,10 +152,21 @@ impl Backward<'_> {
                 name(&node.op)
             )))
         };
+        // All of a loss but its statistics; of everything else the first result.
+        let differentiable = match node.op {
+            Op::KdLoss { .. } => 3,
+            Op::CrossEntropy { .. } => 2,
+            _ => 1,
+        };
+        if dy.iter().skip(differentiable).any(Option::is_some) {
+            return none();
+        }
         let x = node.inputs.as_slice();
         let Some(&Some(d)) = dy.first() else {
             return match node.op {
                 Op::KdLoss { alpha, beta } => self.kd_loss(node, &dy, alpha, beta),
+                // The count does not depend on the logits.
+                Op::CrossEntropy { .. } => Ok(()),
                 _ => none(),
             };
         };

@@ -68,6 +68,30 @@ impl Operands<'_> {
         Ok(())
     }
 
+    /// No index of operand `i` may reach beyond `rows`, but for one that is never looked up.
+    fn indices_below(
+        &self,
+        graph: &Graph,
+        (i, id): (usize, ValueId),
+        rows: usize,
+        ignore: Option<u32>,
+    ) -> Result<()> {
+        let mut source = &graph.value(id)?.source;
+        while let Source::Node { node, .. } = source {
+            source = &graph.value(graph.nodes()[*node].inputs[0])?.source;
+        }
+        let Source::Input { below: Some(below) } = *source else {
+            return self.fail(format!("operand {i} must be an index input"));
+        };
+        let rows = rows as u64;
+        let fits = u64::from(below) <= rows
+            || (u64::from(below) == rows + 1 && ignore.map(u64::from) == Some(rows));
+        if fits {
+            return Ok(());
+        }
+        self.fail(format!("indices below {below} reach beyond {rows} rows"))
+    }
+
     fn is(&self, i: usize, shape: &Shape, what: &str) -> Result<()> {
         if self.shapes[i] == shape {
             return Ok(());
@@ -208,6 +232,7 @@ pub(super) fn infer(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Result<Vec<(S
             o.count(2)?;
             o.require(o.shapes[0].rank() == 2, "the table must be [V, C]")?;
             o.require(o.shapes[1].rank() == 1, "ids must be [N]")?;
+            o.indices_below(graph, (1, inputs[1]), o.shapes[0].rows(), None)?;
             let shape = Shape::matrix(o.shapes[1].cols(), o.shapes[0].cols());
             vec![(shape, o.dtypes[0])]
         }
@@ -215,6 +240,7 @@ pub(super) fn infer(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Result<Vec<(S
             o.count(2)?;
             o.require(*rows > 0, "the table has no rows")?;
             o.is(0, &Shape::vector(o.shapes[1].rows()), "ids")?;
+            o.indices_below(graph, (0, inputs[0]), *rows, None)?;
             vec![(Shape::matrix(*rows, o.shapes[1].cols()), f32)]
         }
         Op::SumRows => {
@@ -275,7 +301,7 @@ pub(super) fn infer(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Result<Vec<(S
             o.is(3, &scalar(), "dloss")?;
             vec![like(0)]
         }
-        Op::CrossEntropy { smoothing, .. } => {
+        Op::CrossEntropy { smoothing, ignore } => {
             o.count(2)?;
             let n = o.shapes[0].rows();
             o.require(
@@ -283,13 +309,15 @@ pub(super) fn infer(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Result<Vec<(S
                 "smoothing must be in [0, 1)",
             )?;
             o.is(1, &Shape::vector(n), "targets")?;
+            o.indices_below(graph, (1, inputs[1]), o.shapes[0].cols(), *ignore)?;
             let one = (scalar(), f32);
             vec![one.clone(), one, (Shape::matrix(2, n), f32)]
         }
-        Op::CrossEntropyGrad { .. } => {
+        Op::CrossEntropyGrad { ignore, .. } => {
             o.count(5)?;
             let n = o.shapes[0].rows();
             o.is(1, &Shape::vector(n), "targets")?;
+            o.indices_below(graph, (1, inputs[1]), o.shapes[0].cols(), *ignore)?;
             o.is(2, &Shape::matrix(2, n), "the row statistics")?;
             o.is(3, &scalar(), "count")?;
             o.is(4, &scalar(), "dloss")?;
@@ -297,10 +325,14 @@ pub(super) fn infer(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Result<Vec<(S
         }
         Op::GlobalNorm => {
             o.require(!inputs.is_empty(), "needs an operand")?;
+            let floats = o.dtypes.iter().all(|&dtype| dtype == f32);
+            o.require(floats, "operands must be f32")?;
             vec![(scalar(), f32)]
         }
-        Op::AdamW { params, .. } => {
+        Op::AdamW { params, eps, .. } => {
             o.count(params.len() + 1)?;
+            // Else padding becomes 0/0.
+            o.require(*eps > 0.0, "eps must be positive")?;
             for (i, &param) in params.iter().enumerate() {
                 let value = graph.value(param)?;
                 if !matches!(value.source, Source::Parameter(_)) {

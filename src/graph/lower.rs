@@ -212,10 +212,7 @@ impl Lowering<'_> {
             let mut inputs = Vec::new();
             for (i, &id) in node.inputs.iter().enumerate() {
                 let root = self.fused.root(id);
-                let broadcast = match (&node.op, i) {
-                    (Op::Binary(_, broadcast), 1) => *broadcast,
-                    _ => Broadcast::Same,
-                };
+                let broadcast = node.op.broadcast_of(i);
                 // A value of the same group has the group's rows and columns, where every broadcast is the identity.
                 let register = if let Some(&register) = registers.get(&root) {
                     register
@@ -514,9 +511,6 @@ impl Lowering<'_> {
         }
         for i in rest {
             let layout = self.layout(node.inputs[i])?;
-            if layout.dtype() != DType::F32 {
-                return Err(Error::Graph("global_norm takes f32 values".into()));
-            }
             // Padding is zero, so rows and padding may be read as one vector.
             let flat = Self::vector(layout.size_bytes() as usize / 4, DType::F32)?;
             sources.push((flat, self.place(node.inputs[i])?));

@@ -84,11 +84,11 @@ pub enum BinaryOp {
 pub enum Broadcast {
     /// (r, c): same rows and columns.
     Same,
-    /// c of a vector [C]: a bias.
+    /// c of a vector `[C]`: a bias.
     Cols,
-    /// r of a vector [rows]: a mask.
+    /// r of a vector `[rows]`: a mask.
     Rows,
-    /// The only element of [1].
+    /// The only element of `[1]`.
     Scalar,
     /// (r / period, c) of a matrix [rows / period, C]: one row for all time steps of a sample.
     Groups {
@@ -139,7 +139,7 @@ pub enum Op {
         /// Element type of the product.
         out: DType,
     },
-    /// x, gamma [C], beta [C] → y like x, statistics [2, rows]: mean, then 1/√(variance + eps) of each row.
+    /// x, gamma `[C]`, beta `[C]` → y like x, statistics [2, rows]: mean, then 1/√(variance + eps) of each row.
     /// y = (x − mean)·rstd·gamma + beta. Ba, Kiros & Hinton, arXiv:1607.06450.
     LayerNorm {
         /// Added to the (biased) variance.
@@ -148,29 +148,29 @@ pub enum Op {
     /// x, gamma, statistics, dy → dx like x. With x̂ = (x − mean)·rstd and g = dy·gamma:
     /// dx = rstd·(g − mean_c(g) − x̂·mean_c(g·x̂)).
     LayerNormGrad,
-    /// x, statistics, dy → dgamma [C] = Σ_r dy·x̂, dbeta [C] = Σ_r dy.
+    /// x, statistics, dy → dgamma `[C]` = Σ_r dy·x̂, dbeta `[C]` = Σ_r dy.
     LayerNormParamGrad,
     /// x [B, L, C] → [B·L, k·C] like x: column j·C + c of row (b, t) is x[b, t − (k − 1 − j)·dilation, c], zero before the start.
     Im2col(Window),
     /// columns [B·L, k·C] → [B, L, C]: the transpose of [`Op::Im2col`] (overlapping windows add up).
     Col2im(Window),
-    /// table [V, C], ids u32 [N] → [N, C] in the table's element type: row ids[n].
+    /// table [V, C], ids u32 `[N]` → [N, C] in the table's element type: row `ids[n]`.
     Gather {
         /// An id whose row gets no gradient (its row is read like any other).
         padding: Option<u32>,
     },
-    /// ids u32 [N], dy [N, C] → [V, C]: row v is the sum of dy[n] over ids[n] = v in the order of n; zero for `padding`.
+    /// ids u32 `[N]`, dy [N, C] → [V, C]: row v is the sum of `dy[n]` over `ids[n] = v` in the order of n; zero for `padding`.
     GatherGrad {
         /// V.
         rows: usize,
         /// An id whose row gets no gradient.
         padding: Option<u32>,
     },
-    /// x → [C]: sum over rows.
+    /// x → `[C]`: sum over rows.
     SumRows,
-    /// x → [rows]: sum over columns.
+    /// x → `[rows]`: sum over columns.
     SumCols,
-    /// x → [1]: sum over everything.
+    /// x → `[1]`: sum over everything.
     SumAll,
     /// x [rows, C] → [rows / period, C] like x: sum over each run of `period` rows.
     SumGroups {
@@ -184,9 +184,9 @@ pub enum Op {
         /// L.
         time: usize,
     },
-    /// scalars [1] … → [n]: side by side.
+    /// scalars `[1]` … → `[n]`: side by side.
     Stack,
-    /// y [B, E], t [B, E] → loss [1], cosine [1], mse [1], rows [B, 4].
+    /// y [B, E], t [B, E] → loss `[1]`, cosine `[1]`, mse `[1]`, rows [B, 4].
     /// cosine = mean_b cos(y, t) with norms at least 1e-6, mse = mean (y − t)², loss = alpha·(1 − cosine) + beta·mse;
     /// rows holds y·t, ‖y‖, ‖t‖ (both at least 1e-6) and Σ (y − t)² of each sample.
     KdLoss {
@@ -195,7 +195,7 @@ pub enum Op {
         /// Weight of the squared error.
         beta: f32,
     },
-    /// y, t, rows (from [`Op::KdLoss`]), dloss [1] → dy like y:
+    /// y, t, rows (from [`Op::KdLoss`]), dloss `[1]` → dy like y:
     /// dloss·( −alpha/B·(t/(‖y‖‖t‖) − (y·t)·y/(‖y‖³‖t‖)) + beta·2(y − t)/(B·E) ).
     KdLossGrad {
         /// Weight of the cosine term.
@@ -203,15 +203,15 @@ pub enum Op {
         /// Weight of the squared error.
         beta: f32,
     },
-    /// logits [N, V], targets u32 [N] → loss [1], count [1], rows [2, N]: logsumexp, then the loss of each row (0 where ignored).
-    /// Row loss = lse − (1 − s)·x[target] − s·mean(x); loss = Σ / max(count, 1) over targets that are not `ignore`.
+    /// logits [N, V], targets u32 `[N]` → loss `[1]`, count `[1]`, rows [2, N]: logsumexp, then the loss of each row (0 where ignored).
+    /// Row loss = lse − (1 − s)·`x[target]` − s·mean(x); loss = Σ / max(count, 1) over targets that are not `ignore`.
     CrossEntropy {
         /// A target that does not count.
         ignore: Option<u32>,
         /// Label smoothing s in [0, 1).
         smoothing: f32,
     },
-    /// logits, targets, rows, count, dloss [1] → dlogits like logits:
+    /// logits, targets, rows, count, dloss `[1]` → dlogits like logits:
     /// dloss/max(count, 1)·(softmax − (1 − s)·onehot − s/V), zero where ignored.
     CrossEntropyGrad {
         /// A target that does not count.
@@ -219,9 +219,9 @@ pub enum Op {
         /// Label smoothing s in [0, 1).
         smoothing: f32,
     },
-    /// gradients (any number, f32) → [1]: √ Σ g².
+    /// gradients (any number, f32) → `[1]`: √ Σ g².
     GlobalNorm,
-    /// gradients (one a parameter, f32), hyper [5] → nothing; updates `params` and their moments in place.
+    /// gradients (one a parameter, f32), hyper `[5]` → nothing; updates `params` and their moments in place.
     /// hyper = lr, c1 = 1 − β1ᵗ, c2 = 1 − β2ᵗ, scale, apply. Nothing changes when apply is 0; else with g = scale·gradient:
     /// m ← β1·m + (1 − β1)·g, v ← β2·v + (1 − β2)·g², p ← p − lr·wd·p − lr·(m/c1)/(√(v/c2) + eps).
     /// Loshchilov & Hutter, arXiv:1711.05101.
@@ -242,4 +242,14 @@ pub enum Op {
         /// The state.
         state: ValueId,
     },
+}
+
+impl Op {
+    /// How operand `i` of an elementwise operation meets the result.
+    pub(super) fn broadcast_of(&self, i: usize) -> Broadcast {
+        match (self, i) {
+            (Self::Binary(_, broadcast), 1) => *broadcast,
+            _ => Broadcast::Same,
+        }
+    }
 }

@@ -132,7 +132,7 @@ impl Session {
         let tensor = self.tensor(name)?;
         let data = tensor.download::<f32>(&self.gpu)?.wait()?;
         Ok(match self.by_name.get(name) {
-            Some(&index) => self.entries[index].to_host(data),
+            Some(&index) => self.entries[index].to_host_order(&data),
             None => data,
         })
     }
@@ -158,7 +158,7 @@ impl Session {
             return Err(fail(format!("element {i} is {}", data[i])));
         }
         match self.by_name.get(name) {
-            Some(&index) => tensor.upload(&self.gpu, &self.entries[index].from_host(data)),
+            Some(&index) => tensor.upload(&self.gpu, &self.entries[index].to_storage(data)),
             None => tensor.upload(&self.gpu, data),
         }
     }
@@ -270,7 +270,7 @@ impl Session {
                 rng.set_stream(fnv1a(&entry.name));
                 // Drawn in host order, so that the storage order does not show.
                 let data: Vec<f32> = (0..n).map(|_| rng.random_range(-bound..bound)).collect();
-                entry.from_host(&data)
+                entry.to_storage(&data)
             }
             Init::Uniform(_) => vec![0.0; n],
         }
@@ -311,15 +311,15 @@ impl Entry {
     }
 
     /// [out, in, k] → [out, k·in]
-    fn from_host(&self, data: &[f32]) -> Vec<f32> {
+    fn to_storage(&self, data: &[f32]) -> Vec<f32> {
         let taps = self.taps.unwrap_or(1);
         transpose(data, self.shape.cols() / taps, taps)
     }
 
     /// [out, k·in] → [out, in, k]
-    fn to_host(&self, data: Vec<f32>) -> Vec<f32> {
+    fn to_host_order(&self, data: &[f32]) -> Vec<f32> {
         let taps = self.taps.unwrap_or(1);
-        transpose(&data, taps, self.shape.cols() / taps)
+        transpose(data, taps, self.shape.cols() / taps)
     }
 }
 

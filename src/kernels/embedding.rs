@@ -5,7 +5,7 @@ use crate::gpu::Layout;
 
 const SIZE: usize = 64;
 
-/// table [V, C], ids [N] → program(rows [N, C]).
+/// table [V, C], ids `[N]` → program(rows [N, C]).
 pub(crate) fn gather(table: Layout, ids: Layout, program: Program) -> Kernel {
     let width = program.width();
     Kernel::new("gather")
@@ -19,7 +19,7 @@ pub(crate) fn gather(table: Layout, ids: Layout, program: Program) -> Kernel {
         .finish(program)
 }
 
-/// ids [N] → links u32 [2N], see the template.
+/// ids `[N]` → links u32 `[2N]`, see the template.
 pub(crate) fn links(ids: Layout, links: Layout, padding: Option<u32>) -> Kernel {
     Kernel::new("gather_links")
         .items(ids.cols(), SIZE)

@@ -71,7 +71,7 @@ fn ignored(kernel: Kernel, ignore: Option<u32>) -> Kernel {
     kernel.with("ignore", ignore.map_or(-1, i64::from))
 }
 
-/// logits [N, V], targets [N] → rows [2, N].
+/// logits [N, V], targets `[N]` → rows [2, N].
 pub(crate) fn cross_entropy_rows(
     logits: Layout,
     targets: Layout,

@@ -12,7 +12,7 @@ pub(crate) fn norm_parts(elements: usize) -> usize {
     (elements / 4).div_ceil(EACH)
 }
 
-/// Squares of `x` [n] → elements `first..` of `parts`.
+/// Squares of `x` `[n]` → elements `first..` of `parts`.
 pub(crate) fn norm_partial(x: Layout, parts: Layout, first: usize, target: Target) -> Kernel {
     let count = x.row_stride() / 4;
     let groups = norm_parts(x.row_stride());

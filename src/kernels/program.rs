@@ -156,17 +156,19 @@ impl Program {
     }
 }
 
-/// tanh is clamped: beyond ±10 it is ±1 in f32, and some drivers compute it from an overflowing exponential.
+/// (1 + tanh u)/2 = 1/(1 + exp(−2u)), which does not cancel for negative x. The exponent is clamped to what f32 holds; beyond
+/// ±10 the second term of the derivative is zero, which x³ must not turn into NaN.
 const GELU_TANH: &str = "\
-fn gelu_tanh_inner(x: vec4<f32>) -> vec4<f32> {
-    return tanh(clamp(0.7978845608 * (x + 0.044715 * x * x * x), vec4<f32>(-10.0), vec4<f32>(10.0)));
+fn gelu_tanh_gate(x: vec4<f32>) -> vec4<f32> {
+    return 1.0 / (1.0 + exp(clamp(-1.5957691216 * (x + 0.044715 * x * x * x), vec4<f32>(-88.0), vec4<f32>(88.0))));
 }
 fn gelu_tanh(x: vec4<f32>) -> vec4<f32> {
-    return 0.5 * x * (1.0 + gelu_tanh_inner(x));
+    return x * gelu_tanh_gate(x);
 }
 fn gelu_tanh_grad(x: vec4<f32>) -> vec4<f32> {
-    let t = gelu_tanh_inner(x);
-    return 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * 0.7978845608 * (1.0 + 0.134145 * x * x);
+    let s = gelu_tanh_gate(x);
+    let c = clamp(x, vec4<f32>(-10.0), vec4<f32>(10.0));
+    return s + c * s * (1.0 - s) * 1.5957691216 * (1.0 + 0.134145 * c * c);
 }
 ";
 

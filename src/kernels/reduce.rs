@@ -45,7 +45,7 @@ fn sums(x: Layout, rows: usize, y: Layout, chunks: usize, param_grad: bool) -> K
         .flops(x.len() as f64)
 }
 
-/// x [.., C] → y [rows].
+/// x [.., C] → y `[rows]`.
 pub(crate) fn row_sums(x: Layout, y: Layout, target: Target) -> Kernel {
     let used = x.cols().div_ceil(4);
     let (lanes, rows) = row_lanes(used, x.rows(), target);
@@ -60,7 +60,7 @@ pub(crate) fn row_sums(x: Layout, y: Layout, target: Target) -> Kernel {
         .flops(x.len() as f64)
 }
 
-/// A vector [n] → [1]: its sum, or the root of it.
+/// A vector `[n]` → `[1]`: its sum, or the root of it.
 pub(crate) fn total(x: Layout, y: Layout, root: bool, target: Target) -> Kernel {
     let lanes = if target.barrier_free { 1 } else { 256 };
     Kernel::new("total")

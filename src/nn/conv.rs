@@ -13,7 +13,7 @@ use crate::graph::{Graph, Init, Trans, ValueId};
 pub struct Conv1d {
     /// [outputs, kernel·inputs] in the graph.
     pub weight: ValueId,
-    /// [outputs]
+    /// `[outputs]`
     pub bias: Option<ValueId>,
     /// Taps.
     pub kernel: usize,

@@ -30,7 +30,7 @@ impl Embedding {
         Ok(Self { weight, padding })
     }
 
-    /// ids [N] → [N, width] in `dtype`.
+    /// ids `[N]` → [N, width] in `dtype`.
     ///
     /// # Errors
     /// [`Error::Shape`](crate::Error::Shape) when `ids` is no vector of indices.

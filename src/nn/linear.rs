@@ -10,7 +10,7 @@ use crate::graph::{DType, Graph, Init, Trans, ValueId};
 pub struct Linear {
     /// [outputs, inputs]
     pub weight: ValueId,
-    /// [outputs]
+    /// `[outputs]`
     pub bias: Option<ValueId>,
 }
 

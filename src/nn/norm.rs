@@ -7,9 +7,9 @@ use crate::graph::{Graph, Init, ValueId};
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct LayerNorm {
-    /// gamma [C], starts as 1.
+    /// gamma `[C]`, starts as 1.
     pub weight: ValueId,
-    /// beta [C], starts as 0.
+    /// beta `[C]`, starts as 0.
     pub bias: ValueId,
     /// Added to the variance.
     pub eps: f32,

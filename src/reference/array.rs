@@ -43,7 +43,7 @@ impl Array {
         Ok(Self::splat(Shape::new(dims)?, number))
     }
 
-    /// One number, of shape [1].
+    /// One number, of shape `[1]`.
     #[must_use]
     pub fn scalar(number: f64) -> Self {
         Self::splat(Shape::scalar(), number)

@@ -4,7 +4,7 @@ use super::{LossScale, Schedule};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Op, UnaryOp, ValueId};
 
-/// Names of the outputs that [`AdamW::step`] adds to a graph, each [1].
+/// Names of the outputs that [`AdamW::step`] adds to a graph, each `[1]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StepOutputs;
@@ -86,7 +86,7 @@ impl AdamW {
         self.schedule.check()
     }
 
-    /// Adds everything that turns `loss` [1] into an update of `parameters`, and the outputs named in [`StepOutputs`].
+    /// Adds everything that turns `loss` `[1]` into an update of `parameters`, and the outputs named in [`StepOutputs`].
     ///
     /// Counters are states named `train.*`. Works once a graph.
     ///

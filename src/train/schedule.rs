@@ -70,7 +70,7 @@ impl Schedule {
         }
     }
 
-    /// The learning rate at step `t` [1], as nodes.
+    /// The learning rate at step `t` `[1]`, as nodes.
     pub(super) fn nodes(&self, graph: &mut Graph, t: ValueId) -> Result<ValueId> {
         let unit = UnaryOp::Clamp { min: 0.0, max: 1.0 };
         match *self {

@@ -1,11 +1,12 @@
 //! Runs a graph on the GPU and on the reference and compares all outputs.
 #![allow(dead_code, reason = "every test file uses its part")]
 
-use std::sync::LazyLock;
+use std::collections::HashMap;
+use std::sync::{Arc, LazyLock};
 
-use energyflow::graph::{DType, Graph, Host, Init, Shape, ValueId};
+use energyflow::graph::{DType, Graph, Host, Init, Outputs, Shape, Source, ValueId};
 use energyflow::reference::{Array, Interpreter, numeric_gradient};
-use energyflow::{Gpu, GpuOptions, Session};
+use energyflow::{Executable, Gpu, GpuOptions, Session};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -29,6 +30,15 @@ pub fn baseline_gpu() -> Gpu {
 pub fn tiled_gpu() -> Gpu {
     static GPU: LazyLock<Gpu> = LazyLock::new(|| {
         Gpu::new(&GpuOptions::default().barrier_free(false)).expect("tests need a GPU adapter")
+    });
+    GPU.clone()
+}
+
+/// A barrier-free device without 16-bit floats in shaders.
+pub fn packed_gpu() -> Gpu {
+    static GPU: LazyLock<Gpu> = LazyLock::new(|| {
+        Gpu::new(&GpuOptions::default().f16(false).barrier_free(true))
+            .expect("tests need a GPU adapter")
     });
     GPU.clone()
 }
@@ -195,6 +205,51 @@ impl Case {
             .collect()
     }
 
+    /// Other data for an input that exists.
+    pub fn replace(&mut self, input: ValueId, new: Vec<f32>) {
+        let wanted = &self.graph.value(input).unwrap().name;
+        for data in &mut self.data {
+            if let Data::Float(name, data) = data
+                && name == wanted
+            {
+                assert_eq!(data.len(), new.len());
+                *data = new;
+                return;
+            }
+        }
+        panic!("{wanted:?} is no float input");
+    }
+
+    /// Compiles the graph on `gpu` and sets its parameters, there and in an interpreter.
+    pub fn start(&self, gpu: &Gpu) -> Running {
+        let mut session = Session::new(gpu, 0);
+        let executable = session.compile(&self.graph).unwrap();
+        for (name, data) in &self.parameters {
+            session.set(name, data).unwrap();
+        }
+        Running {
+            session,
+            executable,
+            interpreter: self.interpreter(),
+        }
+    }
+
+    /// The outputs of one run on `gpu` and on the reference, not compared.
+    pub fn run_on(&self, gpu: &Gpu) -> (Outputs, HashMap<String, Array>) {
+        let mut running = self.start(gpu);
+        let executable = &running.executable;
+        executable.poison().unwrap();
+        let outputs = executable.run(&self.hosts()).unwrap().wait().unwrap();
+        let expected = running.interpreter.run(&self.graph, &self.arrays());
+        (outputs, expected.unwrap())
+    }
+
+    /// Number of dispatches that a run takes.
+    pub fn dispatches(&self) -> usize {
+        let mut session = Session::new(&gpu(), 0);
+        session.compile(&self.graph).unwrap().plan().dispatches
+    }
+
     /// Compares every output with the reference: barrier-free kernels, kernels with workgroup memory, and, where the graph has
     /// f16 values, those of the WebGPU baseline.
     pub fn check(&self, tolerance: Tolerance) {
@@ -211,24 +266,10 @@ impl Case {
 
     /// Compares every output with the reference, after filling all intermediate memory with NaN, and its padding with zero.
     pub fn check_on(&self, gpu: &Gpu, tolerance: Tolerance) {
-        let mut session = Session::new(gpu, 0);
-        let executable = session.compile(&self.graph).unwrap();
-        for (name, data) in &self.parameters {
-            session.set(name, data).unwrap();
-        }
-        executable.poison().unwrap();
-        let outputs = executable.run(&self.hosts()).unwrap().wait().unwrap();
-        let expected = self.interpreter().run(&self.graph, &self.arrays()).unwrap();
+        let mut running = self.start(gpu);
+        let (outputs, expected) = running.step(self, tolerance);
         assert!(!expected.is_empty(), "nothing to compare");
-        for (name, array) in &expected {
-            let got = outputs.get(name).unwrap();
-            compare(name, &got, array, tolerance, || format!("{}", self.graph));
-            assert!(
-                outputs.padding_is_zero(name).unwrap(),
-                "{name}: padding is not zero\n{}",
-                self.graph
-            );
-        }
+        let executable = running.executable;
         let again = executable.run(&self.hosts()).unwrap().wait().unwrap();
         for name in expected.keys() {
             let (first, second) = (outputs.get(name).unwrap(), again.get(name).unwrap());
@@ -265,6 +306,47 @@ impl Case {
     }
 }
 
+/// A graph at work, with its twin on the reference.
+pub struct Running {
+    pub session: Session,
+    pub executable: Arc<Executable>,
+    pub interpreter: Interpreter,
+}
+
+impl Running {
+    /// One run of both, with all intermediate memory filled with NaN before; compares every output and its padding.
+    pub fn step(&mut self, case: &Case, tolerance: Tolerance) -> (Outputs, HashMap<String, Array>) {
+        self.executable.poison().unwrap();
+        let outputs = self.executable.run(&case.hosts()).unwrap().wait().unwrap();
+        let expected = self.interpreter.run(&case.graph, &case.arrays()).unwrap();
+        assert_eq!(expected.len(), case.graph.outputs().len());
+        for (name, array) in &expected {
+            let got = outputs.get(name).unwrap();
+            compare(name, &got, array, tolerance, || format!("{}", case.graph));
+            assert!(
+                outputs.padding_is_zero(name).unwrap(),
+                "{name}: padding is not zero\n{}",
+                case.graph
+            );
+        }
+        (outputs, expected)
+    }
+
+    /// Compares all parameters and states.
+    pub fn compare_variables(&self, case: &Case, tolerance: Tolerance) {
+        let mut count = 0;
+        for (_, value) in case.graph.values() {
+            if matches!(value.source, Source::Parameter(_) | Source::State(_)) {
+                let got = self.session.get(&value.name).unwrap();
+                let expected = self.interpreter.get(&value.name).unwrap();
+                compare(&value.name, &got, expected, tolerance, String::new);
+                count += 1;
+            }
+        }
+        assert!(count > 0, "nothing to compare");
+    }
+}
+
 /// Normalised and largest relative error within bounds; the first five offenders on failure.
 pub fn compare(
     name: &str,
@@ -283,12 +365,12 @@ pub fn compare(
         let error = f64::from(g) - r;
         difference += error * error;
         let relative = error.abs() / (r.abs() + rms);
-        if !(relative <= tolerance.relative) {
+        if relative.is_nan() || relative > tolerance.relative {
             offenders.push((i, g, r));
         }
     }
     let normalised = (difference / reference.len() as f64).sqrt() / rms;
-    if !(normalised <= tolerance.normalised) || !offenders.is_empty() {
+    if normalised.is_nan() || normalised > tolerance.normalised || !offenders.is_empty() {
         offenders.truncate(5);
         panic!(
             "{name}: normalised error {normalised:.3e}, {tolerance:?}; (index, gpu, reference) {offenders:?}; shape {}\n{}",

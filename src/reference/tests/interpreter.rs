@@ -10,7 +10,7 @@ fn culprit<T>(result: Result<T>) -> Option<String> {
     }
 }
 
-/// loss = Σ (table[ids] ⊙ w): ids u32 [2] below 3, table a uniform parameter, w a constant parameter.
+/// loss = Σ (table[ids] ⊙ w): ids u32 `[2]` below 3, table a uniform parameter, w a constant parameter.
 fn small_graph() -> Result<(Graph, [ValueId; 4])> {
     let mut graph = Graph::new();
     let below = Some(3);

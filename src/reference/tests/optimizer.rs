@@ -1,7 +1,7 @@
 use super::*;
 use crate::graph::Init;
 
-/// Parameters a [2] and b [1], gradients as inputs, one AdamW node.
+/// Parameters a `[2]` and b `[1]`, gradients as inputs, one AdamW node.
 fn training_graph() -> Result<(Graph, ValueId)> {
     let mut graph = Graph::new();
     let start = |number| Source::Parameter(Init::Constant(number));

@@ -1,0 +1,130 @@
+//! LayerNorm: result, statistics, gradients.
+
+mod common;
+
+use common::{Case, F16, F32, SIZES, Tolerance, gpu, tiled_gpu, tolerance};
+use energyflow::graph::{DType, Op};
+
+fn normalised(dtype: DType, dims: &[usize], low: f32, high: f32) -> Case {
+    let mut case = Case::new(dims.iter().sum::<usize>() as u64, dtype);
+    let cols = dims[dims.len() - 1];
+    let x = case.input_in(dims, low, high);
+    let (gamma, beta) = (case.parameter(&[cols]), case.parameter(&[cols]));
+    let op = Op::LayerNorm { eps: 1e-5 };
+    let results = case.graph.apply(op, &[x, gamma, beta]).unwrap();
+    case.output("y", results[0]);
+    case.output("statistics", results[1]);
+    case
+}
+
+fn gradient(dtype: DType, dims: &[usize]) -> Case {
+    let mut case = Case::new(5, dtype);
+    let cols = dims[dims.len() - 1];
+    let x = case.input(dims);
+    let (gamma, beta) = (case.parameter(&[cols]), case.parameter(&[cols]));
+    let y = case.graph.layer_norm(x, gamma, beta, 1e-5).unwrap();
+    case.gradients(y, &[x, gamma, beta]);
+    case
+}
+
+#[test]
+fn values_and_statistics() {
+    for dtype in [DType::F32, DType::F16] {
+        for (i, &cols) in SIZES.iter().enumerate() {
+            let rows = SIZES[(i + 5) % SIZES.len()];
+            normalised(dtype, &[rows, cols], -1.0, 3.0).check(tolerance(dtype));
+        }
+        normalised(dtype, &[3, 5, 769], -1.0, 3.0).check(tolerance(dtype));
+        normalised(dtype, &[40], -1.0, 3.0).check(tolerance(dtype));
+    }
+}
+
+#[test]
+fn many_rows_of_few_columns() {
+    normalised(DType::F32, &[1025, 6], -1.0, 1.0).check(F32);
+    gradient(DType::F32, &[1025, 6]).check(F32);
+}
+
+#[test]
+fn gradients() {
+    // The f16 reference rounds y and every gradient to f16, too.
+    for (dtype, bound) in [(DType::F32, F32), (DType::F16, F16)] {
+        for dims in [
+            &[1, 7][..],
+            &[7, 31],
+            &[31, 32],
+            &[2, 16, 33],
+            &[63, 65],
+            &[64, 127],
+            &[65, 128],
+            &[129, 2],
+            &[13, 1],
+        ] {
+            // x̂ is ±1 in two columns: there dx is the difference of nearly equal numbers.
+            let slack = if dims.last() == Some(&2) { 50.0 } else { 1.0 };
+            let bound = Tolerance {
+                normalised: slack * bound.normalised,
+                relative: slack * bound.relative,
+            };
+            gradient(dtype, dims).check(bound);
+        }
+    }
+}
+
+#[test]
+fn gradients_agree_with_finite_differences() {
+    for dims in [&[3, 5][..], &[2, 2, 4]] {
+        let mut case = Case::new(6, DType::F32);
+        let cols = dims[dims.len() - 1];
+        let x = case.input(dims);
+        let (gamma, beta) = (case.parameter(&[cols]), case.parameter(&[cols]));
+        let y = case.graph.layer_norm(x, gamma, beta, 1e-2).unwrap();
+        case.check_finite_differences(y, &[x, gamma, beta], 1e-6);
+    }
+}
+
+#[test]
+fn one_column_leaves_beta() {
+    for dtype in [DType::F32, DType::F16] {
+        let case = normalised(dtype, &[33, 1], -8.0, 8.0);
+        case.check(tolerance(dtype));
+        let (outputs, _) = case.run_on(&gpu());
+        let y = outputs.get("y").unwrap();
+        assert!(y.iter().all(|&other| other == y[0]), "{y:?}");
+    }
+}
+
+/// The mean is held in f32, so x − mean is known to half a unit in its last place; the variance must not suffer more.
+#[test]
+fn large_mean_and_small_variance() {
+    let bound = f64::from(f32::EPSILON) * 1000.0 / 0.05;
+    for cols in [63, 128, 1000] {
+        let case = normalised(DType::F32, &[9, cols], 1000.0, 1000.2);
+        for gpu in [gpu(), tiled_gpu()] {
+            case.check_on(
+                &gpu,
+                Tolerance {
+                    normalised: bound,
+                    relative: 2.0 * bound,
+                },
+            );
+        }
+    }
+}
+
+#[test]
+fn rows_that_are_constant() {
+    let mut case = Case::new(7, DType::F32);
+    let data = (0..5).flat_map(|row| vec![row as f32 * 3.5; 33]).collect();
+    let x = case.input_of(&[5, 33], DType::F32, data);
+    let (gamma, beta) = (case.parameter(&[33]), case.parameter(&[33]));
+    let op = Op::LayerNorm { eps: 1e-5 };
+    let results = case.graph.apply(op, &[x, gamma, beta]).unwrap();
+    case.output("y", results[0]);
+    case.output("statistics", results[1]);
+    // The means are rounded to f32, and rstd is 316.
+    case.check(Tolerance {
+        normalised: 1e-3,
+        relative: 1e-2,
+    });
+}
