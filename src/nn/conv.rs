@@ -4,7 +4,7 @@ use super::weight_like;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Init, Trans, ValueId};
 
-/// y[t] = bias + Σ_j weight[.., .., j]·x[t − (kernel − 1 − j)·dilation], zeros before the start.
+/// `y[t] = bias + Σ_j weight[.., .., j]·x[t − (kernel − 1 − j)·dilation]`, zeros before the start.
 ///
 /// The weight is [outputs, inputs, kernel] for the host, as in PyTorch, the last tap being the current step.
 /// Equivalent to PyTorch's `Conv1d` after padding (kernel − 1)·dilation steps on the left.
