@@ -163,10 +163,7 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
         println!("{}\n{}", gpu.report(), distiller.training_step());
     }
 
-    let history = train_all(options, &distiller, &mut batches, u64::from(steps))?;
-    if options.profile {
-        profile(&distiller)?;
-    }
+    let history = train_all(options, &distiller, &mut batches, &validation, steps)?;
     let evaluation = distiller.evaluate(&validation)?;
     println!(
         "validation: cosine {:.4}, mse {:.6}, P@1 {:.3}, P@5 {:.3}",
@@ -183,6 +180,9 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     let picture = options.out.join("training.svg");
     draw(&picture, &history)?;
     println!("wrote {} and {}", weights.display(), picture.display());
+    if options.profile {
+        profile(&distiller)?;
+    }
     answer(options, &distiller, &tokenizer, &validation, &evaluation)
 }
 
@@ -228,18 +228,27 @@ fn configure(
     Ok((encoder, distill))
 }
 
+/// Every step, and (steps done, cosine) on the validation data after every epoch.
+struct History {
+    steps: Vec<Metrics>,
+    validation: Vec<(f64, f64)>,
+}
+
 fn train_all(
     options: &Options,
     distiller: &Distiller,
     batches: &mut Batches,
-    steps: u64,
-) -> Result<Vec<Metrics>, Box<dyn Error>> {
-    let bar = ProgressBar::new(steps);
+    validation: &Dataset,
+    steps: u32,
+) -> Result<History, Box<dyn Error>> {
+    let bar = ProgressBar::new(u64::from(steps));
     bar.set_style(ProgressStyle::with_template(
         "{elapsed_precise} [{bar:32}] {pos}/{len} {msg}",
     )?);
     let tokens = options.batch * options.length;
     let mut history: Vec<Metrics> = Vec::new();
+    let mut checks = Vec::new();
+    let mut checking = 0.0;
     let start = Instant::now();
     for epoch in 0..options.epochs {
         batches.start_epoch(u64::from(epoch));
@@ -248,7 +257,7 @@ fn train_all(
             history.push(*metrics);
             let done = history.len();
             let seconds = start.elapsed().as_secs_f64();
-            let left = seconds / done as f64 * (steps as f64 - done as f64);
+            let left = seconds / done as f64 * (f64::from(steps) - done as f64);
             bar.set_position(done as u64);
             bar.set_message(format!(
                 "loss {:.4} cos {:.4} {:.1}k tokens/s {} left",
@@ -262,12 +271,17 @@ fn train_all(
         let mean = |of: fn(&Metrics) -> f32| {
             seen.iter().map(|m| f64::from(of(m))).sum::<f64>() / seen.len() as f64
         };
+        let trained = start.elapsed().as_secs_f64();
+        let check = distiller.evaluate(validation)?;
+        checking += start.elapsed().as_secs_f64() - trained;
+        checks.push((history.len() as f64, check.cosine));
         let line = format!(
-            "epoch {}: loss {:.4}, cosine {:.4}, {:.0} s",
+            "epoch {}: loss {:.4}, cosine {:.4}; validation cosine {:.4}, P@1 {:.3}; {trained:.1} s",
             epoch + 1,
             mean(|m| m.loss),
             mean(|m| m.cosine),
-            start.elapsed().as_secs_f64()
+            check.cosine,
+            check.precision_at_1,
         );
         // Without a terminal the bar draws nothing.
         match bar.is_hidden() {
@@ -276,7 +290,7 @@ fn train_all(
         }
     }
     bar.finish_and_clear();
-    let seconds = start.elapsed().as_secs_f64();
+    let seconds = start.elapsed().as_secs_f64() - checking;
     println!(
         "trained {} steps in {seconds:.1} s: {:.0} tokens/s",
         history.len(),
@@ -290,7 +304,10 @@ fn train_all(
             last.skipped, last.loss_scale
         );
     }
-    Ok(history)
+    Ok(History {
+        steps: history,
+        validation: checks,
+    })
 }
 
 fn profile(distiller: &Distiller) -> Result<(), Box<dyn Error>> {
@@ -309,11 +326,11 @@ fn profile(distiller: &Distiller) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Loss and cosine over the steps, smoothed.
-fn draw(path: &Path, history: &[Metrics]) -> Result<(), Box<dyn Error>> {
+/// Loss and cosine over the steps, smoothed; the cosine on the validation data after every epoch as circles.
+fn draw(path: &Path, history: &History) -> Result<(), Box<dyn Error>> {
     let smooth = |of: fn(&Metrics) -> f32| -> Vec<(f64, f64)> {
-        let mut mean = history.first().map_or(0.0, |m| f64::from(of(m)));
-        let points = history.iter().enumerate();
+        let mut mean = history.steps.first().map_or(0.0, |m| f64::from(of(m)));
+        let points = history.steps.iter().enumerate();
         points
             .map(|(i, m)| {
                 mean += 0.1 * (f64::from(of(m)) - mean);
@@ -324,33 +341,41 @@ fn draw(path: &Path, history: &[Metrics]) -> Result<(), Box<dyn Error>> {
     let area = SVGBackend::new(path, (900, 640)).into_drawing_area();
     area.fill(&WHITE)?;
     let (top, bottom) = area.split_vertically(320);
-    let curves = [
-        (&top, "loss", smooth(|m| m.loss), RGBColor(200, 60, 40)),
-        (
-            &bottom,
-            "cosine to the teacher",
-            smooth(|m| m.cosine),
-            RGBColor(30, 100, 180),
-        ),
-    ];
-    for (area, title, points, color) in curves {
-        let highest = points.iter().map(|p| p.1).fold(0.0, f64::max);
-        let lowest = points.iter().map(|p| p.1).fold(0.0, f64::min);
-        let mut chart = ChartBuilder::on(area)
-            .caption(title, ("sans-serif", 20))
-            .margin(12)
-            .x_label_area_size(32)
-            .y_label_area_size(56)
-            .build_cartesian_2d(0.0..history.len() as f64, lowest..highest * 1.05 + 1e-9)?;
-        chart
-            .configure_mesh()
-            .x_desc("step")
-            .x_label_formatter(&|x| format!("{x:.0}"))
-            .y_label_formatter(&|y| format!("{y:.2}"))
-            .draw()?;
-        chart.draw_series(LineSeries::new(points, color.stroke_width(2)))?;
-    }
+    let (red, blue) = (RGBColor(200, 60, 40), RGBColor(30, 100, 180));
+    curve(&top, "loss", smooth(|m| m.loss), &[], red)?;
+    let title = "cosine to the teacher (circles: validation)";
+    let points = smooth(|m| m.cosine);
+    curve(&bottom, title, points, &history.validation, blue)?;
     area.present()?;
+    Ok(())
+}
+
+fn curve(
+    area: &DrawingArea<SVGBackend<'_>, plotters::coord::Shift>,
+    title: &str,
+    points: Vec<(f64, f64)>,
+    circles: &[(f64, f64)],
+    color: RGBColor,
+) -> Result<(), Box<dyn Error>> {
+    let steps = points.len() as f64;
+    let all = || points.iter().chain(circles).map(|point| point.1);
+    let (low, high) = (all().fold(0.0, f64::min), all().fold(0.0, f64::max));
+    let mut chart = ChartBuilder::on(area)
+        .caption(title, ("sans-serif", 20))
+        .margin(12)
+        .x_label_area_size(32)
+        .y_label_area_size(56)
+        .build_cartesian_2d(0.0..steps, low..high * 1.05 + 1e-9)?;
+    chart
+        .configure_mesh()
+        .light_line_style(TRANSPARENT)
+        .x_desc("step")
+        .x_label_formatter(&|x| format!("{x:.0}"))
+        .y_label_formatter(&|y| format!("{y:.2}"))
+        .draw()?;
+    chart.draw_series(LineSeries::new(points, color.stroke_width(2)))?;
+    let circle = |&point| Circle::new(point, 5, color.filled());
+    chart.draw_series(circles.iter().map(circle))?;
     Ok(())
 }
 
