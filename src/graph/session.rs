@@ -199,9 +199,13 @@ impl Session {
     }
 
     fn create_parameters(&mut self, graph: &Graph) -> Result<()> {
-        let block = self.blocks.len();
+        let largest = self
+            .gpu
+            .capabilities()
+            .limits
+            .max_storage_buffer_binding_size;
+        let mut sizes: Vec<u64> = Vec::new();
         let mut new: Vec<(Entry, Init)> = Vec::new();
-        let mut offset = 0;
         for (_, value) in graph.parameters() {
             if let Some(&known) = self.by_name.get(&value.name) {
                 let known = &self.entries[known];
@@ -218,34 +222,43 @@ impl Session {
             };
             let layout = Layout::of(&value.shape, DType::F32)?;
             let bytes = layout.size_bytes().next_multiple_of(OFFSET_ALIGNMENT);
+            // A block is bound as a whole: where the adapter's limit is reached, another begins.
+            let offset = match sizes.last_mut() {
+                Some(size) if *size + bytes <= largest => {
+                    *size += bytes;
+                    *size - bytes
+                }
+                _ => {
+                    sizes.push(bytes);
+                    0
+                }
+            };
             let entry = Entry {
                 name: value.name.clone(),
                 shape: value.shape.clone(),
                 taps: value.taps,
                 layout,
                 run: Run {
-                    block,
+                    block: self.blocks.len() + sizes.len() - 1,
                     offset,
                     bytes,
                 },
             };
             new.push((entry, init));
-            offset += bytes;
         }
-        if !new.is_empty() {
-            let parameters = self.gpu.zeroed_buffer(offset, "parameters")?;
+        for bytes in sizes {
             self.blocks.push(Block {
-                parameters,
+                parameters: self.gpu.zeroed_buffer(bytes, "parameters")?,
                 moments: None,
-                bytes: offset,
+                bytes,
             });
-            for (entry, init) in new {
-                let data = self.initial(&entry, init);
-                let slice = self.slice(&entry)?;
-                Tensor::from_slice(slice, entry.layout)?.upload(&self.gpu, &data)?;
-                self.by_name.insert(entry.name.clone(), self.entries.len());
-                self.entries.push(entry);
-            }
+        }
+        for (entry, init) in new {
+            let data = self.initial(&entry, init);
+            let slice = self.slice(&entry)?;
+            Tensor::from_slice(slice, entry.layout)?.upload(&self.gpu, &data)?;
+            self.by_name.insert(entry.name.clone(), self.entries.len());
+            self.entries.push(entry);
         }
         let trains = |op: &super::Op| matches!(op, super::Op::AdamW { .. });
         if graph.nodes().iter().any(|node| trains(&node.op)) {
