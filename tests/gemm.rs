@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Case, SIZES, tolerance};
+use common::{Case, SIZES, tiled_gpu, tolerance};
 use energyflow::graph::{DType, Trans, UnaryOp};
 
 fn dims(trans: Trans, m: usize, n: usize, k: usize) -> ([usize; 2], [usize; 2]) {
@@ -59,6 +59,22 @@ fn nt_f16() {
 #[test]
 fn tn_f16() {
     straddle(DType::F16, Trans::TN);
+}
+
+/// Enough blocks for the larger tiles, each extent just above a multiple of the tile.
+#[test]
+fn large_tiles() {
+    for dtype in [DType::F32, DType::F16] {
+        for trans in [Trans::NN, Trans::NT, Trans::TN] {
+            for (m, n, k, tile) in [(513, 450, 37, "bm=64 "), (2049, 900, 19, "bm=128 ")] {
+                let case = product(dtype, trans, m, n, k);
+                let running = case.start(&tiled_gpu());
+                let keys: Vec<&str> = running.executable.sources().map(|(key, _)| key).collect();
+                assert!(keys[0].contains(tile), "{keys:?}");
+                case.check_on(&tiled_gpu(), tolerance(dtype));
+            }
+        }
+    }
 }
 
 #[test]

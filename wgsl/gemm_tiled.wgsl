@@ -101,9 +101,9 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     {
         let row = 4u * (row0 + {{ i // 4 * ty }}u + y) + {{ i % 4 }}u;
 {% for j in range(tn // 4) %}
-        let col{{ j }} = col0 + {{ j * tx }}u + x;
-        if (row < {{ m }}u && col{{ j }} < {{ width }}u) {
-            finish(row, col{{ j }}, c{{ i }}_{{ j }});
+        let to{{ j }} = col0 + {{ j * tx }}u + x;
+        if (row < {{ m }}u && to{{ j }} < {{ width }}u) {
+            finish(row, to{{ j }}, c{{ i }}_{{ j }});
         }
 {% endfor %}
     }

@@ -1,0 +1,279 @@
+//! Every kernel of every variant is valid WGSL and translates to what the other platforms compile.
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use common::{baseline_gpu, gpu, packed_gpu, tiled_gpu};
+use energyflow::graph::{BinaryOp, Broadcast, DType, Graph, Init, Op, Trans, UnaryOp, ValueId};
+use energyflow::{Gpu, Session};
+use naga::back::{hlsl, msl, spv};
+use naga::valid::{Capabilities, ValidationFlags, Validator};
+
+const BATCH: usize = 2;
+const TIME: usize = 5;
+const VOCABULARY: usize = 11;
+
+struct Builder {
+    graph: Graph,
+    dtype: DType,
+}
+
+impl Builder {
+    /// A parameter in the element type of the network.
+    fn parameter(&mut self, name: &str, dims: &[usize]) -> ValueId {
+        let init = Init::Uniform(0.1);
+        let p = self.graph.parameter(name, dims, init).unwrap();
+        self.graph.cast(p, self.dtype).unwrap()
+    }
+}
+
+/// A whole training step: embedding, a TCN block, both losses, gradients, clipping, AdamW.
+fn training(dtype: DType, width: usize) -> Graph {
+    let mut b = Builder {
+        graph: Graph::new(),
+        dtype,
+    };
+    let rows = BATCH * TIME;
+    let ids = b.graph.index_input("ids", rows, VOCABULARY as u32).unwrap();
+    let mask = b.graph.input("mask", &[rows], DType::F32).unwrap();
+    let teacher = b.graph.input("teacher", &[BATCH, width], dtype).unwrap();
+    let table = b.parameter("table", &[VOCABULARY, width]);
+    let z = b.parameter("z", &[BATCH, width]);
+    let (gamma, beta) = (
+        b.parameter("gamma", &[width]),
+        b.parameter("beta", &[width]),
+    );
+    let conv = b.parameter("conv", &[2 * width, 3 * width]);
+    let bias = b.parameter("bias", &[2 * width]);
+    let back = b.parameter("back", &[width, 2 * width]);
+    let head = b.parameter("head", &[width, VOCABULARY]);
+    let g = &mut b.graph;
+    let x = g.gather(table, ids, Some(0)).unwrap();
+    let x = g.reshape(x, &[BATCH, TIME, width]).unwrap();
+    let x = g.add_over_time(x, z).unwrap();
+    let h = g.layer_norm(x, gamma, beta, 1e-5).unwrap();
+    let h = g.im2col(h, 3, 2).unwrap();
+    let h = g.matmul(h, conv, Trans::NT).unwrap();
+    let h = g.add_bias(h, bias).unwrap();
+    let h = g.unary(UnaryOp::GeluTanh, h).unwrap();
+    let h = g.matmul(h, back, Trans::NT).unwrap();
+    let h = g.reshape(h, &[BATCH, TIME, width]).unwrap();
+    let y = g.add(x, h).unwrap();
+    let y = g.mul_rows(y, mask).unwrap();
+    let pooled = g.masked_mean(y, mask).unwrap();
+    let kd = g.kd_loss(pooled, teacher, 1.0, 0.5).unwrap();
+    let logits = g.matmul(y, head, Trans::NN).unwrap();
+    let ce = g.cross_entropy(logits, ids, Some(0), 0.1).unwrap();
+    let weighted = g.mul(ce.loss, kd.loss).unwrap();
+    let activity = g.sum_all(h).unwrap();
+    let loss = g.add(weighted, activity).unwrap();
+    let parameters: Vec<ValueId> = g.parameters().map(|(id, _)| id).collect();
+    let gradients = g.gradients(loss, &parameters).unwrap();
+    let norm = g.global_norm(&gradients).unwrap();
+    let steps = g.state("steps", &[1], 0.0).unwrap();
+    let next = g.affine(steps, 1.0, 1.0).unwrap();
+    g.assign(steps, next).unwrap();
+    let apply = g.unary(UnaryOp::IsFinite, norm).unwrap();
+    let hyper = g.stack(&[norm, next, next, norm, apply]).unwrap();
+    let op = Op::AdamW {
+        params: parameters,
+        beta1: 0.9,
+        beta2: 0.999,
+        eps: 1e-8,
+        weight_decay: 0.01,
+    };
+    g.apply(op, &[gradients, vec![hyper]].concat()).unwrap();
+    g.output("loss", loss).unwrap();
+    b.graph
+}
+
+/// Every function of one and two elements, every derivative, every broadcast.
+fn elements(dtype: DType, width: usize) -> Graph {
+    let mut graph = Graph::new();
+    let dims = [BATCH, TIME, width];
+    let x = graph.input("x", &dims, dtype).unwrap();
+    let dy = graph.input("dy", &dims, DType::F32).unwrap();
+    let (scale, offset, min, max) = (2.0, f32::MIN_POSITIVE, -1.0, f32::INFINITY);
+    for (i, op) in [
+        UnaryOp::Identity,
+        UnaryOp::Affine { scale, offset },
+        UnaryOp::Clamp { min, max },
+        UnaryOp::Abs,
+        UnaryOp::Square,
+        UnaryOp::Sqrt,
+        UnaryOp::Rsqrt,
+        UnaryOp::Recip,
+        UnaryOp::Exp,
+        UnaryOp::Log,
+        UnaryOp::Cos,
+        UnaryOp::Tanh,
+        UnaryOp::Sigmoid,
+        UnaryOp::Relu,
+        UnaryOp::GeluTanh,
+        UnaryOp::GeluErf,
+        UnaryOp::IsFinite,
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let y = graph.unary(op, x).unwrap();
+        let derivative = BinaryOp::UnaryGrad(op);
+        let dx = graph.binary(derivative, Broadcast::Same, x, dy).unwrap();
+        graph.output(&format!("y{i}"), y).unwrap();
+        graph.output(&format!("dx{i}"), dx).unwrap();
+    }
+    let mut y = x;
+    for (i, (broadcast, dims)) in [
+        (Broadcast::Same, dims.to_vec()),
+        (Broadcast::Cols, vec![width]),
+        (Broadcast::Rows, vec![BATCH * TIME]),
+        (Broadcast::Scalar, vec![1]),
+        (Broadcast::Groups { period: TIME }, vec![BATCH, width]),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let operand = graph.input(&format!("b{i}"), &dims, dtype).unwrap();
+        for op in [
+            BinaryOp::Add,
+            BinaryOp::Sub,
+            BinaryOp::Mul,
+            BinaryOp::Div,
+            BinaryOp::Max,
+            BinaryOp::Min,
+            BinaryOp::Greater,
+        ] {
+            y = graph.binary(op, broadcast, y, operand).unwrap();
+        }
+    }
+    graph.output("y", y).unwrap();
+    graph
+}
+
+/// Products large enough for every size of tile.
+fn products(dtype: DType) -> Graph {
+    let mut graph = Graph::new();
+    for (i, (m, n, k)) in [(17, 33, 9), (512, 520, 24), (2048, 1000, 35)]
+        .into_iter()
+        .enumerate()
+    {
+        for trans in [Trans::NN, Trans::NT, Trans::TN] {
+            let (of_a, of_b) = match trans {
+                Trans::NN => ([m, k], [k, n]),
+                Trans::NT => ([m, k], [n, k]),
+                Trans::TN => ([k, m], [k, n]),
+            };
+            let [a, b] = [("a", of_a), ("b", of_b)].map(|(name, dims)| {
+                let name = format!("{name} {i} {trans:?}");
+                graph.input(&name, &dims, dtype).unwrap()
+            });
+            let c = graph.matmul(a, b, trans).unwrap();
+            graph.output(&format!("c {i} {trans:?}"), c).unwrap();
+        }
+    }
+    graph
+}
+
+fn collect(gpu: &Gpu, graph: &Graph, sources: &mut BTreeMap<String, String>) {
+    let executable = Session::new(gpu, 0).compile(graph).unwrap();
+    for (key, wgsl) in executable.sources() {
+        let known = sources.insert(key.to_owned(), wgsl.to_owned());
+        assert!(
+            known.is_none_or(|known| known == wgsl),
+            "one key, two sources: {key}"
+        );
+    }
+}
+
+fn translate(key: &str, wgsl: &str) {
+    let module = naga::front::wgsl::parse_str(wgsl)
+        .unwrap_or_else(|error| panic!("{key}\n{}", error.emit_to_string(wgsl)));
+    // The second is unpack2x16float, which is part of WebGPU's baseline.
+    let capabilities = match wgsl.contains("enable f16;") {
+        true => Capabilities::SHADER_FLOAT16,
+        false => Capabilities::SHADER_FLOAT16_IN_FLOAT32,
+    };
+    let info = Validator::new(ValidationFlags::all(), capabilities)
+        .validate(&module)
+        .unwrap_or_else(|error| panic!("{key}\n{}", error.emit_to_string(wgsl)));
+
+    let options = msl::Options {
+        lang_version: (2, 4),
+        ..Default::default()
+    };
+    let (text, translation) =
+        msl::write_string(&module, &info, &options, &msl::PipelineOptions::default())
+            .unwrap_or_else(|error| panic!("{key}: Metal: {error}"));
+    assert_eq!(translation.entry_point_names.len(), 1);
+    for name in translation.entry_point_names {
+        let name = name.unwrap_or_else(|error| panic!("{key}: Metal: {error}"));
+        assert!(text.contains(&name));
+    }
+
+    let options = hlsl::Options {
+        shader_model: hlsl::ShaderModel::V6_2,
+        ..Default::default()
+    };
+    let mut text = String::new();
+    let pipeline = hlsl::PipelineOptions::default();
+    let reflection = hlsl::Writer::new(&mut text, &options, &pipeline)
+        .write(&module, &info, None)
+        .unwrap_or_else(|error| panic!("{key}: HLSL: {error}"));
+    assert_eq!(reflection.entry_point_names.len(), 1);
+    for name in reflection.entry_point_names {
+        let name = name.unwrap_or_else(|error| panic!("{key}: HLSL: {error}"));
+        assert!(text.contains(&name));
+    }
+
+    let options = spv::Options {
+        lang_version: (1, 3),
+        ..Default::default()
+    };
+    let words = spv::write_vec(&module, &info, &options, None)
+        .unwrap_or_else(|error| panic!("{key}: SPIR-V: {error}"));
+    assert_eq!(words[0], 0x0723_0203);
+}
+
+/// The families of kernels: the files of wgsl/.
+fn templates() -> BTreeSet<String> {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/wgsl");
+    std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.is_file())
+        .map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned())
+        .collect()
+}
+
+#[test]
+fn every_kernel_translates_to_every_platform() {
+    let mut sources = BTreeMap::new();
+    let gpus = [gpu(), tiled_gpu(), packed_gpu(), baseline_gpu()];
+    for gpu in &gpus {
+        for dtype in [DType::F32, DType::F16] {
+            for width in [8, 7] {
+                collect(gpu, &training(dtype, width), &mut sources);
+                collect(gpu, &elements(dtype, width), &mut sources);
+            }
+        }
+    }
+    for gpu in &gpus {
+        collect(gpu, &products(DType::F16), &mut sources);
+    }
+    for (key, wgsl) in &sources {
+        translate(key, wgsl);
+    }
+    let used: BTreeSet<String> = sources
+        .keys()
+        .filter_map(|key| key.split(' ').next().map(str::to_owned))
+        .collect();
+    assert_eq!(used, templates());
+    for tile in ["bm=32 ", "bm=64 ", "bm=128 "] {
+        assert!(sources.keys().any(|key| key.contains(tile)), "{tile}");
+    }
+    for mode in ["f16=true", "f16=false"] {
+        let halves = |key: &&String| key.contains(":f16[") && key.ends_with(mode);
+        assert!(sources.keys().any(|key| halves(&key)), "{mode}");
+    }
+}
