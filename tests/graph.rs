@@ -415,7 +415,7 @@ fn a_graph_reads_line_by_line() {
     let expected = "\
 %0 = Input { below: None } \"x\" : f16 [2, 3]
 %1 = Input { below: Some(2) } \"ids\" : u32 [4]
-%2 = Parameter(Uniform(0.5)) \"w\" : f32 [2, 3]
+%2 = Parameter(Uniform(0.5)) \"w\" : f32 [2, 3], 1 taps
 %3 = Parameter(Constant(0.0)) \"taps\" : f32 [2, 6], 2 taps
 %4 = State(1.0) \"count\" : f32 [1]
 %5 = MatMul { trans: NT, out: F16 }(%0, %2) : f16 [2, 2]
