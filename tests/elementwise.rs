@@ -78,6 +78,14 @@ fn one_by_one(dtype: DType) -> Tolerance {
     }
 }
 
+/// Elementwise kernels know no barriers: one device for each way to store halves is enough.
+fn check(case: &Case, bound: Tolerance) {
+    case.check_on(&gpu(), bound);
+    if case.dtype == DType::F16 {
+        case.check_on(&baseline_gpu(), bound);
+    }
+}
+
 /// Samples, time steps, channels.
 const EXTENTS: [[usize; 3]; 7] = [
     [1, 1, 1],
@@ -112,7 +120,7 @@ fn every_function_of_one_element() {
                 let y = case.graph.unary(op, x).unwrap();
                 case.output(&format!("{i} {op:?}"), y);
             }
-            case.check(one_by_one(dtype));
+            check(&case, one_by_one(dtype));
         }
     }
 }
@@ -134,7 +142,7 @@ fn every_derivative() {
                     .unwrap();
                 case.output(&format!("{i} {op:?}"), dx);
             }
-            case.check(one_by_one(dtype));
+            check(&case, one_by_one(dtype));
         }
     }
 }
@@ -165,7 +173,7 @@ fn every_function_of_two_elements_and_every_broadcast() {
                     case.output(&format!("{op:?} {broadcast:?}"), y);
                 }
             }
-            case.check(tolerance(dtype));
+            check(&case, tolerance(dtype));
         }
     }
 }
@@ -244,6 +252,16 @@ fn a_vector_and_a_matrix_of_one_row() {
     let y = case.graph.add_over_time(x, z).unwrap();
     case.gradients(y, &[x, z]);
     case.check(F32);
+}
+
+/// More workgroups than one dimension of a grid holds.
+#[test]
+fn a_folded_grid() {
+    let mut case = Case::new(13, DType::F32);
+    let x = case.input(&[1_100_000, 1]);
+    let y = case.graph.affine(x, 3.0, -1.0).unwrap();
+    case.output("y", y);
+    case.check_on(&gpu(), F32);
 }
 
 #[test]

@@ -347,6 +347,11 @@ impl Running {
     }
 }
 
+/// False for NaN.
+fn within(error: f64, bound: f64) -> bool {
+    error <= bound
+}
+
 /// Normalised and largest relative error within bounds; the first five offenders on failure.
 pub fn compare(
     name: &str,
@@ -365,12 +370,12 @@ pub fn compare(
         let error = f64::from(g) - r;
         difference += error * error;
         let relative = error.abs() / (r.abs() + rms);
-        if relative.is_nan() || relative > tolerance.relative {
+        if !within(relative, tolerance.relative) {
             offenders.push((i, g, r));
         }
     }
     let normalised = (difference / reference.len() as f64).sqrt() / rms;
-    if normalised.is_nan() || normalised > tolerance.normalised || !offenders.is_empty() {
+    if !within(normalised, tolerance.normalised) || !offenders.is_empty() {
         offenders.truncate(5);
         panic!(
             "{name}: normalised error {normalised:.3e}, {tolerance:?}; (index, gpu, reference) {offenders:?}; shape {}\n{}",
