@@ -1,4 +1,5 @@
 // `lanes` invocations a row, `size / lanes` rows a workgroup. Two passes over the row: mean, then variance around it.
+// Means multiply by 1 / C: drivers may round a division, and one column must give its own mean exactly.
 {% include "shared/group" %}
 {% include "shared/reduce" %}
 
@@ -11,13 +12,13 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     for (var col = lane; col < {{ used }}u; col += {{ lanes }}u) {
         sum += x_load(row * x_stride + col);
     }
-    let mean = across(reduce(sum, lid)) / {{ cols }}.0;
+    let mean = across(reduce(sum, lid)) * {{ 1.0 / cols }};
     sum = vec4<f32>();
     for (var col = lane; col < {{ used }}u; col += {{ lanes }}u) {
         let d = tail(col, x_load(row * x_stride + col) - mean);
         sum += d * d;
     }
-    let rstd = inverseSqrt(across(reduce(sum, lid)) / {{ cols }}.0 + {{ eps }});
+    let rstd = inverseSqrt(across(reduce(sum, lid)) * {{ 1.0 / cols }} + {{ eps }});
     if (wanted >= {{ rows }}u) {
         return;
     }

@@ -16,7 +16,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
         g_sum += g;
         gx_sum += g * (x_load(row * x_stride + col) - mean) * rstd;
     }
-    let sums = reduce(vec4<f32>(across(g_sum), across(gx_sum), 0.0, 0.0), lid) / {{ cols }}.0;
+    let sums = reduce(vec4<f32>(across(g_sum), across(gx_sum), 0.0, 0.0), lid) * {{ 1.0 / cols }};
     if (wanted >= {{ rows }}u) {
         return;
     }
