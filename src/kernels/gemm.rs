@@ -55,7 +55,7 @@ pub(crate) fn gemm(
 
 /// Tile and workgroup by measurement on llvmpipe: neighbours in a row of 8 read the same rows of `a`, which are then loaded once.
 fn direct(m: usize, width: usize) -> Kernel {
-    let (tm, tn) = (8, 2);
+    let (tm, tn) = (16, 2);
     let (wx, wy) = (8, 1);
     Kernel::new("gemm_direct")
         .with("tm", tm)
