@@ -124,7 +124,8 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
         train = train.take(samples);
     }
     let validation = open(&options.validation)?;
-    fs::create_dir_all(&options.out)?;
+    let out = options.out.display();
+    fs::create_dir_all(&options.out).map_err(|error| format!("{out}: {error}"))?;
 
     let mut gpu = GpuOptions::default();
     gpu.adapter.clone_from(&options.adapter);
