@@ -77,6 +77,29 @@ fn large_tiles() {
     }
 }
 
+/// Long K and a small result: K is split, and the parts are added up by a second kernel that takes the epilogue.
+#[test]
+fn split_k() {
+    for dtype in [DType::F32, DType::F16] {
+        for trans in [Trans::NN, Trans::NT, Trans::TN] {
+            for (m, n, k) in [(33, 65, 2049), (64, 64, 1024), (1, 7, 257), (129, 13, 1031)] {
+                let mut case = Case::new(k as u64, dtype);
+                let (a, b) = dims(trans, m, n, k);
+                let (a, b) = (case.input(&a), case.input(&b));
+                let bias = case.parameter(&[n]);
+                let c = case.graph.matmul(a, b, trans).unwrap();
+                let c = case.graph.add_bias(c, bias).unwrap();
+                case.output("c", c);
+                let running = case.start(&tiled_gpu());
+                let keys: Vec<&str> = running.executable.sources().map(|(key, _)| key).collect();
+                assert_eq!(keys.len(), 2, "{keys:?}");
+                assert!(keys[1].starts_with("split_sums"), "{keys:?}");
+                case.check_on(&tiled_gpu(), tolerance(dtype));
+            }
+        }
+    }
+}
+
 #[test]
 fn epilogue_of_bias_gelu_residual_and_mask() {
     for dtype in [DType::F32, DType::F16] {

@@ -151,10 +151,10 @@ fn elements(dtype: DType, width: usize) -> Graph {
     graph
 }
 
-/// Products large enough for every size of tile.
+/// Products large enough for every size of tile, and one deep enough to be split.
 fn products(dtype: DType) -> Graph {
     let mut graph = Graph::new();
-    for (i, (m, n, k)) in [(17, 33, 9), (512, 520, 24), (2048, 1000, 35)]
+    for (i, (m, n, k)) in [(17, 33, 9), (512, 520, 24), (2048, 1000, 35), (40, 24, 517)]
         .into_iter()
         .enumerate()
     {

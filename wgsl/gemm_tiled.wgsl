@@ -1,6 +1,6 @@
 // GEMM with both operands staged in workgroup memory as [k][row] and [k][column]:
 // a workgroup computes {{ bm }} x {{ bn }}, {{ bk }} deep at a time, an invocation {{ tm }} x {{ tn }} of it as {{ tm // 4 }} x {{ tn // 4 }} blocks of 4 x 4,
-// blocks strided over the tile so that neighbours read neighbouring vec4s.
+// blocks strided over the tile so that neighbours read neighbouring vec4s. With `split`, layer z of the grid sums part z of K alone.
 {% set am = bm // 4 %}
 {% set bn4 = bn // 4 %}
 {% set ty = bm // tm %}
@@ -68,7 +68,13 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
         }
 {% endfor %}
 {% endmacro %}
+{% if split %}
+    let begin = wid.z * {{ chunk }}u;
+    let end = min(begin + {{ chunk }}u, {{ k }}u);
+    for (var k0 = begin; k0 < end; k0 += {{ bk }}u) {
+{% else %}
     for (var k0 = 0u; k0 < {{ k }}u; k0 += {{ bk }}u) {
+{% endif %}
 {% if trans == "TN" %}
 {{ straight("a", am, "row0") }}
 {% else %}
@@ -103,7 +109,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
 {% for j in range(tn // 4) %}
         let to{{ j }} = col0 + {{ j * tx }}u + x;
         if (row < {{ m }}u && to{{ j }} < {{ width }}u) {
-            finish(row, to{{ j }}, c{{ i }}_{{ j }});
+            finish({% if split %}wid.z * {{ m }}u + {% endif %}row, to{{ j }}, c{{ i }}_{{ j }});
         }
 {% endfor %}
     }

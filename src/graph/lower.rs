@@ -286,7 +286,18 @@ impl Lowering<'_> {
         let kernel = match &node.op {
             Op::MatMul { trans, .. } => {
                 let [a, b] = self.layouts(x)?;
-                kernels::gemm::gemm(a, b, *trans, program, target)?
+                let gemm = kernels::gemm::Gemm::new(a, b, *trans, program.width(), target)?;
+                if gemm.splits == 1 {
+                    gemm.single(program)
+                } else {
+                    let shape = Shape::matrix(gemm.splits * program.rows, program.cols);
+                    let partial = Layout::of(&shape, DType::F32)?;
+                    let place = self.scratch(partial);
+                    self.step(gemm.partial(partial), vec![reads[0], reads[1], place]);
+                    let kernel = gemm.add_up(partial, program);
+                    self.step(kernel, [vec![place], loads, stores].concat());
+                    return Ok(());
+                }
             }
             Op::LayerNorm { eps } => {
                 side.push(Place::Value(node.outputs[1]));

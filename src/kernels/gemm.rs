@@ -1,11 +1,12 @@
 //! Matrix products with any elementwise program behind the sums.
 
-use super::{Kernel, Program, Target, View};
+use super::{Instruction, Kernel, Program, Target, View};
 use crate::error::{Error, Result};
 use crate::gpu::Layout;
 use crate::graph::Trans;
 
 /// A workgroup's tile and an invocation's share of it.
+#[derive(Clone, Copy)]
 struct Tile {
     bm: usize,
     bn: usize,
@@ -14,43 +15,108 @@ struct Tile {
     tn: usize,
 }
 
-/// a·b of extents m × n × k; the program's domain is m × n.
-pub(crate) fn gemm(
+/// Extents of a product and how it is cut.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Gemm {
     a: Layout,
     b: Layout,
     trans: Trans,
-    program: Program,
+    m: usize,
+    k: usize,
     target: Target,
-) -> Result<Kernel> {
-    let (m, k) = match trans {
-        Trans::TN => (a.cols(), a.rows()),
-        Trans::NN | Trans::NT => (a.rows(), a.cols()),
-    };
-    let n = program.cols;
-    let width = program.width();
-    let kernel = match target.barrier_free {
-        true => direct(m, width),
-        false => tiled(m, width),
-    };
-    let [_, y, _] = kernel.workgroups();
-    if y > super::MAX_GRID {
-        return Err(Error::Limit {
-            what: format!("matrix product of {m} rows"),
-            limit: "max_compute_workgroups_per_dimension",
-            needed: u64::from(y),
-            available: u64::from(super::MAX_GRID),
-        });
+    /// Parts of K that are summed on their own and added up by [`Gemm::add_up`]; 1 for a single pass.
+    pub splits: usize,
+}
+
+/// Workgroups that keep a large GPU busy.
+const BUSY: usize = 256;
+/// Least depth of a part: shorter ones spend their time on starting and adding up.
+const DEPTH: usize = 128;
+
+impl Gemm {
+    /// a·b, whose result has `width` `vec4`s a row, padding included.
+    pub fn new(a: Layout, b: Layout, trans: Trans, width: usize, target: Target) -> Result<Self> {
+        let (m, k) = match trans {
+            Trans::TN => (a.cols(), a.rows()),
+            Trans::NN | Trans::NT => (a.rows(), a.cols()),
+        };
+        let tiles = m.div_ceil(64) * (4 * width).div_ceil(64);
+        let splits = match target.barrier_free || tiles >= BUSY / 2 {
+            true => 1,
+            false => (k / DEPTH).clamp(1, BUSY.div_ceil(tiles)),
+        };
+        let rows = m.div_ceil(8);
+        if rows > super::MAX_GRID as usize {
+            return Err(Error::Limit {
+                what: format!("matrix product of {m} rows"),
+                limit: "max_compute_workgroups_per_dimension",
+                needed: rows as u64,
+                available: u64::from(super::MAX_GRID),
+            });
+        }
+        Ok(Self {
+            a,
+            b,
+            trans,
+            m,
+            k,
+            target,
+            splits,
+        })
     }
-    Ok(kernel
-        .read("a", a, View::Vec4)
-        .read("b", b, View::Vec4)
-        .with("m", m)
-        .with("n", n)
-        .with("k", k)
-        .with("width", width)
-        .with("trans", format!("{trans:?}"))
-        .flops(2.0 * m as f64 * n as f64 * k as f64)
-        .finish(program))
+
+    /// The product in a single pass; the program's domain is m × n.
+    pub fn single(&self, program: Program) -> Kernel {
+        let width = program.width();
+        let kernel = match self.target.barrier_free {
+            true => direct(self.m, width),
+            false => tiled(tile(self.m, width), self.m, width, 1).with("chunk", self.k),
+        };
+        self.describe(kernel, program)
+    }
+
+    /// The first of two passes: part s of K goes to rows s·m .. of `partial` [splits·m, n], f32.
+    pub fn partial(&self, partial: Layout) -> Kernel {
+        let program = Program {
+            rows: partial.rows(),
+            cols: partial.cols(),
+            operands: Vec::new(),
+            instructions: vec![Instruction::Sum],
+            results: vec![(0, partial)],
+        };
+        let width = program.width();
+        let chunk = self.k.div_ceil(self.splits).next_multiple_of(MEDIUM.bk);
+        let kernel = tiled(MEDIUM, self.m, width, self.splits).with("chunk", chunk);
+        self.describe(kernel, program)
+    }
+
+    /// The second pass: adds the parts up in their order.
+    pub fn add_up(&self, partial: Layout, program: Program) -> Kernel {
+        let width = program.width();
+        Kernel::new("split_sums")
+            .items(self.m * width, 64)
+            .with("rows", self.m)
+            .with("used", program.cols.div_ceil(4))
+            .with("width", width)
+            .with("splits", self.splits)
+            .read("x", partial, View::Vec4)
+            .flops(partial.len() as f64)
+            .finish(program)
+    }
+
+    fn describe(&self, kernel: Kernel, program: Program) -> Kernel {
+        let n = program.cols;
+        kernel
+            .read("a", self.a, View::Vec4)
+            .read("b", self.b, View::Vec4)
+            .with("m", self.m)
+            .with("n", n)
+            .with("k", self.k)
+            .with("width", program.width())
+            .with("trans", format!("{:?}", self.trans))
+            .flops(2.0 * self.m as f64 * n as f64 * self.k as f64)
+            .finish(program)
+    }
 }
 
 /// Tile and workgroup by measurement on llvmpipe: neighbours in a row of 8 read the same rows of `a`, which are then loaded once.
@@ -65,40 +131,48 @@ fn direct(m: usize, width: usize) -> Kernel {
         .grid(width.div_ceil(tn * wx), m.div_ceil(tm * wy))
 }
 
+const LARGE: Tile = Tile {
+    bm: 128,
+    bn: 128,
+    bk: 16,
+    tm: 8,
+    tn: 8,
+};
+const MEDIUM: Tile = Tile {
+    bm: 64,
+    bn: 64,
+    bk: 16,
+    tm: 8,
+    tn: 4,
+};
+const SMALL: Tile = Tile {
+    bm: 32,
+    bn: 32,
+    bk: 16,
+    tm: 4,
+    tn: 4,
+};
+
 /// Large tiles reuse more, small ones keep more of the GPU busy.
-fn tiled(m: usize, width: usize) -> Kernel {
-    let n = 4 * width;
-    let blocks = |size: usize| m.div_ceil(size) * n.div_ceil(size);
-    let tile = if blocks(128) >= 128 {
-        Tile {
-            bm: 128,
-            bn: 128,
-            bk: 16,
-            tm: 8,
-            tn: 8,
-        }
+fn tile(m: usize, width: usize) -> Tile {
+    let blocks = |size: usize| m.div_ceil(size) * (4 * width).div_ceil(size);
+    if blocks(128) >= 128 {
+        LARGE
     } else if blocks(64) >= 64 {
-        Tile {
-            bm: 64,
-            bn: 64,
-            bk: 16,
-            tm: 8,
-            tn: 4,
-        }
+        MEDIUM
     } else {
-        Tile {
-            bm: 32,
-            bn: 32,
-            bk: 16,
-            tm: 4,
-            tn: 4,
-        }
-    };
+        SMALL
+    }
+}
+
+fn tiled(tile: Tile, m: usize, width: usize, splits: usize) -> Kernel {
     Kernel::new("gemm_tiled")
         .with("bm", tile.bm)
         .with("bn", tile.bn)
         .with("bk", tile.bk)
         .with("tm", tile.tm)
         .with("tn", tile.tn)
-        .grid(n.div_ceil(tile.bn), m.div_ceil(tile.bm))
+        .with("split", splits > 1)
+        .grid((4 * width).div_ceil(tile.bn), m.div_ceil(tile.bm))
+        .layers(splits)
 }

@@ -104,6 +104,12 @@ impl Kernel {
         self
     }
 
+    /// So many of the two-dimensional grids behind each other.
+    fn layers(mut self, z: usize) -> Self {
+        self.workgroups[2] = z as u32;
+        self
+    }
+
     /// Enough workgroups of `size` invocations for `items`, folded into two dimensions;
     /// the template finds its number as `group_id(wid)`.
     fn items(self, items: usize, size: usize) -> Self {

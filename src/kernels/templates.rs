@@ -38,6 +38,7 @@ const TEMPLATES: &[(&str, &str)] = templates![
     "row_sums",
     "shared/group",
     "shared/reduce",
+    "split_sums",
     "stack",
     "total",
 ];
