@@ -1,6 +1,7 @@
 //! The device layer: opening, kernels, submissions, results, and every way in which they can fail.
 
 use std::sync::{Arc, LazyLock};
+use std::time::Instant;
 
 use energyflow::gpu::{
     Access, Alignment, BindGroup, KernelSource, Layout, Pipeline, ProfileStep, Tensor,
@@ -122,10 +123,9 @@ fn baseline_has_no_optional_feature() {
         ),
         workgroups: [1; 3],
     };
-    assert!(matches!(
-        gpu.profile(&[step]),
-        Err(Error::Unsupported { .. })
-    ));
+    let unsupported = |error: Option<Error>| matches!(error, Some(Error::Unsupported { .. }));
+    assert!(unsupported(gpu.time(std::slice::from_ref(&step)).err()));
+    assert!(unsupported(gpu.profile(&[step]).err()));
 }
 
 #[test]
@@ -480,6 +480,34 @@ fn dispatches_can_be_timed() -> Result<()> {
     assert_eq!(
         y.download::<f32>(&SHARED)?.wait()?,
         vec![3.0; 1 << 16],
+        "both ran"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_whole_pass_can_be_timed() -> Result<()> {
+    if !SHARED.capabilities().timestamps {
+        return Ok(());
+    }
+    let pipeline = double_and_add(&SHARED);
+    let (x, y) = (row(&SHARED, &[1.0; 1 << 20]), row(&SHARED, &[0.0; 1 << 20]));
+    let step = ProfileStep {
+        label: "double and add".to_owned(),
+        bind_group: bind(&SHARED, &pipeline, &[&x, &y]),
+        pipeline,
+        workgroups: [1 << 14, 1, 1],
+    };
+    let begin = Instant::now();
+    let nanoseconds = SHARED.time(&[step.clone(), step])?;
+    let wall = begin.elapsed().as_nanos() as f64;
+    assert!(
+        nanoseconds > 0.0 && nanoseconds < 1.1 * wall,
+        "{nanoseconds} ns of {wall} ns"
+    );
+    assert_eq!(
+        y.download::<f32>(&SHARED)?.wait()?,
+        vec![3.0; 1 << 20],
         "both ran"
     );
     Ok(())

@@ -1,4 +1,4 @@
-//! GPU time of single dispatches.
+//! GPU time of single dispatches and of whole passes.
 
 use std::sync::Arc;
 
@@ -30,8 +30,8 @@ pub struct Timing {
     pub nanoseconds: f64,
 }
 
-/// A pair of queries a step.
-const STEPS_A_SET: usize = wgpu::QUERY_SET_MAX_QUERIES as usize / 2;
+/// A pair of queries a pass.
+const PASSES_A_SET: usize = wgpu::QUERY_SET_MAX_QUERIES as usize / 2;
 
 impl Gpu {
     /// Runs the steps in order, each in a pass of its own with a timestamp before and after, and waits for them.
@@ -41,6 +41,32 @@ impl Gpu {
     /// # Errors
     /// [`Error::Unsupported`] without timestamps; otherwise as [`Recorder::dispatch`](crate::gpu::Recorder::dispatch).
     pub fn profile(&self, steps: &[ProfileStep]) -> Result<Vec<Timing>> {
+        self.check_steps(steps)?;
+        let mut timings = Vec::with_capacity(steps.len());
+        for chunk in steps.chunks(PASSES_A_SET) {
+            let passes: Vec<&[ProfileStep]> = chunk.chunks(1).collect();
+            let times = self.run_timed(&passes)?;
+            timings.extend(chunk.iter().zip(times).map(|(step, nanoseconds)| Timing {
+                label: step.label.clone(),
+                nanoseconds,
+            }));
+        }
+        Ok(timings)
+    }
+
+    /// Runs the steps in order in one pass, as a [`Recorder`](crate::gpu::Recorder) does, and waits for them.
+    ///
+    /// Returns nanoseconds from the beginning of the pass to its end: everything between dispatches counts. Without steps it is
+    /// what an empty pass takes. Zero from drivers whose timestamps do not count.
+    ///
+    /// # Errors
+    /// As [`Gpu::profile`].
+    pub fn time(&self, steps: &[ProfileStep]) -> Result<f64> {
+        self.check_steps(steps)?;
+        Ok(self.run_timed(&[steps])?.iter().sum())
+    }
+
+    fn check_steps(&self, steps: &[ProfileStep]) -> Result<()> {
         if !self.capabilities().timestamps {
             return Err(Error::Unsupported {
                 what: "profiling".to_owned(),
@@ -51,26 +77,22 @@ impl Gpu {
             self.check_workgroups(step.pipeline.key(), step.workgroups)?;
             step.bind_group.check(&step.pipeline)?;
         }
-        let mut timings = Vec::with_capacity(steps.len());
-        for chunk in steps.chunks(STEPS_A_SET) {
-            let ticks = self.run_timed(chunk)?.wait()?;
-            let period = f64::from(self.queue().get_timestamp_period());
-            timings.extend(
-                chunk
-                    .iter()
-                    .zip(ticks.as_chunks().0)
-                    .map(|(step, [start, end])| Timing {
-                        label: step.label.clone(),
-                        // The counter of some drivers steps back now and then.
-                        nanoseconds: end.saturating_sub(*start) as f64 * period,
-                    }),
-            );
-        }
-        Ok(timings)
+        Ok(())
     }
 
-    fn run_timed(&self, steps: &[ProfileStep]) -> Result<Readback<Vec<u64>>> {
-        let queries = 2 * steps.len() as u32;
+    /// Nanoseconds of each pass; at most [`PASSES_A_SET`] of them.
+    fn run_timed(&self, passes: &[&[ProfileStep]]) -> Result<Vec<f64>> {
+        let ticks = self.submit_timed(passes)?.wait()?;
+        let period = f64::from(self.queue().get_timestamp_period());
+        let pairs = ticks.as_chunks().0.iter();
+        // The counter of some drivers steps back now and then.
+        Ok(pairs
+            .map(|[start, end]| end.saturating_sub(*start) as f64 * period)
+            .collect())
+    }
+
+    fn submit_timed(&self, passes: &[&[ProfileStep]]) -> Result<Readback<Vec<u64>>> {
+        let queries = 2 * passes.len() as u32;
         let bytes = u64::from(queries) * u64::from(wgpu::QUERY_SIZE);
         let staging = self.download_staging(bytes)?;
         let device = self.device();
@@ -90,19 +112,21 @@ impl Gpu {
             let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor {
                 label: Some("profile"),
             });
-            for (step, first) in steps.iter().zip((0..).step_by(2)) {
+            for (steps, first) in passes.iter().zip((0..).step_by(2)) {
                 let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
-                    label: Some(&step.label),
+                    label: steps.first().map(|step| step.label.as_str()),
                     timestamp_writes: Some(wgpu::ComputePassTimestampWrites {
                         query_set: &query_set,
                         beginning_of_pass_write_index: Some(first),
                         end_of_pass_write_index: Some(first + 1),
                     }),
                 });
-                let [x, y, z] = step.workgroups;
-                pass.set_pipeline(step.pipeline.raw());
-                pass.set_bind_group(0, step.bind_group.raw(), &[]);
-                pass.dispatch_workgroups(x, y, z);
+                for step in *steps {
+                    let [x, y, z] = step.workgroups;
+                    pass.set_pipeline(step.pipeline.raw());
+                    pass.set_bind_group(0, step.bind_group.raw(), &[]);
+                    pass.dispatch_workgroups(x, y, z);
+                }
             }
             encoder.resolve_query_set(&query_set, 0..queries, &resolved, 0);
             encoder.copy_buffer_to_buffer(&resolved, 0, &staging, 0, bytes);

@@ -279,8 +279,20 @@ impl Executable {
     /// # Errors
     /// [`Error::Unsupported`] without timestamps; [`Error::DeviceLost`].
     pub fn profile(&self) -> Result<Vec<Timing>> {
-        let steps: Vec<ProfileStep> = self
-            .dispatches
+        self.gpu.profile(&self.steps())
+    }
+
+    /// Runs the dispatches once on whatever the inputs hold, in one pass as a run does, and returns its GPU time in nanoseconds.
+    /// Parameters are updated as in a run; states keep their values.
+    ///
+    /// # Errors
+    /// As [`Executable::profile`].
+    pub fn time(&self) -> Result<f64> {
+        self.gpu.time(&self.steps())
+    }
+
+    fn steps(&self) -> Vec<ProfileStep> {
+        self.dispatches
             .iter()
             .map(|dispatch| ProfileStep {
                 label: dispatch.pipeline.key().to_owned(),
@@ -288,8 +300,7 @@ impl Executable {
                 bind_group: dispatch.bind_group.clone(),
                 workgroups: dispatch.workgroups,
             })
-            .collect();
-        self.gpu.profile(&steps)
+            .collect()
     }
 }
 

@@ -1,0 +1,259 @@
+//! The cases: names, shapes, work.
+
+use energyflow::graph::{Init, Op, Trans, ValueId};
+use energyflow::nn::{Embedding, Gelu, Linear, Tcn, TcnOptions};
+use energyflow::text::{Encoder, EncoderOptions};
+use energyflow::train::{AdamW, LossScale};
+use energyflow::{DType, Error, Result};
+
+use crate::workload::Workload;
+
+/// A named piece of work.
+pub struct Case {
+    /// What it is selected by.
+    pub name: &'static str,
+    /// Adds its graph, f16 or f32 in storage.
+    build: fn(&mut Workload, DType) -> Result<()>,
+}
+
+impl Case {
+    /// The graph with its data.
+    pub fn workload(&self, dtype: DType) -> Result<Workload> {
+        let mut workload = Workload::default();
+        (self.build)(&mut workload, dtype)?;
+        Ok(workload)
+    }
+}
+
+const fn case(name: &'static str, build: fn(&mut Workload, DType) -> Result<()>) -> Case {
+    Case { name, build }
+}
+
+/// All cases.
+pub static CASES: [Case; 17] = [
+    case("gemm_4096", |w, dtype| gemm(w, dtype, 4096)),
+    case("gemm_1024", |w, dtype| gemm(w, dtype, 1024)),
+    case("gemm_512", |w, dtype| gemm(w, dtype, 512)),
+    case("linear_vocab", linear_vocab),
+    case("ln_gelu_gemm", ln_gelu_gemm),
+    case("gelu_gemm", gelu_gemm),
+    case("layer_norm", layer_norm),
+    case("gelu", gelu),
+    case("softmax_ce", softmax_ce),
+    case("adamw", adamw),
+    case("conv1d", |w, dtype| {
+        conv(w, dtype, [32, 128, 768], [512, 3, 2])
+    }),
+    case("conv1d_k5", |w, dtype| {
+        conv(w, dtype, [64, 128, 256], [512, 5, 4])
+    }),
+    case("tcn_block_fwd", tcn_block_fwd),
+    case("tcn_block_fwdbwd", tcn_block_fwdbwd),
+    case("encoder_fwd", encoder_fwd),
+    case("encoder_train", encoder_train),
+    case("decoder_train", decoder_train),
+];
+
+const VOCABULARY: usize = 30_522;
+const LENGTH: usize = 128;
+
+/// C = A·B, square.
+fn gemm(w: &mut Workload, dtype: DType, n: usize) -> Result<()> {
+    let a = w.uniform("a", &[n, n], dtype)?;
+    let b = w.weight("b", &[n, n], n, dtype)?;
+    let c = w.graph.matmul(a, b, Trans::NN)?;
+    w.flops = 2.0 * (n as f64).powi(3);
+    w.output("c", c)
+}
+
+fn linear_vocab(w: &mut Workload, dtype: DType) -> Result<()> {
+    let x = w.uniform("x", &[4096, 768], dtype)?;
+    let (y, _) = w.linear("l", x, VOCABULARY)?;
+    w.output("y", y)
+}
+
+fn ln_gelu_gemm(w: &mut Workload, dtype: DType) -> Result<()> {
+    let x = w.uniform("x", &[4096, 768], dtype)?;
+    let (h, _) = w.layer_norm("ln", x)?;
+    let h = w.gelu(h)?;
+    let (y, _) = w.linear("l", h, 3072)?;
+    w.output("y", y)
+}
+
+fn gelu_gemm(w: &mut Workload, dtype: DType) -> Result<()> {
+    let x = w.uniform("x", &[4096, 3072], dtype)?;
+    let h = w.gelu(x)?;
+    let (y, _) = w.linear("l", h, 768)?;
+    w.output("y", y)
+}
+
+fn layer_norm(w: &mut Workload, dtype: DType) -> Result<()> {
+    let x = w.uniform("x", &[16_384, 1024], dtype)?;
+    let (y, _) = w.layer_norm("ln", x)?;
+    w.output("y", y)
+}
+
+fn gelu(w: &mut Workload, dtype: DType) -> Result<()> {
+    let x = w.uniform("x", &[16_384, 4096], dtype)?;
+    let y = w.gelu(x)?;
+    w.output("y", y)
+}
+
+/// Value and gradient.
+fn softmax_ce(w: &mut Workload, dtype: DType) -> Result<()> {
+    let logits = w.uniform("x", &[4096, VOCABULARY], dtype)?;
+    let targets = w.indices("t", 4096, VOCABULARY)?;
+    let loss = w.graph.cross_entropy(logits, targets, None, 0.0)?.loss;
+    let gradients = w.graph.gradients(loss, &[logits])?;
+    w.output("loss", loss)?;
+    w.output("dx", gradients[0])
+}
+
+/// The optimizer alone, over gradients that are given.
+fn adamw(w: &mut Workload, dtype: DType) -> Result<()> {
+    if dtype != DType::F32 {
+        return Err(Error::Config {
+            field: "dtype",
+            reason: "must be f32: the case is defined over f32 parameters".into(),
+        });
+    }
+    let n = 25_000_000;
+    let gradient = w.uniform("g", &[n], dtype)?;
+    let options = AdamW::default();
+    let (c1, c2) = (1.0 - options.beta1, 1.0 - options.beta2);
+    let hyper = w.given("hyper", vec![3e-4, c1, c2, 1.0, 1.0])?;
+    let parameter = w.graph.parameter("p", &[n], Init::Uniform(0.5))?;
+    let op = Op::AdamW {
+        params: vec![parameter],
+        beta1: options.beta1,
+        beta2: options.beta2,
+        eps: options.eps,
+        weight_decay: 0.01,
+    };
+    w.graph.apply(op, &[gradient, hyper])?;
+    w.bytes = 28.0 * n as f64;
+    Ok(())
+}
+
+fn conv(w: &mut Workload, dtype: DType, x: [usize; 3], window: [usize; 3]) -> Result<()> {
+    let x = w.uniform("x", &x, dtype)?;
+    let (y, _) = w.conv("c1", x, window)?;
+    w.output("y", y)
+}
+
+const TCN_INPUT: [usize; 3] = [64, LENGTH, 256];
+/// Hidden width, kernel, dilation.
+const TCN_BLOCK: [usize; 3] = [512, 5, 4];
+
+fn tcn_block_fwd(w: &mut Workload, dtype: DType) -> Result<()> {
+    let x = w.uniform("x", &TCN_INPUT, dtype)?;
+    let (y, _) = w.tcn_block("", x, TCN_BLOCK, None)?;
+    w.output("y", y)
+}
+
+/// The block and its gradients for x and all parameters, where every ∂/∂y is 0.01.
+fn tcn_block_fwdbwd(w: &mut Workload, dtype: DType) -> Result<()> {
+    let x = w.uniform("x", &TCN_INPUT, dtype)?;
+    let (y, parameters) = w.tcn_block("", x, TCN_BLOCK, None)?;
+    // Only its gradient is wanted: the sum itself is not computed.
+    let loss = w.graph.affine(y, 1e-2, 0.0)?;
+    let loss = w.graph.sum_all(loss)?;
+    let wanted = [vec![x], parameters].concat();
+    let gradients = w.graph.gradients(loss, &wanted)?;
+    w.flops *= 3.0;
+    w.output("y", y)?;
+    for (i, gradient) in gradients.into_iter().enumerate() {
+        w.output(&format!("gradient {i}"), gradient)?;
+    }
+    Ok(())
+}
+
+const BATCH: usize = 64;
+
+fn encoder_fwd(w: &mut Workload, dtype: DType) -> Result<()> {
+    let rows = BATCH * LENGTH;
+    let ids = w.indices("ids", rows, VOCABULARY)?;
+    let mask = w.mask("mask", BATCH, LENGTH)?;
+    let table = w.uniform("emb", &[VOCABULARY, 256], dtype)?;
+    // Only the rows that the ids name are read.
+    w.bytes -= ((VOCABULARY - rows) * 256 * dtype.size()) as f64;
+    let x = w.graph.gather(table, ids, None)?;
+    let mut x = w.graph.reshape(x, &[BATCH, LENGTH, 256])?;
+    for (i, dilation) in [1, 2, 4, 8].into_iter().enumerate() {
+        let window = [512, 5, dilation];
+        x = w.tcn_block(&format!("b{i}."), x, window, Some(mask))?.0;
+    }
+    let pooled = w.graph.masked_mean(x, mask)?;
+    let (y, _) = w.linear("out", pooled, 768)?;
+    w.output("y", y)
+}
+
+/// Multiply-adds of a TCN block, counted as two.
+fn block_flops(rows: usize, width: usize, hidden: usize, kernel: usize) -> f64 {
+    2.0 * rows as f64 * (width * hidden * (kernel + 1)) as f64
+}
+
+/// f16 training has f32 parameters, cast in the step, and a loss scale.
+fn optimizer(dtype: DType, clip: Option<f32>) -> AdamW {
+    AdamW {
+        clip,
+        loss_scale: (dtype == DType::F16).then(LossScale::default),
+        ..AdamW::default()
+    }
+}
+
+fn encoder_train(w: &mut Workload, dtype: DType) -> Result<()> {
+    let options = EncoderOptions {
+        table_bound: 0.5,
+        ..EncoderOptions::default()
+    };
+    let encoder = Encoder::new(&mut w.graph, &options)?;
+    let ids = w.indices("ids", BATCH * LENGTH, options.vocabulary)?;
+    let mask = w.mask("mask", BATCH, LENGTH)?;
+    let target = w.uniform("target", &[BATCH, options.embedding], DType::F32)?;
+    let y = encoder.forward(&mut w.graph, ids, mask, dtype)?;
+    let loss = w.graph.kd_loss(y, target, 1.0, 1.0)?.loss;
+    let blocks = block_flops(
+        BATCH * LENGTH,
+        options.width,
+        options.hidden,
+        options.kernel,
+    );
+    let projection = 2.0 * (BATCH * options.width * options.embedding) as f64;
+    w.flops = 3.0 * (options.dilations.len() as f64 * blocks + projection);
+    w.train(loss, &optimizer(dtype, Some(1.0)))
+}
+
+fn decoder_train(w: &mut Workload, dtype: DType) -> Result<()> {
+    let (batch, width) = (32, 768);
+    let rows = batch * LENGTH;
+    let options = TcnOptions {
+        width,
+        hidden: 512,
+        kernel: 3,
+        dilations: vec![1, 2],
+        gelu: Gelu::Tanh,
+        eps: 1e-5,
+    };
+    let init = Init::Uniform(0.5);
+    let embedding = Embedding::new(&mut w.graph, "embedding", VOCABULARY, width, None, init)?;
+    let condition = Linear::new(&mut w.graph, "condition", width, width, true)?;
+    let tcn = Tcn::new(&mut w.graph, "blocks", &options)?;
+    let head = Linear::new(&mut w.graph, "head", width, VOCABULARY, true)?;
+
+    let ids = w.indices("ids", rows, VOCABULARY)?;
+    let targets = w.indices("targets", rows, VOCABULARY)?;
+    let z = w.uniform("z", &[batch, width], dtype)?;
+    let x = embedding.forward(&mut w.graph, ids, dtype)?;
+    let x = w.graph.reshape(x, &[batch, LENGTH, width])?;
+    let z = condition.forward(&mut w.graph, z)?;
+    let x = w.graph.add_over_time(x, z)?;
+    let x = tcn.forward(&mut w.graph, x, None)?;
+    let logits: ValueId = head.forward(&mut w.graph, x)?;
+    let loss = w.graph.cross_entropy(logits, targets, None, 0.0)?.loss;
+
+    let blocks = 2.0 * block_flops(rows, width, options.hidden, options.kernel);
+    let products = 2.0 * (batch * width * width + rows * width * VOCABULARY) as f64;
+    w.flops = 3.0 * (blocks + products);
+    w.train(loss, &optimizer(dtype, None))
+}

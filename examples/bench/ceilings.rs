@@ -1,0 +1,118 @@
+//! What the device can do at best, measured: the denominators of every bound.
+
+use std::sync::Arc;
+
+use energyflow::gpu::{Access, Alignment, KernelSource, Layout, Pipeline, ProfileStep, Tensor};
+use energyflow::graph::{Graph, Host};
+use energyflow::{DType, Gpu, Result, Session};
+
+/// Best rates of the device.
+#[derive(Clone, Copy, Debug)]
+pub struct Ceilings {
+    /// f32 multiply-adds out of registers, in operations a second. Every kernel computes in f32, whatever it stores.
+    pub flops: f64,
+    /// Elementwise copy, bytes read and written a second.
+    pub bytes: f64,
+    /// Nanoseconds that an empty pass takes: part of every time.
+    pub empty_pass: f64,
+}
+
+const REPEATS: usize = 10;
+
+impl Ceilings {
+    /// Takes less than a second on a GPU.
+    pub fn measure(gpu: &Gpu) -> Result<Self> {
+        Ok(Self {
+            flops: arithmetic(gpu)?,
+            bytes: copy(gpu)?,
+            empty_pass: fastest(|| gpu.time(&[]))?,
+        })
+    }
+}
+
+fn fastest(mut time: impl FnMut() -> Result<f64>) -> Result<f64> {
+    (0..REPEATS).try_fold(f64::INFINITY, |best, _| Ok(time()?.min(best)))
+}
+
+/// y = −x over the largest buffers the device binds, up to 256 MiB each.
+fn copy(gpu: &Gpu) -> Result<f64> {
+    const WIDTH: usize = 4096;
+    let limits = &gpu.capabilities().limits;
+    let largest = limits.max_storage_buffer_binding_size.min(256 << 20) as usize;
+    let rows = largest / (4 * WIDTH);
+    let mut graph = Graph::new();
+    let x = graph.input("x", &[rows, WIDTH], DType::F32)?;
+    let y = graph.affine(x, -1.0, 0.0)?;
+    graph.output("y", y)?;
+    let executable = Session::new(gpu, 0).compile(&graph)?;
+    let data = vec![1.0; rows * WIDTH];
+    executable.run(&[("x", Host::F32(&data))])?.wait()?;
+    let seconds = fastest(|| executable.time())? * 1e-9;
+    Ok((2 * rows * WIDTH * 4) as f64 / seconds)
+}
+
+/// Independent `vec4` accumulators an invocation: enough to hide the latency of a multiply-add.
+const CHAINS: usize = 8;
+/// Multiply-adds of each between two tests of the loop's condition.
+const UNROLLED: usize = 8;
+const WORKGROUPS: u32 = 4096;
+const INVOCATIONS: usize = 256;
+
+fn arithmetic(gpu: &Gpu) -> Result<f64> {
+    /// Long against the overhead of a dispatch.
+    const LONG: f64 = 5e6;
+    let pipeline = multiply_adds(gpu)?;
+    let layout = Layout::new(1, 4, DType::U32, Alignment::Bytes16)?;
+    let (rounds, sink) = (Tensor::zeroed(gpu, layout)?, Tensor::zeroed(gpu, layout)?);
+    let slices = [rounds.slice().clone(), sink.slice().clone()];
+    let step = ProfileStep {
+        label: "multiply-adds".to_owned(),
+        bind_group: gpu.bind_group(&pipeline, &slices)?,
+        pipeline,
+        workgroups: [WORKGROUPS, 1, 1],
+    };
+    let mut count = 1_u32;
+    loop {
+        rounds.upload(gpu, &[count; 4])?;
+        let nanoseconds = gpu.time(std::slice::from_ref(&step))?;
+        if nanoseconds > LONG || count >= 1 << 16 {
+            break;
+        }
+        count *= 2;
+    }
+    let seconds = fastest(|| gpu.time(std::slice::from_ref(&step)))? * 1e-9;
+    let each = CHAINS * UNROLLED * 4 * 2;
+    let invocations = WORKGROUPS as usize * INVOCATIONS;
+    Ok(f64::from(count) * (each * invocations) as f64 / seconds)
+}
+
+fn multiply_adds(gpu: &Gpu) -> Result<Arc<Pipeline>> {
+    let each = |statement: &dyn Fn(usize) -> String| (0..CHAINS).map(statement).collect::<String>();
+    // Start and factors depend on the invocation, so that nothing is known when the kernel is compiled; |factor| < 1.
+    let start = each(&|i| format!("    var x{i} = factor + {i}.0;\n"));
+    let round = each(&|i| format!("        x{i} = x{i} * factor + summand;\n")).repeat(UNROLLED);
+    let sum = each(&|i| format!(" + x{i}"));
+    let wgsl = format!(
+        "
+@group(0) @binding(0) var<storage, read> rounds: array<u32>;
+@group(0) @binding(1) var<storage, read_write> sink: array<f32>;
+@compute @workgroup_size({INVOCATIONS})
+fn main(@builtin(global_invocation_id) id: vec3<u32>) {{
+    let factor = vec4<f32>(0.5, 0.6, 0.7, 0.8) + f32(id.x) * 1e-8;
+    let summand = factor * 0.25;
+{start}    let n = rounds[0];
+    for (var i = 0u; i < n; i++) {{
+{round}    }}
+    let sum = vec4<f32>(){sum};
+    // Never true, but the compiler does not know.
+    if (dot(sum, sum) == -1.0) {{
+        sink[0] = sum.x;
+    }}
+}}
+"
+    );
+    gpu.pipeline("bench.multiply_adds", || {
+        let bindings = vec![Access::Read, Access::ReadWrite];
+        Ok(KernelSource::new(wgsl, bindings))
+    })
+}

@@ -1,0 +1,228 @@
+//! Times this crate's kernels on the GPU, against what the device can do at best.
+//!
+//! ```text
+//! cargo run --release --example bench -- --list
+//! cargo run --release --example bench -- --cases gemm_512,layer_norm --dtype f16
+//! cargo run --release --example bench -- --json > results.jsonl
+//! cargo run --release --example bench -- --profile encoder_train
+//! ```
+//!
+//! A time is that of a whole run, all dispatches and what lies between them, by one pair of GPU timestamps. The bound of a case is
+//! the time its operations would take at the device's f32 multiply-add rate, or its bytes at the device's copy rate, whichever is
+//! longer; both rates are measured first. Operations and bytes are those of the definition (`cases.rs`), however it is computed.
+
+mod cases;
+mod ceilings;
+mod measure;
+mod workload;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use energyflow::{DType, Gpu, GpuOptions};
+use serde_json::json;
+
+use cases::{CASES, Case};
+use ceilings::Ceilings;
+use measure::{Failure, Measured};
+
+#[derive(Parser)]
+#[command(about = "Times this crate's kernels on the GPU, against what the device can do at best")]
+struct Args {
+    /// Names of cases, separated by commas.
+    #[arg(long, value_delimiter = ',', value_parser = find, default_value = "all")]
+    cases: Vec<Selection>,
+    /// Storage of activations and weights.
+    #[arg(long, value_parser = parse_dtype, default_value = "f32")]
+    dtype: DType,
+    /// One JSON object a case instead of a table.
+    #[arg(long)]
+    json: bool,
+    /// How long to measure a case; at least 20 runs.
+    #[arg(long, default_value_t = 2.0)]
+    seconds: f64,
+    /// Print the names of all cases.
+    #[arg(long)]
+    list: bool,
+    /// Print the time of every dispatch of this case.
+    #[arg(long, value_parser = find)]
+    profile: Option<Selection>,
+}
+
+/// Cases by name; `all` is every one.
+#[derive(Clone)]
+struct Selection(&'static [Case]);
+
+fn find(name: &str) -> Result<Selection, String> {
+    if name == "all" {
+        return Ok(Selection(&CASES));
+    }
+    let found = CASES.iter().find(|case| case.name == name);
+    found
+        .map(|case| Selection(std::slice::from_ref(case)))
+        .ok_or_else(|| "no such case; --list names them".to_owned())
+}
+
+fn parse_dtype(name: &str) -> Result<DType, String> {
+    match name {
+        "f16" => Ok(DType::F16),
+        "f32" => Ok(DType::F32),
+        _ => Err("must be f16 or f32".to_owned()),
+    }
+}
+
+fn main() -> ExitCode {
+    env_logger::init();
+    match run(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("{failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<(), Failure> {
+    if args.list {
+        for case in &CASES {
+            println!("{}", case.name);
+        }
+        return Ok(());
+    }
+    let gpu = Gpu::new(&GpuOptions::default())?;
+    if let Some(Selection(selected)) = &args.profile {
+        for case in *selected {
+            print_profile(&gpu, case, args.dtype)?;
+        }
+        return Ok(());
+    }
+    let ceilings = Ceilings::measure(&gpu)?;
+    if !args.json {
+        print_header(&gpu, &ceilings);
+    }
+    for case in args.cases.iter().flat_map(|selection| selection.0) {
+        let result = measure::measure(&gpu, case, args.dtype, args.seconds);
+        if args.json {
+            println!("{}", json_line(&gpu, &ceilings, case, args.dtype, &result));
+        } else {
+            print_row(&ceilings, case, args.dtype, &result);
+        }
+    }
+    Ok(())
+}
+
+/// Milliseconds that a case takes at least.
+fn bound(ceilings: &Ceilings, measured: &Measured) -> f64 {
+    1e3 * (measured.flops / ceilings.flops).max(measured.bytes / ceilings.bytes)
+}
+
+fn print_header(gpu: &Gpu, ceilings: &Ceilings) {
+    let capabilities = gpu.capabilities();
+    println!(
+        "{}, {} ({})",
+        capabilities.adapter,
+        capabilities.kernel_tier(),
+        capabilities.f16_storage()
+    );
+    println!(
+        "at best {:.2} TFLOP/s in f32, {:.1} GB/s; an empty pass takes {:.4} ms",
+        ceilings.flops * 1e-12,
+        ceilings.bytes * 1e-9,
+        ceilings.empty_pass * 1e-6
+    );
+    println!(
+        "{:16} {:5} {:>10} {:>10} {:>10} {:>8} {:>8} {:>10} {:>7} {:>9}",
+        "case", "dtype", "ms", "min", "max", "TFLOP/s", "GB/s", "bound ms", "bound %", "MiB"
+    );
+}
+
+fn print_row(ceilings: &Ceilings, case: &Case, dtype: DType, result: &Result<Measured, Failure>) {
+    let measured = match result {
+        Ok(measured) => measured,
+        Err(failure) => {
+            println!("{:16} {dtype:5} {failure}", case.name);
+            return;
+        }
+    };
+    let bound = bound(ceilings, measured);
+    let tflops = rate(measured.flops, measured.median, 1e12);
+    println!(
+        "{:16} {:5} {:10.4} {:10.4} {:10.4} {:>8} {:8.1} {:10.4} {:7.1} {:9.1}",
+        case.name,
+        dtype.to_string(),
+        measured.median,
+        measured.min,
+        measured.max,
+        tflops.map_or_else(|| "-".to_owned(), |rate| format!("{rate:.2}")),
+        measured.bytes / measured.median * 1e-6,
+        bound,
+        100.0 * bound / measured.median,
+        measured.memory
+    );
+}
+
+fn json_line(
+    gpu: &Gpu,
+    ceilings: &Ceilings,
+    case: &Case,
+    dtype: DType,
+    result: &Result<Measured, Failure>,
+) -> serde_json::Value {
+    let dtype = dtype.to_string();
+    let measured = match result {
+        Ok(measured) => measured,
+        Err(failure) => {
+            let error = failure.to_string();
+            return json!({ "peer": "energyflow", "case": case.name, "dtype": dtype, "error": error });
+        }
+    };
+    let capabilities = gpu.capabilities();
+    let bound = bound(ceilings, measured);
+    json!({
+        "peer": "energyflow",
+        "case": case.name,
+        "dtype": dtype,
+        "ms": round(measured.median, 6),
+        "min_ms": round(measured.min, 6),
+        "max_ms": round(measured.max, 6),
+        "tflops": rate(measured.flops, measured.median, 1e12).map(|rate| round(rate, 4)),
+        "gbps": rate(measured.bytes, measured.median, 1e9).map(|rate| round(rate, 4)),
+        "bound_ms": round(bound, 6),
+        "bound_pct": round(100.0 * bound / measured.median, 2),
+        "tier": capabilities.kernel_tier(),
+        "peak_mem_mib": round(measured.memory, 1),
+        "device": capabilities.adapter,
+        "ceiling_tflops": round(ceilings.flops * 1e-12, 4),
+        "ceiling_gbps": round(ceilings.bytes * 1e-9, 4),
+        "empty_pass_ms": round(ceilings.empty_pass * 1e-6, 6),
+    })
+}
+
+/// `amount` a second in `unit`s; none where it does not describe the case.
+fn rate(amount: f64, milliseconds: f64, unit: f64) -> Option<f64> {
+    (amount > 0.0).then(|| amount / (milliseconds * 1e-3) / unit)
+}
+
+fn round(number: f64, digits: i32) -> f64 {
+    let scale = 10_f64.powi(digits);
+    (number * scale).round() / scale
+}
+
+fn print_profile(gpu: &Gpu, case: &Case, dtype: DType) -> Result<(), Failure> {
+    let parts = measure::profile(gpu, case, dtype)?;
+    let total: f64 = parts.iter().map(|part| part.milliseconds).sum();
+    println!(
+        "{} {dtype}: {} dispatches, {total:.4} ms",
+        case.name,
+        parts.len()
+    );
+    for part in &parts {
+        println!(
+            "{:10.4} ms {:5.1} %  {}",
+            part.milliseconds,
+            100.0 * part.milliseconds / total,
+            part.kernel
+        );
+    }
+    Ok(())
+}

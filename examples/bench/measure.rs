@@ -1,0 +1,167 @@
+//! One case on the device: compiled, checked, warmed up, timed.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use energyflow::{DType, Executable, Gpu, Session};
+
+use crate::cases::Case;
+use crate::workload::Workload;
+
+/// Why a case has no result.
+pub type Failure = Box<dyn std::error::Error>;
+
+/// Copies of a case with different data, run in turn, so that no run finds its inputs in a cache because the last one read them.
+const SETS: usize = 3;
+/// More copies than this many bytes hold are not needed for that.
+const ENOUGH: u64 = 2 << 30;
+const WARM_UPS: usize = 5;
+const WARM_SECONDS: f64 = 0.2;
+const RUNS: std::ops::RangeInclusive<usize> = 20..=2000;
+
+/// Times of a case, in milliseconds of the GPU for a whole run.
+pub struct Measured {
+    pub median: f64,
+    pub min: f64,
+    pub max: f64,
+    pub flops: f64,
+    pub bytes: f64,
+    /// MiB of the buffers that one copy of the case holds: inputs, parameters, moments, gradients, intermediates and outputs, in
+    /// the size classes of the pool. Without the staging of host copies. Constant while it runs, so this is the peak.
+    pub memory: f64,
+}
+
+/// A dispatch of a case and its median time.
+pub struct Part {
+    pub kernel: String,
+    pub milliseconds: f64,
+}
+
+/// One copy: a graph with data, compiled in a session of its own.
+struct Prepared {
+    workload: Workload,
+    executable: Arc<Executable>,
+    case: &'static str,
+    set: usize,
+    _session: Session,
+}
+
+impl Prepared {
+    fn new(gpu: &Gpu, case: &Case, dtype: DType, set: usize) -> Result<Self, Failure> {
+        let workload = case.workload(dtype)?;
+        let mut session = Session::new(gpu, set as u64);
+        let prepared = Self {
+            executable: session.compile(&workload.graph)?,
+            workload,
+            case: case.name,
+            set,
+            _session: session,
+        };
+        prepared.run()?;
+        Ok(prepared)
+    }
+
+    /// Uploads the inputs, runs once, checks that results are numbers. Times of anything else would mean little: a training
+    /// step skips its update when a gradient is not finite.
+    fn run(&self) -> Result<(), Failure> {
+        let (case, set) = (self.case, self.set);
+        let pending = self
+            .workload
+            .feed_to(case, set, |inputs| self.executable.run(inputs))?;
+        let outputs = pending.wait()?;
+        for (name, _) in self.workload.graph.outputs() {
+            if !outputs.get(name)?.iter().all(|x| x.is_finite()) {
+                return Err(format!("output {name:?} is not finite").into());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Measures a case for about `seconds`.
+pub fn measure(gpu: &Gpu, case: &Case, dtype: DType, seconds: f64) -> Result<Measured, Failure> {
+    gpu.trim();
+    let in_use = || gpu.report().pool.in_use_bytes;
+    let before = in_use();
+    let first = Prepared::new(gpu, case, dtype, 0)?;
+    let memory = in_use() - before;
+    let mut sets = vec![first];
+    while sets.len() < SETS && in_use() - before < ENOUGH {
+        match Prepared::new(gpu, case, dtype, sets.len()) {
+            Ok(set) => sets.push(set),
+            Err(failure) if is_out_of_memory(&failure) => break,
+            Err(failure) => return Err(failure),
+        }
+    }
+    let mut turn = sets.iter().cycle();
+    // The cycle does not end: there is at least the first set.
+    let mut next = || turn.next().map_or(Ok(0.0), |set| set.executable.time());
+
+    let begin = Instant::now();
+    let mut warm_ups = 0;
+    while warm_ups < WARM_UPS || begin.elapsed().as_secs_f64() < WARM_SECONDS {
+        next()?;
+        warm_ups += 1;
+    }
+    let begin = Instant::now();
+    let mut times = Vec::new();
+    while times.len() < *RUNS.start()
+        || (times.len() < *RUNS.end() && begin.elapsed().as_secs_f64() < seconds)
+    {
+        times.push(next()? * 1e-6);
+    }
+    sets[0].run()?;
+
+    let median = median(&mut times);
+    if median <= 0.0 {
+        return Err("the driver's timestamps do not count".into());
+    }
+    Ok(Measured {
+        median,
+        // Sorted by now.
+        min: times[0],
+        max: times[times.len() - 1],
+        flops: sets[0].workload.flops,
+        bytes: sets[0].workload.bytes,
+        memory: memory as f64 / f64::from(1 << 20),
+    })
+}
+
+/// Times every dispatch of a case in a pass of its own; the slowest first.
+pub fn profile(gpu: &Gpu, case: &Case, dtype: DType) -> Result<Vec<Part>, Failure> {
+    let prepared = Prepared::new(gpu, case, dtype, 0)?;
+    for _ in 0..WARM_UPS {
+        prepared.executable.time()?;
+    }
+    let profiles: Vec<_> = (0..WARM_UPS)
+        .map(|_| prepared.executable.profile())
+        .collect::<Result<_, _>>()?;
+    let mut parts: Vec<Part> = (0..profiles[0].len())
+        .map(|i| {
+            let mut times: Vec<f64> = profiles.iter().map(|p| p[i].nanoseconds * 1e-6).collect();
+            Part {
+                kernel: profiles[0][i].label.clone(),
+                milliseconds: median(&mut times),
+            }
+        })
+        .collect();
+    parts.sort_by(|a, b| b.milliseconds.total_cmp(&a.milliseconds));
+    Ok(parts)
+}
+
+fn is_out_of_memory(failure: &Failure) -> bool {
+    matches!(
+        failure.downcast_ref(),
+        Some(energyflow::Error::OutOfMemory { .. })
+    )
+}
+
+/// Sorts `times`, of which there is at least one.
+fn median(times: &mut [f64]) -> f64 {
+    times.sort_by(f64::total_cmp);
+    let half = times.len() / 2;
+    match times.len() % 2 {
+        0 => f64::midpoint(times[half - 1], times[half]),
+        _ => times[half],
+    }
+}
