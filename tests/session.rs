@@ -67,6 +67,28 @@ fn graphs_of_a_session_share_parameters() {
 }
 
 #[test]
+fn timing_repeats_the_last_run() {
+    let gpu = gpu();
+    if !gpu.capabilities().timestamps {
+        return;
+    }
+    let mut session = Session::new(&gpu, 0);
+    let step = session.compile(&descend()).unwrap();
+    let (gradient, hyper) = ([1.0; 6], [0.1, 0.5, 0.5, 1.0, 1.0]);
+    let inputs = [
+        ("gradient", Host::from(&gradient[..])),
+        ("hyper", Host::from(&hyper[..])),
+    ];
+    drop(step.run(&inputs).unwrap());
+    let nanoseconds = step.time().unwrap();
+    assert!((1.0..1e10).contains(&nanoseconds), "{nanoseconds}");
+    for w in session.get("w").unwrap() {
+        // Both moments are 1/2 after the first step and 3/4 after the second, and are divided by 1/2.
+        assert!((w + 0.1 + 0.1 * 1.5_f32.sqrt()).abs() < 1e-6, "{w}");
+    }
+}
+
+#[test]
 fn a_name_has_one_shape_in_a_session() {
     let mut session = Session::new(&gpu(), 0);
     session.compile(&scale(Init::Constant(2.0))).unwrap();

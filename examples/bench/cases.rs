@@ -1,6 +1,6 @@
 //! The cases: names, shapes, work.
 
-use energyflow::graph::{Init, Op, Trans, ValueId};
+use energyflow::graph::{Init, Op, Trans};
 use energyflow::nn::{Embedding, Gelu, Linear, Tcn, TcnOptions};
 use energyflow::text::{Encoder, EncoderOptions};
 use energyflow::train::{AdamW, LossScale};
@@ -249,7 +249,7 @@ fn decoder_train(w: &mut Workload, dtype: DType) -> Result<()> {
     let z = condition.forward(&mut w.graph, z)?;
     let x = w.graph.add_over_time(x, z)?;
     let x = tcn.forward(&mut w.graph, x, None)?;
-    let logits: ValueId = head.forward(&mut w.graph, x)?;
+    let logits = head.forward(&mut w.graph, x)?;
     let loss = w.graph.cross_entropy(logits, targets, None, 0.0)?.loss;
 
     let blocks = 2.0 * block_flops(rows, width, options.hidden, options.kernel);

@@ -20,7 +20,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use energyflow::{DType, Gpu, GpuOptions};
-use serde_json::json;
+use serde::Serialize;
 
 use cases::{CASES, Case};
 use ceilings::Ceilings;
@@ -103,7 +103,7 @@ fn run(args: &Args) -> Result<(), Failure> {
     for case in args.cases.iter().flat_map(|selection| selection.0) {
         let result = measure::measure(&gpu, case, args.dtype, args.seconds);
         if args.json {
-            println!("{}", json_line(&gpu, &ceilings, case, args.dtype, &result));
+            println!("{}", json_line(&gpu, &ceilings, case, args.dtype, &result)?);
         } else {
             print_row(&ceilings, case, args.dtype, &result);
         }
@@ -161,40 +161,76 @@ fn print_row(ceilings: &Ceilings, case: &Case, dtype: DType, result: &Result<Mea
     );
 }
 
+/// What a case gave, as one line of JSON.
+#[derive(Serialize)]
+struct Line<'a> {
+    peer: &'static str,
+    case: &'static str,
+    dtype: String,
+    ms: f64,
+    min_ms: f64,
+    max_ms: f64,
+    tflops: Option<f64>,
+    gbps: Option<f64>,
+    bound_ms: f64,
+    bound_pct: f64,
+    tier: &'static str,
+    peak_mem_mib: f64,
+    device: &'a str,
+    ceiling_tflops: f64,
+    ceiling_gbps: f64,
+    empty_pass_ms: f64,
+}
+
+/// Why a case gave nothing.
+#[derive(Serialize)]
+struct ErrorLine {
+    peer: &'static str,
+    case: &'static str,
+    dtype: String,
+    error: String,
+}
+
+const PEER: &str = "energyflow";
+
 fn json_line(
     gpu: &Gpu,
     ceilings: &Ceilings,
     case: &Case,
     dtype: DType,
     result: &Result<Measured, Failure>,
-) -> serde_json::Value {
-    let dtype = dtype.to_string();
+) -> serde_json::Result<String> {
     let measured = match result {
         Ok(measured) => measured,
         Err(failure) => {
-            let error = failure.to_string();
-            return json!({ "peer": "energyflow", "case": case.name, "dtype": dtype, "error": error });
+            return serde_json::to_string(&ErrorLine {
+                peer: PEER,
+                case: case.name,
+                dtype: dtype.to_string(),
+                error: failure.to_string(),
+            });
         }
     };
     let capabilities = gpu.capabilities();
     let bound = bound(ceilings, measured);
-    json!({
-        "peer": "energyflow",
-        "case": case.name,
-        "dtype": dtype,
-        "ms": round(measured.median, 6),
-        "min_ms": round(measured.min, 6),
-        "max_ms": round(measured.max, 6),
-        "tflops": rate(measured.flops, measured.median, 1e12).map(|rate| round(rate, 4)),
-        "gbps": rate(measured.bytes, measured.median, 1e9).map(|rate| round(rate, 4)),
-        "bound_ms": round(bound, 6),
-        "bound_pct": round(100.0 * bound / measured.median, 2),
-        "tier": capabilities.kernel_tier(),
-        "peak_mem_mib": round(measured.memory, 1),
-        "device": capabilities.adapter,
-        "ceiling_tflops": round(ceilings.flops * 1e-12, 4),
-        "ceiling_gbps": round(ceilings.bytes * 1e-9, 4),
-        "empty_pass_ms": round(ceilings.empty_pass * 1e-6, 6),
+    let rate = |amount, unit| Some(round(rate(amount, measured.median, unit)?, 4));
+    serde_json::to_string(&Line {
+        peer: PEER,
+        case: case.name,
+        dtype: dtype.to_string(),
+        ms: round(measured.median, 6),
+        min_ms: round(measured.min, 6),
+        max_ms: round(measured.max, 6),
+        tflops: rate(measured.flops, 1e12),
+        gbps: rate(measured.bytes, 1e9),
+        bound_ms: round(bound, 6),
+        bound_pct: round(100.0 * bound / measured.median, 2),
+        tier: capabilities.kernel_tier(),
+        peak_mem_mib: round(measured.memory, 1),
+        device: &capabilities.adapter,
+        ceiling_tflops: round(ceilings.flops * 1e-12, 4),
+        ceiling_gbps: round(ceilings.bytes * 1e-9, 4),
+        empty_pass_ms: round(ceilings.empty_pass * 1e-6, 6),
     })
 }
 
