@@ -101,6 +101,20 @@ fn split_k() {
 }
 
 #[test]
+fn split_k_of_large_tiles() {
+    for (dtype, trans) in [(DType::F32, Trans::TN), (DType::F16, Trans::NT)] {
+        let case = product(dtype, trans, 300, 260, 6001);
+        let running = case.start(&tiled_gpu());
+        let (key, _) = running.executable.sources().next().unwrap();
+        assert!(
+            key.contains("bm=128 ") && key.contains("split=True"),
+            "{key}"
+        );
+        case.check_on(&tiled_gpu(), tolerance(dtype));
+    }
+}
+
+#[test]
 fn epilogue_of_bias_gelu_residual_and_mask() {
     for dtype in [DType::F32, DType::F16] {
         for (m, n, k) in [(33, 65, 13), (64, 32, 128), (5, 1, 7)] {

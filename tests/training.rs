@@ -478,7 +478,13 @@ fn unusable_options_are_refused() {
 fn a_training_step_stays_small() {
     let distiller = Distiller::new(&gpu(), &small(), &distill(Precision::F32, 0, 20)).unwrap();
     let plan = distiller.training_step().plan();
-    assert!(plan.dispatches <= 59, "{plan}");
+    // Products with a long K take a second dispatch where they are split.
+    let most = if gpu().capabilities().barrier_free {
+        59
+    } else {
+        70
+    };
+    assert!(plan.dispatches <= most, "{plan}");
     assert!(plan.intermediates() >= plan.lower_bound);
     assert!(
         plan.intermediates() as f64 <= 1.3 * plan.lower_bound as f64,

@@ -1,5 +1,4 @@
 // `lanes` invocations a row, `size / lanes` rows a workgroup. Two passes over the row: mean, then variance around it.
-// Means multiply by 1 / C: drivers may round a division, and one column must give its own mean exactly.
 {% include "shared/group" %}
 {% include "shared/reduce" %}
 

@@ -179,7 +179,10 @@ impl Lowering<'_> {
             instructions: vec![Instruction::Constant(number)],
             results: vec![(0, layout)],
         };
-        self.step(kernels::elementwise::elementwise(program), vec![place]);
+        self.step(
+            kernels::elementwise::elementwise(program, self.target),
+            vec![place],
+        );
     }
 
     fn places(&mut self, ids: &[ValueId]) -> Result<Vec<Place>> {
@@ -269,7 +272,7 @@ impl Lowering<'_> {
     fn group(&mut self, group: &Group) -> Result<()> {
         let Some(anchor) = group.anchor else {
             let (program, loads, stores) = self.program(group)?;
-            let kernel = kernels::elementwise::elementwise(program);
+            let kernel = kernels::elementwise::elementwise(program, self.target);
             self.step(kernel, [loads, stores].concat());
             return Ok(());
         };

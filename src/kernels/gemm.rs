@@ -6,7 +6,7 @@ use crate::gpu::Layout;
 use crate::graph::Trans;
 
 /// A workgroup's tile and an invocation's share of it.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct Tile {
     bm: usize,
     bn: usize,
@@ -24,14 +24,13 @@ pub(crate) struct Gemm {
     m: usize,
     k: usize,
     target: Target,
+    tile: Tile,
     /// Parts of K that are summed on their own and added up by [`Gemm::add_up`]; 1 for a single pass.
     pub splits: usize,
 }
 
 /// Workgroups that keep a large GPU busy.
 const BUSY: usize = 256;
-/// Least depth of a part: shorter ones spend their time on starting and adding up.
-const DEPTH: usize = 128;
 
 impl Gemm {
     /// a·b, whose result has `width` `vec4`s a row, padding included.
@@ -40,10 +39,9 @@ impl Gemm {
             Trans::TN => (a.cols(), a.rows()),
             Trans::NN | Trans::NT => (a.rows(), a.cols()),
         };
-        let tiles = m.div_ceil(64) * (4 * width).div_ceil(64);
-        let splits = match target.barrier_free || tiles >= BUSY / 2 {
-            true => 1,
-            false => (k / DEPTH).clamp(1, BUSY.div_ceil(tiles)),
+        let (tile, splits) = match target.barrier_free {
+            true => (SMALL, 1),
+            false => cut(m, width, k),
         };
         let rows = m.div_ceil(8);
         if rows > super::MAX_GRID as usize {
@@ -61,6 +59,7 @@ impl Gemm {
             m,
             k,
             target,
+            tile,
             splits,
         })
     }
@@ -70,7 +69,7 @@ impl Gemm {
         let width = program.width();
         let kernel = match self.target.barrier_free {
             true => direct(self.m, width),
-            false => tiled(tile(self.m, width), self.m, width, 1).with("chunk", self.k),
+            false => tiled(self.tile, self.m, width, 1).with("chunk", self.k),
         };
         self.describe(kernel, program)
     }
@@ -85,8 +84,8 @@ impl Gemm {
             results: vec![(0, partial)],
         };
         let width = program.width();
-        let chunk = self.k.div_ceil(self.splits).next_multiple_of(MEDIUM.bk);
-        let kernel = tiled(MEDIUM, self.m, width, self.splits).with("chunk", chunk);
+        let chunk = self.k.div_ceil(self.splits).next_multiple_of(self.tile.bk);
+        let kernel = tiled(self.tile, self.m, width, self.splits).with("chunk", chunk);
         self.describe(kernel, program)
     }
 
@@ -153,15 +152,24 @@ const SMALL: Tile = Tile {
     tn: 4,
 };
 
-/// Large tiles reuse more, small ones keep more of the GPU busy.
-fn tile(m: usize, width: usize) -> Tile {
-    let blocks = |size: usize| m.div_ceil(size) * (4 * width).div_ceil(size);
-    if blocks(128) >= 128 {
-        LARGE
-    } else if blocks(64) >= 64 {
-        MEDIUM
-    } else {
-        SMALL
+/// Tile and number of parts of K. Large tiles reuse more; small ones and parts keep more of the GPU busy.
+fn cut(m: usize, width: usize, k: usize) -> (Tile, usize) {
+    for tile in [LARGE, MEDIUM] {
+        let tiles = m.div_ceil(tile.bm) * (4 * width).div_ceil(tile.bn);
+        if tiles >= BUSY / 2 {
+            return (tile, 1);
+        }
+        // Parts as deep as twice the tile is wide: shorter ones spend their time on starting and adding up.
+        let splits = (k / (2 * tile.bm)).min(BUSY.div_ceil(tiles));
+        let enough = tile.bm < LARGE.bm || tiles * splits >= BUSY / 2;
+        if splits > 1 && enough {
+            return (tile, splits);
+        }
+    }
+    let tiles = m.div_ceil(MEDIUM.bm) * (4 * width).div_ceil(MEDIUM.bn);
+    match tiles >= BUSY / 4 {
+        true => (MEDIUM, 1),
+        false => (SMALL, 1),
     }
 }
 
