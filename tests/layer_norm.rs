@@ -79,13 +79,12 @@ fn one_column_has_no_gradient() {
             let (outputs, expected) = case.run_on(&gpu);
             let dx = outputs.get("gradient 0").unwrap();
             assert!(dx.iter().all(|x| x.abs() < 317.0 * f32::EPSILON), "{dx:?}");
-            for name in ["gradient 1", "gradient 2"] {
-                let (got, exact) = (outputs.get(name).unwrap()[0], expected[name].data()[0]);
-                assert!(
-                    (f64::from(got) - exact).abs() < 1e-2,
-                    "{name}: {got} {exact}"
-                );
-            }
+            // dgamma is 0, too; dbeta is a sum of 13 numbers below 1, in f16 on both sides or on neither.
+            let dgamma = outputs.get("gradient 1").unwrap()[0];
+            assert!(dgamma.abs() < 13.0 * 317.0 * f32::EPSILON, "{dgamma}");
+            let dbeta = outputs.get("gradient 2").unwrap()[0];
+            let exact = expected["gradient 2"].data()[0];
+            assert!((f64::from(dbeta) - exact).abs() < 1e-5, "{dbeta} {exact}");
         }
     }
 }

@@ -149,7 +149,7 @@ impl Executable {
             inputs: memory.inputs_by_name(graph)?,
             outputs,
             assigns,
-            intermediates: memory.intermediates(graph, &lowered)?,
+            intermediates: memory.intermediates(graph)?,
             plan,
             order: Mutex::new(()),
         })
@@ -334,13 +334,12 @@ struct Memory<'a> {
     states: HashMap<ValueId, String>,
     lowered: &'a Lowered,
     plan: &'a Plan,
-    graph: &'a Graph,
 }
 
 impl<'a> Memory<'a> {
     fn new(
         session: &'a Session,
-        graph: &'a Graph,
+        graph: &Graph,
         lowered: &'a Lowered,
         plan: &'a Plan,
         table: Table,
@@ -383,7 +382,6 @@ impl<'a> Memory<'a> {
             states,
             lowered,
             plan,
-            graph,
         })
     }
 
@@ -428,14 +426,13 @@ impl<'a> Memory<'a> {
         Ok(inputs)
     }
 
-    fn intermediates(&self, graph: &Graph, lowered: &Lowered) -> Result<Vec<BufferSlice>> {
+    fn intermediates(&self, graph: &Graph) -> Result<Vec<BufferSlice>> {
         let mut slices: Vec<BufferSlice> = self.slots.iter().map(Buffer::whole).collect();
-        for &gradient in lowered.pinned.keys() {
+        for &gradient in self.lowered.pinned.keys() {
             let value = graph.value(gradient)?;
             let bytes = Layout::of(&value.shape, value.dtype)?.size_bytes();
             slices.push(self.slice(Place::Value(gradient), bytes)?);
         }
-        debug_assert_eq!(self.graph.nodes().len(), graph.nodes().len());
         Ok(slices)
     }
 }

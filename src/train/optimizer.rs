@@ -110,7 +110,7 @@ impl AdamW {
 
         let step = graph.state("train.step", &[1], 0.0)?;
         let next = graph.add(step, apply)?;
-        // The schedule sees the number of the step also when it is skipped.
+        // The number of this step; a skipped one does not count, so the next has the same number.
         let t = graph.affine(step, 1.0, 1.0)?;
         let rate = self.schedule.nodes(graph, t)?;
         let corrections = [
