@@ -3,12 +3,8 @@
 
 @compute @workgroup_size({{ size }})
 fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
-    let i = group_id(wid) * {{ size }}u + lid;
-    let col = i % {{ width }}u;
-    let row = i / {{ width }}u;
-    if (row >= {{ rows }}u) {
-        return;
-    }
+{% include "shared/cell" %}
+
     var sum = vec4<f32>();
 {% if masked %}
     var count = 0.0;

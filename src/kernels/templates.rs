@@ -36,6 +36,7 @@ const TEMPLATES: &[(&str, &str)] = templates![
     "masked_mean_grad",
     "norm_partial",
     "row_sums",
+    "shared/cell",
     "shared/group",
     "shared/reduce",
     "split_sums",
