@@ -1,0 +1,319 @@
+//! From groups to kernels: the list of dispatches, each with the places it reads and writes.
+
+mod arena;
+mod staged;
+
+use std::collections::HashMap;
+
+use super::fuse::{Fused, Group};
+use super::{Broadcast, DType, Graph, Node, Op, Shape, Source, ValueId, infer};
+use crate::error::{Error, Result};
+use crate::gpu::{Alignment, Layout};
+use crate::kernels::{self, Instruction, Kernel, Operand, Program, Target};
+
+/// What a binding of a dispatch refers to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Place {
+    /// A value of the graph.
+    Value(ValueId),
+    /// Intermediate storage of one operation, by number.
+    Scratch(usize),
+    /// A run of an arena.
+    Run(Arena, Run),
+}
+
+/// Which of the parallel arenas.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Arena {
+    Parameters,
+    Gradients,
+    FirstMoments,
+    SecondMoments,
+}
+
+/// A stretch of consecutive parameters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Run {
+    /// Which block of parameters, see [`Session`](super::Session).
+    pub block: usize,
+    pub offset: u64,
+    pub bytes: u64,
+}
+
+/// One dispatch. `places` are in binding order.
+#[derive(Clone, Debug)]
+pub(super) struct Step {
+    pub kernel: Kernel,
+    pub places: Vec<Place>,
+}
+
+/// Everything an executable is made from.
+#[derive(Debug)]
+pub(super) struct Lowered {
+    pub steps: Vec<Step>,
+    /// Gradients that live in the gradient arena, with their parameter.
+    pub pinned: HashMap<ValueId, ValueId>,
+    /// (value, state) to copy when the run ends.
+    pub assigns: Vec<(ValueId, ValueId)>,
+    /// Reshapes resolved: by value, the value that holds its elements.
+    pub roots: Vec<ValueId>,
+}
+
+/// Where the session keeps parameters.
+pub(super) trait Arenas {
+    /// The run of one parameter.
+    fn run(&self, parameter: ValueId) -> Result<Run>;
+}
+
+pub(super) fn lower(
+    graph: &Graph,
+    target: Target,
+    arenas: &dyn Arenas,
+    max_binding: u64,
+) -> Result<Lowered> {
+    let fused = Fused::new(graph);
+    let mut lowering = Lowering {
+        pinned: arena::pin(&fused)?,
+        fused: &fused,
+        target,
+        arenas,
+        max_binding,
+        steps: Vec::new(),
+        scratch: Vec::new(),
+        constants: HashMap::new(),
+        assigns: Vec::new(),
+    };
+    for group in &fused.groups {
+        lowering.group(group)?;
+    }
+    Ok(Lowered {
+        steps: lowering.steps,
+        pinned: lowering.pinned,
+        assigns: lowering.assigns,
+        roots: graph.values().map(|(id, _)| fused.root(id)).collect(),
+    })
+}
+
+struct Lowering<'a> {
+    fused: &'a Fused<'a>,
+    target: Target,
+    arenas: &'a dyn Arenas,
+    max_binding: u64,
+    steps: Vec<Step>,
+    scratch: Vec<Layout>,
+    pinned: HashMap<ValueId, ValueId>,
+    /// Constants that had to be stored because something other than a program reads them.
+    constants: HashMap<ValueId, Place>,
+    assigns: Vec<(ValueId, ValueId)>,
+}
+
+impl Lowering<'_> {
+    fn graph(&self) -> &Graph {
+        self.fused.graph
+    }
+
+    fn layout(&self, id: ValueId) -> Result<Layout> {
+        let value = self.graph().value(self.fused.root(id))?;
+        Layout::of(&value.shape, value.dtype)
+    }
+
+    fn vector(n: usize, dtype: DType) -> Result<Layout> {
+        Layout::new(1, n, dtype, Alignment::Bytes16)
+    }
+
+    fn scratch(&mut self, layout: Layout) -> Place {
+        self.scratch.push(layout);
+        Place::Scratch(self.scratch.len() - 1)
+    }
+
+    fn step(&mut self, kernel: Kernel, places: Vec<Place>) {
+        self.steps.push(Step { kernel, places });
+    }
+
+    /// Where an operand of an anchor lies.
+    fn place(&mut self, id: ValueId) -> Result<Place> {
+        let root = self.fused.root(id);
+        let Source::Constant(number) = self.graph().value(root)?.source else {
+            return Ok(Place::Value(root));
+        };
+        if let Some(&place) = self.constants.get(&root) {
+            return Ok(place);
+        }
+        let layout = self.layout(root)?;
+        let place = self.scratch(layout);
+        self.fill(layout, number, place);
+        self.constants.insert(root, place);
+        Ok(place)
+    }
+
+    fn fill(&mut self, layout: Layout, number: f32, place: Place) {
+        let program = Program {
+            rows: layout.rows(),
+            cols: layout.cols(),
+            operands: Vec::new(),
+            instructions: vec![Instruction::Constant(number)],
+            results: vec![(0, layout)],
+        };
+        self.step(
+            kernels::elementwise::elementwise(program, self.target),
+            vec![place],
+        );
+    }
+
+    fn places(&mut self, ids: &[ValueId]) -> Result<Vec<Place>> {
+        ids.iter().map(|&id| self.place(id)).collect()
+    }
+
+    fn layouts<const N: usize>(&self, ids: &[ValueId]) -> Result<[Layout; N]> {
+        let layouts: Vec<Layout> = ids
+            .iter()
+            .map(|&id| self.layout(id))
+            .collect::<Result<_>>()?;
+        layouts
+            .try_into()
+            .map_err(|_| Error::Graph("an operation has the wrong number of operands".into()))
+    }
+
+    /// The program of a group, the values it loads and the values it stores.
+    fn program(&self, group: &Group) -> Result<(Program, Vec<Place>, Vec<Place>)> {
+        let graph = self.graph();
+        let mut instructions = Vec::new();
+        let mut registers: HashMap<ValueId, usize> = HashMap::new();
+        let mut loads: Vec<(ValueId, Broadcast)> = Vec::new();
+        let mut operands = Vec::new();
+        if let Some(anchor) = group.anchor {
+            instructions.push(Instruction::Sum);
+            registers.insert(graph.nodes()[anchor].outputs[0], 0);
+        }
+        for &index in &group.elementwise {
+            let node = &graph.nodes()[index];
+            let mut inputs = Vec::new();
+            for (i, &id) in node.inputs.iter().enumerate() {
+                let root = self.fused.root(id);
+                let broadcast = node.op.broadcast_of(i);
+                // A value of the same group has the group's rows and columns, where every broadcast is the identity.
+                let register = if let Some(&register) = registers.get(&root) {
+                    register
+                } else if let Source::Constant(number) = graph.value(root)?.source {
+                    instructions.push(Instruction::Constant(number));
+                    instructions.len() - 1
+                } else {
+                    let known = loads.iter().position(|load| *load == (root, broadcast));
+                    let number = match known {
+                        Some(number) => number,
+                        None => {
+                            let layout = self.layout(root)?;
+                            operands.push(Operand { layout, broadcast });
+                            loads.push((root, broadcast));
+                            loads.len() - 1
+                        }
+                    };
+                    instructions.push(Instruction::Load(number));
+                    instructions.len() - 1
+                };
+                inputs.push(register);
+            }
+            let register = match &node.op {
+                Op::Unary(op) => {
+                    instructions.push(Instruction::Unary(*op, inputs[0]));
+                    instructions.len() - 1
+                }
+                Op::Binary(op, _) => {
+                    instructions.push(Instruction::Binary(*op, inputs[0], inputs[1]));
+                    instructions.len() - 1
+                }
+                // Registers are f32; a cast happens in the store.
+                _ => inputs[0],
+            };
+            registers.insert(node.outputs[0], register);
+        }
+        let stored = self.fused.stored(group);
+        let results = stored
+            .iter()
+            .map(|id| Ok((registers[id], self.layout(*id)?)))
+            .collect::<Result<_>>()?;
+        let program = Program {
+            rows: group.domain.0,
+            cols: group.domain.1,
+            operands,
+            instructions,
+            results,
+        };
+        let loads = loads.into_iter().map(|(id, _)| Place::Value(id)).collect();
+        let stores = stored.into_iter().map(Place::Value).collect();
+        Ok((program, loads, stores))
+    }
+
+    fn group(&mut self, group: &Group) -> Result<()> {
+        let Some(anchor) = group.anchor else {
+            let (program, loads, stores) = self.program(group)?;
+            let kernel = kernels::elementwise::elementwise(program, self.target);
+            self.step(kernel, [loads, stores].concat());
+            return Ok(());
+        };
+        let graph = self.fused.graph;
+        let node = &graph.nodes()[anchor];
+        if self.staged(node)? {
+            return Ok(());
+        }
+        let (program, loads, stores) = self.program(group)?;
+        let x = node.inputs.as_slice();
+        let target = self.target;
+        let reads = self.places(x)?;
+        let mut side = Vec::new();
+        let kernel = match &node.op {
+            Op::MatMul { trans, .. } => {
+                let [a, b] = self.layouts(x)?;
+                let gemm = kernels::gemm::Gemm::new(a, b, *trans, program.width(), target)?;
+                if gemm.splits == 1 {
+                    gemm.single(program)
+                } else {
+                    let shape = Shape::matrix(gemm.splits * program.rows, program.cols);
+                    let partial = Layout::of(&shape, DType::F32)?;
+                    let place = self.scratch(partial);
+                    self.step(gemm.partial(partial), vec![reads[0], reads[1], place]);
+                    let kernel = gemm.add_up(partial, program);
+                    self.step(kernel, [vec![place], loads, stores].concat());
+                    return Ok(());
+                }
+            }
+            Op::LayerNorm { eps } => {
+                side.push(Place::Value(node.outputs[1]));
+                let stats = self.layout(node.outputs[1])?;
+                kernels::layer_norm::layer_norm(self.layouts(x)?, stats, *eps, program, target)
+            }
+            Op::LayerNormGrad => {
+                kernels::layer_norm::layer_norm_grad(self.layouts(x)?, program, target)
+            }
+            Op::Im2col(window) => kernels::conv::im2col(self.layout(x[0])?, *window, program),
+            Op::Col2im(window) => kernels::conv::col2im(self.layout(x[0])?, *window, program),
+            Op::Gather { .. } => {
+                let [table, ids] = self.layouts(x)?;
+                kernels::embedding::gather(table, ids, program)
+            }
+            Op::SumGroups { period } => {
+                kernels::reduce::group_sums(self.layout(x[0])?, *period, program)
+            }
+            Op::MaskedMean => {
+                let [values, mask] = self.layouts(x)?;
+                let period = graph.shape(x[0]).dims()[1];
+                kernels::reduce::masked_mean(values, mask, period, program)
+            }
+            Op::MaskedMeanGrad { .. } => {
+                let [dy, mask] = self.layouts(x)?;
+                kernels::reduce::masked_mean_grad(dy, mask, program)
+            }
+            Op::KdLossGrad { alpha, beta } => {
+                kernels::loss::kd_grad(self.layouts(x)?, [*alpha, *beta], program)
+            }
+            Op::CrossEntropyGrad { ignore, smoothing } => {
+                kernels::loss::cross_entropy_grad(self.layouts(x)?, *ignore, *smoothing, program)
+            }
+            op => {
+                return Err(Error::Graph(format!("{} has no kernel", infer::name(op))));
+            }
+        };
+        self.step(kernel, [reads, loads, side, stores].concat());
+        Ok(())
+    }
+}

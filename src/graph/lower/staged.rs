@@ -1,0 +1,154 @@
+//! Operations that take several dispatches, or whose kernel takes no program.
+
+use super::{Lowering, Place};
+use crate::error::{Error, Result};
+use crate::gpu::Layout;
+use crate::graph::{DType, Node, Op, Shape, Source, ValueId};
+use crate::kernels;
+
+impl Lowering<'_> {
+    /// Operations that take several dispatches or no program; false for all others.
+    pub(super) fn staged(&mut self, node: &Node) -> Result<bool> {
+        let x = node.inputs.as_slice();
+        let target = self.target;
+        match &node.op {
+            Op::SumRows => {
+                let input = self.layout(x[0])?;
+                let from = self.place(x[0])?;
+                self.sum_rows(input, from, node.outputs[0])?;
+            }
+            Op::SumCols => {
+                let (input, output) = (self.layout(x[0])?, self.layout(node.outputs[0])?);
+                let from = self.place(x[0])?;
+                let kernel = kernels::reduce::row_sums(input, output, target);
+                self.step(kernel, vec![from, Place::Value(node.outputs[0])]);
+            }
+            Op::SumAll => {
+                let (input, output) = (self.layout(x[0])?, self.layout(node.outputs[0])?);
+                let from = self.place(x[0])?;
+                let sums = Self::vector(input.rows(), DType::F32)?;
+                let place = self.scratch(sums);
+                let rows = kernels::reduce::row_sums(input, sums, target);
+                self.step(rows, vec![from, place]);
+                let total = kernels::reduce::total(sums, output, false, target);
+                self.step(total, vec![place, Place::Value(node.outputs[0])]);
+            }
+            Op::LayerNormParamGrad => self.layer_norm_params(node)?,
+            Op::GatherGrad { padding, .. } => {
+                let (ids, dy) = (self.layout(x[0])?, self.layout(x[1])?);
+                let table = self.layout(node.outputs[0])?;
+                let result = Place::Value(node.outputs[0]);
+                let links = Self::vector(2 * ids.cols(), DType::U32)?;
+                let chain = self.scratch(links);
+                let reads = self.places(x)?;
+                self.fill(table, 0.0, result);
+                let kernel = kernels::embedding::links(ids, links, *padding);
+                self.step(kernel, vec![reads[0], chain]);
+                let kernel = kernels::embedding::gather_grad([ids, links, dy], table);
+                self.step(kernel, vec![reads[0], chain, reads[1], result]);
+            }
+            Op::Stack => {
+                let output = self.layout(node.outputs[0])?;
+                let layouts: Vec<Layout> =
+                    x.iter().map(|&id| self.layout(id)).collect::<Result<_>>()?;
+                let available = kernels::MAX_BINDINGS - 1;
+                if layouts.len() > available {
+                    return Err(Error::Limit {
+                        what: "stacking scalars".into(),
+                        limit: "max_storage_buffers_per_shader_stage",
+                        needed: layouts.len() as u64 + 1,
+                        available: available as u64 + 1,
+                    });
+                }
+                let mut places = self.places(x)?;
+                places.push(Place::Value(node.outputs[0]));
+                self.step(kernels::reduce::stack(&layouts, output), places);
+            }
+            Op::KdLoss { alpha, beta } => {
+                let [y, t] = self.layouts(x)?;
+                let [loss, cosine, mse, rows] = self.layouts(&node.outputs)?;
+                let out: Vec<Place> = node.outputs.iter().map(|&id| Place::Value(id)).collect();
+                let mut places = self.places(x)?;
+                places.push(out[3]);
+                self.step(kernels::loss::kd_rows(y, t, rows, target), places);
+                let scalars = [loss, cosine, mse];
+                let kernel =
+                    kernels::loss::kd_total(rows, scalars, y.cols(), [*alpha, *beta], target);
+                self.step(kernel, vec![out[3], out[0], out[1], out[2]]);
+            }
+            Op::CrossEntropy { ignore, smoothing } => {
+                let [logits, targets] = self.layouts(x)?;
+                let [loss, count, rows] = self.layouts(&node.outputs)?;
+                let out: Vec<Place> = node.outputs.iter().map(|&id| Place::Value(id)).collect();
+                let reads = self.places(x)?;
+                let kernel = kernels::loss::cross_entropy_rows(
+                    logits, targets, rows, *ignore, *smoothing, target,
+                );
+                self.step(kernel, vec![reads[0], reads[1], out[2]]);
+                let kernel = kernels::loss::cross_entropy_total(
+                    rows,
+                    targets,
+                    [loss, count],
+                    logits.cols(),
+                    *ignore,
+                    target,
+                );
+                self.step(kernel, vec![out[2], reads[1], out[0], out[1]]);
+            }
+            Op::GlobalNorm => self.global_norm(node)?,
+            Op::AdamW { .. } => self.adamw(node)?,
+            Op::Assign { state } => {
+                let from = self.fused.root(x[0]);
+                if !matches!(self.graph().value(from)?.source, Source::Node { .. }) {
+                    return Err(Error::Graph("assign takes a computed value".into()));
+                }
+                self.assigns.push((from, *state));
+            }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    fn sum_rows(&mut self, input: Layout, from: Place, to: ValueId) -> Result<()> {
+        let output = self.layout(to)?;
+        let chunks = kernels::reduce::chunks(input.rows());
+        let to = Place::Value(to);
+        if chunks == 1 {
+            let kernel = kernels::reduce::column_sums(input, 0, input.rows(), output);
+            self.step(kernel, vec![from, to]);
+            return Ok(());
+        }
+        let partial = Layout::of(&Shape::matrix(chunks, input.cols()), DType::F32)?;
+        let place = self.scratch(partial);
+        let kernel = kernels::reduce::column_sums(input, 0, input.rows(), partial);
+        self.step(kernel, vec![from, place]);
+        let kernel = kernels::reduce::column_sums(partial, 0, chunks, output);
+        self.step(kernel, vec![place, to]);
+        Ok(())
+    }
+
+    fn layer_norm_params(&mut self, node: &Node) -> Result<()> {
+        let [x, stats, dy] = self.layouts(&node.inputs)?;
+        let reads = self.places(&node.inputs)?;
+        let chunks = kernels::reduce::chunks(x.rows());
+        let partial = Layout::of(&Shape::matrix(2 * chunks, x.cols()), DType::F32)?;
+        let place = self.scratch(partial);
+        let kernel = kernels::reduce::layer_norm_param_sums([dy, x, stats], partial);
+        self.step(kernel, vec![reads[2], reads[0], reads[1], place]);
+        for (output, first) in [(0, chunks), (1, 0)] {
+            let id = node.outputs[output];
+            if self.fused.readers(id).is_empty() && !self.is_output(id) {
+                continue;
+            }
+            let layout = self.layout(id)?;
+            let kernel = kernels::reduce::column_sums(partial, first, chunks, layout);
+            self.step(kernel, vec![place, Place::Value(id)]);
+        }
+        Ok(())
+    }
+
+    fn is_output(&self, id: ValueId) -> bool {
+        let mut outputs = self.graph().outputs().iter();
+        outputs.any(|(_, output)| self.fused.root(*output) == id)
+    }
+}
