@@ -6,7 +6,7 @@ mod staged;
 use std::collections::HashMap;
 
 use super::fuse::{Fused, Group};
-use super::{Broadcast, DType, Graph, Node, Op, Shape, Source, ValueId, infer};
+use super::{Broadcast, DType, Graph, Op, Shape, Source, ValueId, infer};
 use crate::error::{Error, Result};
 use crate::gpu::{Alignment, Layout};
 use crate::kernels::{self, Instruction, Kernel, Operand, Program, Target};
