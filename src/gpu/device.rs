@@ -8,6 +8,7 @@ use wgpu::{Backend, Backends, DeviceType, Features, Limits};
 
 use super::bindings::BindGroups;
 use super::guard::Guard;
+use super::matrices::{self, MatrixUnits};
 use super::pipelines::Pipelines;
 use super::pool::Pool;
 use super::readback::Waiter;
@@ -32,6 +33,8 @@ pub struct GpuOptions {
     pub f16: bool,
     /// Use kernels without workgroup memory and barriers. Without it, on software adapters only: they are faster there.
     pub barrier_free: Option<bool>,
+    /// Use matrix units where the adapter has them and they pass their test. Without it, everywhere but on software adapters, where they are slower.
+    pub cooperative: Option<bool>,
 }
 
 impl Default for GpuOptions {
@@ -42,6 +45,7 @@ impl Default for GpuOptions {
             baseline: false,
             f16: true,
             barrier_free: None,
+            cooperative: None,
         }
     }
 }
@@ -79,6 +83,13 @@ impl GpuOptions {
     #[must_use]
     pub fn barrier_free(mut self, barrier_free: bool) -> Self {
         self.barrier_free = Some(barrier_free);
+        self
+    }
+
+    /// Whether matrix products use matrix units, whatever the adapter type.
+    #[must_use]
+    pub fn cooperative(mut self, cooperative: bool) -> Self {
+        self.cooperative = Some(cooperative);
         self
     }
 
@@ -160,7 +171,14 @@ impl Gpu {
                 reason: error.to_string(),
             })?;
         let matrices = adapter.cooperative_matrix_properties();
-        let capabilities = Capabilities::new(&device, features, matrices, options.barrier_free);
+        let mut capabilities = Capabilities::new(&device, features, matrices, options.barrier_free);
+        let software = info.device_type == DeviceType::Cpu;
+        if options.cooperative.unwrap_or(!software)
+            && let Some(units) = MatrixUnits::choose(&capabilities)
+        {
+            let gpu = Self::assemble(device.clone(), queue.clone(), true, capabilities.clone());
+            capabilities.matrix_units = matrices::tested(&gpu, units);
+        }
         Ok(Self::assemble(device, queue, true, capabilities))
     }
 
@@ -291,6 +309,7 @@ fn rank(adapter: &wgpu::Adapter) -> (u8, bool) {
 fn supported(adapter: &wgpu::Adapter) -> Features {
     let mut wanted = Features::SHADER_F16
         | Features::SUBGROUP
+        | Features::SUBGROUP_BARRIER
         | Features::TIMESTAMP_QUERY
         | Features::TIMESTAMP_QUERY_INSIDE_ENCODERS
         | Features::TIMESTAMP_QUERY_INSIDE_PASSES

@@ -7,6 +7,7 @@ use wgpu::{CooperativeMatrixProperties, CooperativeScalarType, Features, Limits}
 
 use super::bindings::BindGroupStats;
 use super::device::Gpu;
+use super::matrices::MatrixUnits;
 use super::pipelines::PipelineStats;
 use super::pool::PoolStats;
 
@@ -47,6 +48,10 @@ pub struct Capabilities {
     pub cooperative_matrix: Vec<CooperativeMatrixProperties>,
     /// Kernels do without workgroup memory and barriers, see [`GpuOptions::barrier_free`](super::GpuOptions::barrier_free).
     pub barrier_free: bool,
+    /// The one of these configurations that matrix products use, after it has passed its test.
+    pub matrix_units: Option<MatrixUnits>,
+    /// Subgroups can synchronise among themselves.
+    pub(super) subgroup_barrier: bool,
     /// Limits that the device was opened with.
     pub limits: Limits,
 }
@@ -90,6 +95,8 @@ impl Capabilities {
             mappable_storage: has(Features::MAPPABLE_PRIMARY_BUFFERS),
             cooperative_matrix,
             barrier_free: barrier_free.unwrap_or(info.device_type == wgpu::DeviceType::Cpu),
+            matrix_units: None,
+            subgroup_barrier: has(Features::SUBGROUP_BARRIER),
             limits,
         }
     }
@@ -97,10 +104,11 @@ impl Capabilities {
     /// How matrix products share work inside a workgroup.
     #[must_use]
     pub fn kernel_tier(&self) -> &'static str {
-        if self.barrier_free {
-            "vector, barrier-free"
-        } else {
-            "vector, workgroup tiles"
+        match (self.barrier_free, self.matrix_units) {
+            (false, Some(_)) => "cooperative; vector, workgroup tiles",
+            (true, Some(_)) => "cooperative; vector, barrier-free",
+            (false, None) => "vector, workgroup tiles",
+            (true, None) => "vector, barrier-free",
         }
     }
 
@@ -153,7 +161,11 @@ impl fmt::Display for Capabilities {
                 matrix.m_size, matrix.n_size, matrix.k_size, matrix.ab_type, matrix.cr_type
             )?;
         }
-        writeln!(f)?;
+        match self.matrix_units {
+            Some(units) => writeln!(f, "; products use {units}")?,
+            None if self.cooperative_matrix.is_empty() => writeln!(f)?,
+            None => writeln!(f, "; not used")?,
+        }
         let limits = &self.limits;
         write!(
             f,

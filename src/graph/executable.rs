@@ -96,10 +96,7 @@ impl Executable {
     pub(super) fn new(session: &Session, graph: &Graph) -> Result<Self> {
         let gpu = session.gpu();
         let capabilities = gpu.capabilities();
-        let target = Target {
-            f16: capabilities.f16,
-            barrier_free: capabilities.barrier_free,
-        };
+        let target = Target::new(capabilities);
         let table = session.table(graph);
         let max_binding = capabilities.limits.max_storage_buffer_binding_size;
         let lowered = lower(graph, target, &table, max_binding)?;

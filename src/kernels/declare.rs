@@ -115,8 +115,11 @@ impl fmt::Display for Binding {
     }
 }
 
-pub(super) fn header(bindings: &[Binding], target: Target) -> String {
+pub(super) fn header(bindings: &[Binding], target: Target, cooperative: bool) -> String {
     let mut text = String::new();
+    if cooperative {
+        text.push_str("enable wgpu_cooperative_matrix;\n");
+    }
     if target.f16 && bindings.iter().any(|b| b.layout.dtype() == DType::F16) {
         text.push_str("enable f16;\n");
     }

@@ -1,12 +1,15 @@
 //! Matrix products with any elementwise program behind the sums.
 
+use std::fmt;
+
+use super::gemm_cooperative::{self as cooperative, Work};
 use super::{Instruction, Kernel, Program, Target, View};
 use crate::error::{Error, Result};
-use crate::gpu::Layout;
+use crate::gpu::{Layout, MatrixUnits};
 use crate::graph::Trans;
 
 /// A workgroup's tile and an invocation's share of it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 struct Tile {
     bm: usize,
     bn: usize,
@@ -15,7 +18,44 @@ struct Tile {
     tn: usize,
 }
 
-/// Extents of a product and how it is cut.
+impl fmt::Display for Tile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { bm, bn, bk, tm, tn } = self;
+        write!(f, "{bm}x{bn}x{bk} {tm}x{tn}")
+    }
+}
+
+/// Which kernel computes a product.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Tier {
+    /// Without workgroup memory.
+    Direct,
+    /// Tiles in workgroup memory.
+    Tiled(Tile),
+    /// Matrix units.
+    Cooperative(cooperative::Tile, MatrixUnits),
+}
+
+/// How a product is computed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Choice {
+    tier: Tier,
+    /// Parts of K that are summed on their own and added up by [`Gemm::add_up`]; 1 for a single pass.
+    splits: usize,
+}
+
+impl fmt::Display for Choice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.tier {
+            Tier::Direct => f.write_str("direct")?,
+            Tier::Tiled(tile) => write!(f, "{tile}")?,
+            Tier::Cooperative(tile, _) => write!(f, "{tile}")?,
+        }
+        write!(f, " /{}", self.splits)
+    }
+}
+
+/// Operands of a product, and how it is computed.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Gemm {
     a: Layout,
@@ -23,10 +63,7 @@ pub(crate) struct Gemm {
     trans: Trans,
     m: usize,
     k: usize,
-    target: Target,
-    tile: Tile,
-    /// Parts of K that are summed on their own and added up by [`Gemm::add_up`]; 1 for a single pass.
-    pub splits: usize,
+    choice: Choice,
 }
 
 /// Workgroups that keep a large GPU busy.
@@ -39,10 +76,6 @@ impl Gemm {
             Trans::TN => (a.cols(), a.rows()),
             Trans::NN | Trans::NT => (a.rows(), a.cols()),
         };
-        let (tile, splits) = match target.barrier_free {
-            true => (SMALL, 1),
-            false => cut(m, width, k),
-        };
         let rows = m.div_ceil(8);
         if rows > super::MAX_GRID as usize {
             return Err(Error::Limit {
@@ -52,41 +85,51 @@ impl Gemm {
                 available: u64::from(super::MAX_GRID),
             });
         }
+        let choice =
+            cooperative_choice(a, b, trans, [m, width, k], target).unwrap_or_else(|| match target
+                .barrier_free
+            {
+                true => Choice {
+                    tier: Tier::Direct,
+                    splits: 1,
+                },
+                false => {
+                    let (tile, splits) = cut(m, width, k);
+                    Choice {
+                        tier: Tier::Tiled(tile),
+                        splits,
+                    }
+                }
+            });
         Ok(Self {
             a,
             b,
             trans,
             m,
             k,
-            target,
-            tile,
-            splits,
+            choice,
         })
+    }
+
+    /// Parts of K; more than one need [`Gemm::partial`] and [`Gemm::add_up`].
+    pub fn splits(&self) -> usize {
+        self.choice.splits
     }
 
     /// The product in a single pass; the program's domain is m × n.
     pub fn single(&self, program: Program) -> Kernel {
-        let width = program.width();
-        let kernel = match self.target.barrier_free {
-            true => direct(self.m, width),
-            false => tiled(self.tile, self.m, width, 1).with("chunk", self.k),
-        };
-        self.describe(kernel, program)
+        self.kernel(program)
     }
 
     /// The first of two passes: part s of K goes to rows s·m .. of `partial` [splits·m, n], f32.
     pub fn partial(&self, partial: Layout) -> Kernel {
-        let program = Program {
+        self.kernel(Program {
             rows: partial.rows(),
             cols: partial.cols(),
             operands: Vec::new(),
             instructions: vec![Instruction::Sum],
             results: vec![(0, partial)],
-        };
-        let width = program.width();
-        let chunk = self.k.div_ceil(self.splits).next_multiple_of(self.tile.bk);
-        let kernel = tiled(self.tile, self.m, width, self.splits).with("chunk", chunk);
-        self.describe(kernel, program)
+        })
     }
 
     /// The second pass: adds the parts up in their order.
@@ -97,25 +140,67 @@ impl Gemm {
             .with("rows", self.m)
             .with("used", program.cols.div_ceil(4))
             .with("width", width)
-            .with("splits", self.splits)
+            .with("splits", self.choice.splits)
             .read("x", partial, View::Vec4)
             .flops(partial.len() as f64)
             .finish(program)
     }
 
-    fn describe(&self, kernel: Kernel, program: Program) -> Kernel {
-        let n = program.cols;
+    fn kernel(&self, program: Program) -> Kernel {
+        let splits = self.choice.splits;
+        let (n, width) = (program.cols, program.width());
+        let kernel = match self.choice.tier {
+            Tier::Direct => direct(self.m, width),
+            Tier::Tiled(tile) => {
+                let chunk = match splits {
+                    1 => self.k,
+                    _ => self.k.div_ceil(splits).next_multiple_of(tile.bk),
+                };
+                tiled(tile, self.m, width, splits).with("chunk", chunk)
+            }
+            Tier::Cooperative(tile, units) => {
+                let work = Work {
+                    a: self.a,
+                    b: self.b,
+                    trans: self.trans,
+                    m: self.m,
+                    k: self.k,
+                    splits,
+                };
+                return cooperative::kernel(tile, work, units, program);
+            }
+        };
         kernel
             .read("a", self.a, View::Vec4)
             .read("b", self.b, View::Vec4)
             .with("m", self.m)
             .with("n", n)
             .with("k", self.k)
-            .with("width", program.width())
+            .with("width", width)
             .with("trans", format!("{:?}", self.trans))
             .flops(2.0 * self.m as f64 * n as f64 * self.k as f64)
             .finish(program)
     }
+}
+
+/// A tile for matrix units, where the device has them for these operands.
+fn cooperative_choice(
+    a: Layout,
+    b: Layout,
+    trans: Trans,
+    [m, width, k]: [usize; 3],
+    target: Target,
+) -> Option<Choice> {
+    let units = target.matrix_units?;
+    if a.dtype() != b.dtype() {
+        return None;
+    }
+    let tiles = cooperative::tiles(trans, a.dtype(), units);
+    let (tile, splits) = cooperative::choose(tiles, [m, 4 * width, k])?;
+    Some(Choice {
+        tier: Tier::Cooperative(tile, units),
+        splits,
+    })
 }
 
 /// Tile and workgroup by measurement on llvmpipe: neighbours in a row of 8 read the same rows of `a`, which are then loaded once.

@@ -7,6 +7,7 @@ mod declare;
 pub(crate) mod elementwise;
 pub(crate) mod embedding;
 pub(crate) mod gemm;
+mod gemm_cooperative;
 pub(crate) mod layer_norm;
 pub(crate) mod loss;
 pub(crate) mod optimizer;
@@ -20,7 +21,7 @@ pub(crate) use declare::{Binding, View};
 pub(crate) use program::{Instruction, Operand, Program};
 
 use crate::error::Result;
-use crate::gpu::{Access, KernelSource, Layout};
+use crate::gpu::{Access, Capabilities, KernelSource, Layout, MatrixUnits};
 
 /// Storage buffers that a kernel may bind: WebGPU's baseline limit.
 pub(crate) const MAX_BINDINGS: usize = 8;
@@ -33,6 +34,18 @@ pub(crate) struct Target {
     pub f16: bool,
     /// A software adapter: barriers and workgroup memory cost more there than repeated loads.
     pub barrier_free: bool,
+    /// Matrix units for products of f16 (and, where they take it, f32) operands.
+    pub matrix_units: Option<MatrixUnits>,
+}
+
+impl Target {
+    pub fn new(capabilities: &Capabilities) -> Self {
+        Self {
+            f16: capabilities.f16,
+            barrier_free: capabilities.barrier_free,
+            matrix_units: capabilities.matrix_units,
+        }
+    }
 }
 
 /// Work of one dispatch, for bounds and profiles.
@@ -52,6 +65,8 @@ pub(crate) struct Kernel {
     reads: Vec<Binding>,
     writes: Vec<Binding>,
     program: Option<Program>,
+    /// Uses matrix units.
+    cooperative: bool,
     workgroups: [u32; 3],
     flops: f64,
 }
@@ -64,6 +79,7 @@ impl Kernel {
             reads: Vec::new(),
             writes: Vec::new(),
             program: None,
+            cooperative: false,
             workgroups: [1, 1, 1],
             flops: 0.0,
         }
@@ -90,6 +106,11 @@ impl Kernel {
     /// What happens to every `vec4` that the kernel yields.
     fn finish(mut self, program: Program) -> Self {
         self.program = Some(program);
+        self
+    }
+
+    fn cooperative(mut self) -> Self {
+        self.cooperative = true;
         self
     }
 
@@ -168,7 +189,7 @@ impl Kernel {
     /// The WGSL source and what it binds.
     pub fn source(&self, target: Target) -> Result<KernelSource> {
         let bindings = self.bindings();
-        let mut header = declare::header(&bindings, target);
+        let mut header = declare::header(&bindings, target, self.cooperative);
         if let Some(program) = &self.program {
             header.push_str(&program.wgsl());
         }

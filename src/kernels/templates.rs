@@ -24,6 +24,7 @@ const TEMPLATES: &[(&str, &str)] = templates![
     "gather",
     "gather_grad",
     "gather_links",
+    "gemm_cooperative",
     "gemm_direct",
     "gemm_tiled",
     "group_sums",

@@ -43,6 +43,21 @@ pub fn packed_gpu() -> Gpu {
     GPU.clone()
 }
 
+/// A device whose products use matrix units. Fails where the adapter has none, or where they fail their test.
+pub fn cooperative_gpu() -> Gpu {
+    static GPU: LazyLock<Gpu> = LazyLock::new(|| {
+        let options = GpuOptions::default().cooperative(true).barrier_free(false);
+        let gpu = Gpu::new(&options).expect("tests need a GPU adapter");
+        let capabilities = gpu.capabilities();
+        assert!(
+            capabilities.matrix_units.is_some(),
+            "no matrix units:\n{capabilities}"
+        );
+        gpu
+    });
+    GPU.clone()
+}
+
 /// Sizes around the tiles of the kernels, with primes.
 pub const SIZES: [usize; 12] = [1, 7, 13, 31, 32, 33, 63, 64, 65, 127, 128, 129];
 

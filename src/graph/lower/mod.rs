@@ -265,10 +265,10 @@ impl Lowering<'_> {
             Op::MatMul { trans, .. } => {
                 let [a, b] = self.layouts(x)?;
                 let gemm = kernels::gemm::Gemm::new(a, b, *trans, program.width(), target)?;
-                if gemm.splits == 1 {
+                if gemm.splits() == 1 {
                     gemm.single(program)
                 } else {
-                    let shape = Shape::matrix(gemm.splits * program.rows, program.cols);
+                    let shape = Shape::matrix(gemm.splits() * program.rows, program.cols);
                     let partial = Layout::of(&shape, DType::F32)?;
                     let place = self.scratch(partial);
                     self.step(gemm.partial(partial), vec![reads[0], reads[1], place]);

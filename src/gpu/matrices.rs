@@ -1,0 +1,208 @@
+//! Matrix units: which configuration products use, and the test that it passes before they do.
+
+use std::fmt;
+
+use half::f16;
+use wgpu::{Backend, CooperativeScalarType};
+
+use super::device::Gpu;
+use super::layout::{Alignment, Layout};
+use super::pipelines::{Access, KernelSource};
+use super::report::Capabilities;
+use super::tensor::Tensor;
+use crate::error::Result;
+use crate::graph::DType;
+
+/// Hardware that multiplies small matrices, a subgroup at a time, with f32 sums.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct MatrixUnits {
+    /// Rows and columns of the matrices: 8 or 16.
+    pub size: usize,
+    /// Invocations of a subgroup.
+    pub lanes: usize,
+    /// They take f16 operands.
+    pub f16: bool,
+    /// They take f32 operands.
+    pub f32: bool,
+    /// Matrices are read from arrays of scalars only.
+    pub(crate) scalar: bool,
+    /// `subgroupBarrier` exists.
+    pub(crate) subgroup_barrier: bool,
+    /// Bytes of workgroup memory.
+    pub(crate) storage: usize,
+    /// Invocations a workgroup.
+    pub(crate) invocations: usize,
+}
+
+impl MatrixUnits {
+    /// The largest square configuration with f32 sums that kernels are written for.
+    pub(super) fn choose(capabilities: &Capabilities) -> Option<Self> {
+        let lanes = match (capabilities.backend, capabilities.subgroups) {
+            // Metal reports a range, but every GPU with matrix units has SIMD-groups of 32.
+            (Backend::Metal, Some(_)) => 32,
+            (_, Some(sizes)) if sizes.min == sizes.max => sizes.min as usize,
+            _ => return None,
+        };
+        let has = |size: u32, operand: CooperativeScalarType| {
+            capabilities.cooperative_matrix.iter().any(|matrix| {
+                [matrix.m_size, matrix.n_size, matrix.k_size] == [size; 3]
+                    && matrix.ab_type == operand
+                    && matrix.cr_type == CooperativeScalarType::F32
+            })
+        };
+        let limits = &capabilities.limits;
+        [16, 8].into_iter().find_map(|size| {
+            let f16 = has(size, CooperativeScalarType::F16);
+            let f32 = has(size, CooperativeScalarType::F32);
+            (f16 || f32).then_some(Self {
+                size: size as usize,
+                lanes,
+                f16,
+                f32,
+                scalar: capabilities.backend == Backend::Metal,
+                subgroup_barrier: capabilities.subgroup_barrier,
+                storage: limits.max_compute_workgroup_storage_size as usize,
+                invocations: limits.max_compute_invocations_per_workgroup.min(256) as usize,
+            })
+        })
+    }
+}
+
+impl fmt::Display for MatrixUnits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let operands = match (self.f16, self.f32) {
+            (true, true) => "f16 and f32",
+            (true, false) => "f16",
+            (false, _) => "f32",
+        };
+        let size = self.size;
+        write!(
+            f,
+            "{size}x{size}x{size} {operands}, subgroups of {}",
+            self.lanes
+        )
+    }
+}
+
+/// The units without the operand types that fail; none of them left, or no answer, is no units, with a warning.
+pub(super) fn tested(gpu: &Gpu, units: MatrixUnits) -> Option<MatrixUnits> {
+    let passes = |dtype| match passes(gpu, units, dtype) {
+        Ok(true) => true,
+        Ok(false) => {
+            log::warn!(
+                "matrix units ({units}) compute wrong products of {dtype}: they are not used"
+            );
+            false
+        }
+        Err(error) => {
+            log::warn!("matrix units ({units}) are not used for {dtype}: {error}");
+            false
+        }
+    };
+    let tested = MatrixUnits {
+        f16: units.f16 && passes(DType::F16),
+        f32: units.f32 && passes(DType::F32),
+        ..units
+    };
+    (tested.f16 || tested.f32).then_some(tested)
+}
+
+/// Multiplies small integers, which have exact products. Two subgroups read both operands by rows, then by columns, from
+/// workgroup memory as the kernels do.
+fn passes(gpu: &Gpu, units: MatrixUnits, dtype: DType) -> Result<bool> {
+    let size = units.size;
+    let area = size * size;
+    let operand = |seed: usize| -> Vec<f32> {
+        // Neither symmetric nor periodic, so that a transposed or misplaced element shows.
+        (0..area)
+            .map(|i| ((i * i + seed * i) % 13) as f32 - 6.0)
+            .collect()
+    };
+    let (a, b) = (operand(3), operand(5));
+    let product = |transposed: bool| {
+        let at = move |m: &[f32], r: usize, c: usize| match transposed {
+            true => m[c * size + r],
+            false => m[r * size + c],
+        };
+        let (a, b) = (a.clone(), b.clone());
+        (0..area).map(move |i| -> f32 {
+            // Summed twice: the accumulator is an operand, too.
+            2.0 * (0..size)
+                .map(|k| at(&a, i / size, k) * at(&b, k, i % size))
+                .sum::<f32>()
+        })
+    };
+    let both = || product(false).chain(product(true));
+    let expected: Vec<f32> = both().chain(both()).collect();
+
+    let vector = |n, dtype| Layout::new(1, n, dtype, Alignment::Bytes64);
+    let (x, y) = (
+        Tensor::zeroed(gpu, vector(2 * area, dtype)?)?,
+        Tensor::zeroed(gpu, vector(4 * area, DType::F32)?)?,
+    );
+    let operands = [a.as_slice(), b.as_slice()].concat();
+    match dtype {
+        DType::F16 => {
+            let halves: Vec<f16> = operands.iter().copied().map(f16::from_f32).collect();
+            x.upload(gpu, &halves)?;
+        }
+        _ => x.upload(gpu, &operands)?,
+    }
+    y.poison(gpu)?;
+    let pipeline = gpu.pipeline(&format!("matrix test {size} {dtype}"), || {
+        let accesses = vec![Access::Read, Access::ReadWrite];
+        Ok(KernelSource::trusted(source(units, dtype), accesses))
+    })?;
+    let bindings = [x.slice().clone(), y.slice().clone()];
+    let group = gpu.bind_group(&pipeline, &bindings)?;
+    let mut recorder = gpu.recorder("matrix test");
+    recorder.dispatch(&pipeline, &group, [1; 3])?;
+    recorder.submit()?;
+    let got: Vec<f32> = y.download(gpu)?.wait()?;
+    Ok(got == expected)
+}
+
+fn source(units: MatrixUnits, dtype: DType) -> String {
+    let MatrixUnits { size, lanes, .. } = units;
+    let area = size * size;
+    let enable = if dtype == DType::F16 {
+        "enable f16;\n"
+    } else {
+        ""
+    };
+    let matrix = |role| format!("coop_mat{size}x{size}<{dtype}, {role}>");
+    let multiply = |load: &str, to: usize| {
+        let (a, b) = (matrix("A"), matrix("B"));
+        format!(
+            "    {{
+        let a = {load}<{a}>(&tile[0], {size}u);
+        let b = {load}<{b}>(&tile[{area}], {size}u);
+        var c = coop_mat{size}x{size}<f32, C>();
+        c = coopMultiplyAdd(a, b, c);
+        c = coopMultiplyAdd(a, b, c);
+        coopStoreT(c, &y[subgroup * {both}u + {to}u], {size}u);
+    }}
+",
+            both = 2 * area,
+        )
+    };
+    let (by_rows, by_columns) = (multiply("coopLoadT", 0), multiply("coopLoad", area));
+    format!(
+        "enable wgpu_cooperative_matrix;
+{enable}
+@group(0) @binding(0) var<storage, read> x: array<{dtype}>;
+@group(0) @binding(1) var<storage, read_write> y: array<f32>;
+var<workgroup> tile: array<{dtype}, {both}>;
+@compute @workgroup_size({threads})
+fn main(@builtin(local_invocation_index) lid: u32, @builtin(subgroup_id) subgroup: u32) {{
+    for (var i = lid; i < {both}u; i += {threads}u) {{
+        tile[i] = x[i];
+    }}
+    workgroupBarrier();
+{by_rows}{by_columns}}}
+",
+        both = 2 * area,
+        threads = 2 * lanes,
+    )
+}

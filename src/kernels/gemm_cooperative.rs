@@ -1,0 +1,202 @@
+//! Matrix products on matrix units.
+
+use std::fmt;
+
+use super::{Kernel, Program, View};
+use crate::gpu::{Layout, MatrixUnits};
+use crate::graph::{DType, Trans};
+
+/// A workgroup's tile and a subgroup's share of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Tile {
+    bm: usize,
+    bn: usize,
+    bk: usize,
+    wm: usize,
+    wn: usize,
+}
+
+impl fmt::Display for Tile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { bm, bn, bk, wm, wn } = self;
+        write!(f, "matrix {bm}x{bn}x{bk} {wm}x{wn}")
+    }
+}
+
+const fn tile([bm, bn, bk]: [usize; 3], [wm, wn]: [usize; 2]) -> Tile {
+    Tile { bm, bn, bk, wm, wn }
+}
+
+/// For matrices of 16 × 16, and subgroups of 32; the fastest for large products first.
+const WIDE: [Tile; 6] = [
+    tile([128, 256, 16], [64, 64]),
+    tile([256, 128, 16], [64, 64]),
+    tile([128, 128, 32], [64, 32]),
+    tile([64, 128, 32], [32, 32]),
+    tile([64, 64, 32], [32, 32]),
+    tile([32, 32, 32], [16, 16]),
+];
+
+/// For matrices of 8 × 8 and subgroups of 32.
+const NARROW: [Tile; 3] = [
+    tile([64, 64, 16], [32, 32]),
+    tile([32, 64, 16], [16, 32]),
+    tile([32, 32, 16], [16, 16]),
+];
+
+/// For matrices of 8 × 8 and subgroups of 8.
+const SMALL: [Tile; 2] = [tile([32, 32, 16], [16, 16]), tile([16, 16, 16], [8, 8])];
+
+/// Elements that rows in workgroup memory are apart more than they are long.
+const PAD: usize = 8;
+
+impl Tile {
+    fn subgroups(&self) -> (usize, usize) {
+        (self.bm / self.wm, self.bn / self.wn)
+    }
+
+    fn invocations(&self, units: MatrixUnits) -> usize {
+        let (rows, cols) = self.subgroups();
+        rows * cols * units.lanes
+    }
+
+    /// Bytes of workgroup memory.
+    fn storage(&self, trans: Trans, dtype: DType, units: MatrixUnits) -> usize {
+        let Self { bm, bn, bk, .. } = *self;
+        let a = match trans {
+            Trans::TN => bk * (bm + PAD),
+            Trans::NN | Trans::NT => bm * (bk + PAD),
+        };
+        let b = match trans {
+            Trans::NT => bn * (bk + PAD),
+            Trans::NN | Trans::TN => bk * (bn + PAD),
+        };
+        let (rows, cols) = self.subgroups();
+        2 * (a + b) * dtype.size() + 4 * rows * cols * units.size * units.size
+    }
+
+    /// Whether every invocation loads the same number of `vec4`s, in whole rows.
+    fn divides(&self, trans: Trans, units: MatrixUnits) -> bool {
+        let threads = self.invocations(units);
+        let a_cells = if trans == Trans::TN { self.bm } else { self.bk } / 4;
+        let b_cells = if trans == Trans::NT { self.bk } else { self.bn } / 4;
+        let loads = |lines_by_cells: usize| lines_by_cells / 4 % threads == 0;
+        threads % a_cells == 0
+            && threads % b_cells == 0
+            && loads(self.bm * self.bk)
+            && loads(self.bn * self.bk)
+    }
+}
+
+/// Tiles that the device can run for operands of `dtype`, the largest first; none where it has no such units.
+pub(super) fn tiles(
+    trans: Trans,
+    dtype: DType,
+    units: MatrixUnits,
+) -> impl Iterator<Item = Tile> + Clone {
+    let all: &[Tile] = match (dtype, units.size, units.lanes) {
+        (DType::F16, 16, 32) if units.f16 => &WIDE,
+        (DType::F16, 8, 32) if units.f16 => &NARROW,
+        (DType::F32, 8, 32) if units.f32 => &NARROW,
+        (DType::F16, 8, 8) if units.f16 => &SMALL,
+        _ => &[],
+    };
+    all.iter().copied().filter(move |tile| {
+        tile.storage(trans, dtype, units) <= units.storage
+            && tile.invocations(units) <= units.invocations
+            && tile.divides(trans, units)
+    })
+}
+
+/// Workgroups that a large GPU runs at once.
+const BUSY: usize = 132;
+
+/// Tile and number of parts of K. Large tiles reuse more; small ones and parts keep more of the GPU busy.
+pub(super) fn choose(
+    tiles: impl Iterator<Item = Tile>,
+    [m, n, k]: [usize; 3],
+) -> Option<(Tile, usize)> {
+    let cost = |tile: &Tile, splits: usize| {
+        let groups = m.div_ceil(tile.bm) * n.div_ceil(tile.bn) * splits;
+        let steps = k.div_ceil(splits).div_ceil(tile.bk);
+        let area = (tile.bm * tile.bn) as f64;
+        // Time of a step grows with the area of the tile, and with its edges, which are loaded.
+        let step = tile.bk as f64 * (area / 64.0 + (tile.bm + tile.bn) as f64);
+        let waves = groups.div_ceil(BUSY).max(1) as f64;
+        let second_pass = if splits > 1 {
+            3e4 + (splits * m * n) as f64 / 60.0
+        } else {
+            0.0
+        };
+        waves * (steps as f64 + 6.0) * step + second_pass
+    };
+    let splits = |tile: Tile| (1..=16).filter(move |s| *s == 1 || k >= s * 8 * tile.bk);
+    tiles
+        .flat_map(|tile| splits(tile).map(move |s| (tile, s)))
+        .map(|(tile, s)| (cost(&tile, s), (tile, s)))
+        .min_by(|(a, _), (b, _)| a.total_cmp(b))
+        .map(|(_, best)| best)
+}
+
+/// What a product needs to know besides its tile.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Work {
+    pub a: Layout,
+    pub b: Layout,
+    pub trans: Trans,
+    pub m: usize,
+    pub k: usize,
+    /// Parts of K that are summed on their own.
+    pub splits: usize,
+}
+
+/// a·b → program; its domain is m × n, or splits·m × n where K is split.
+pub(super) fn kernel(tile: Tile, work: Work, units: MatrixUnits, program: Program) -> Kernel {
+    let (rows, cols) = tile.subgroups();
+    let (n, width) = (program.cols, program.width());
+    let steps = work.k.div_ceil(work.splits).div_ceil(tile.bk);
+    let reach = work.splits * steps * tile.bk;
+    // Rows end with zeros up to their stride; there are no rows of zeros.
+    let readable = match work.trans {
+        Trans::NT => work.a.row_stride().min(work.b.row_stride()),
+        Trans::NN | Trans::TN => work.k,
+    };
+    let element = work.a.dtype().to_string();
+    Kernel::new("gemm_cooperative")
+        .cooperative()
+        .with("size", units.size)
+        .with("lanes", units.lanes)
+        .with("scalar", units.scalar)
+        .with(
+            "sync",
+            if units.subgroup_barrier {
+                "subgroupBarrier"
+            } else {
+                "workgroupBarrier"
+            },
+        )
+        .with("zero", format!("vec4<{element}>()"))
+        .with("element", element)
+        .with("bm", tile.bm)
+        .with("bn", tile.bn)
+        .with("bk", tile.bk)
+        .with("wm", tile.wm)
+        .with("wn", tile.wn)
+        .with("rows", rows)
+        .with("cols", cols)
+        .with("pad", PAD)
+        .with("m", work.m)
+        .with("n", n)
+        .with("full_k", work.k)
+        .with("steps", steps)
+        .with("masked", reach > readable)
+        .with("split", work.splits > 1)
+        .with("width", width)
+        .with("trans", format!("{:?}", work.trans))
+        .read("a", work.a, View::Vec4)
+        .read("b", work.b, View::Vec4)
+        .grid((4 * width).div_ceil(tile.bn), work.m.div_ceil(tile.bm))
+        .layers(work.splits)
+        .flops(2.0 * work.m as f64 * n as f64 * work.k as f64)
+        .finish(program)
+}
