@@ -41,9 +41,19 @@ fn main(
     let col0 = wid.x * {{ bn }}u;
     let sub_row = subgroup / {{ cols }}u * {{ wm }}u;
     let sub_col = subgroup % {{ cols }}u * {{ wn }}u;
-    let a_line = lid / {{ a_cells }}u;
+{# The line that an invocation loads. Short lines are taken in an order in which the stores of half a subgroup touch all banks once. #}
+{% macro line(cells, along_k) %}
+{%- if element == "f16" and not along_k and cells == 4 -%}
+lid / 32u * 8u + lid / 4u % 4u * 2u + lid / 16u % 2u
+{%- elif element == "f16" and not along_k and cells == 8 -%}
+lid / 64u * 8u + lid / 16u % 4u + lid / 8u % 2u * 4u
+{%- else -%}
+lid / {{ cells }}u
+{%- endif -%}
+{% endmacro %}
+    let a_line = {{ line(a_cells, trans == "TN") }};
     let a_cell = lid % {{ a_cells }}u;
-    let b_line = lid / {{ b_cells }}u;
+    let b_line = {{ line(b_cells, trans != "NT") }};
     let b_cell = lid % {{ b_cells }}u;
     let a_to = (a_line * {{ a_row }}u + 4u * a_cell) / {{ each }}u;
     let b_to = (b_line * {{ b_row }}u + 4u * b_cell) / {{ each }}u;

@@ -78,11 +78,14 @@ impl Tile {
     /// Whether every invocation loads the same number of `vec4`s, in whole rows.
     fn divides(&self, trans: Trans, units: MatrixUnits) -> bool {
         let threads = self.invocations(units);
-        let a_cells = if trans == Trans::TN { self.bm } else { self.bk } / 4;
-        let b_cells = if trans == Trans::NT { self.bk } else { self.bn } / 4;
-        let loads = |lines_by_cells: usize| lines_by_cells / 4 % threads == 0;
-        threads % a_cells == 0
-            && threads % b_cells == 0
+        let loads = |elements: usize| (elements / 4).is_multiple_of(threads);
+        // Short lines, along K, are taken in groups of eight.
+        let whole = |along_k: bool, cols: usize| match along_k {
+            true => threads.is_multiple_of(cols / 4),
+            false => threads.is_multiple_of(8 * self.bk / 4),
+        };
+        whole(trans == Trans::TN, self.bm)
+            && whole(trans != Trans::NT, self.bn)
             && loads(self.bm * self.bk)
             && loads(self.bn * self.bk)
     }
