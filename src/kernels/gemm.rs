@@ -1,12 +1,14 @@
 //! Matrix products with any elementwise program behind the sums.
 
+use std::fmt;
+
 use super::{Instruction, Kernel, Program, Target, View};
 use crate::error::{Error, Result};
 use crate::gpu::Layout;
 use crate::graph::Trans;
 
 /// A workgroup's tile and an invocation's share of it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 struct Tile {
     bm: usize,
     bn: usize,
@@ -16,7 +18,7 @@ struct Tile {
 }
 
 /// Extents of a product and how it is cut.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Gemm {
     a: Layout,
     b: Layout,
@@ -62,6 +64,29 @@ impl Gemm {
             tile,
             splits,
         })
+    }
+
+    /// Ways to compute the same product, this one first.
+    pub fn candidates(&self, program: &Program) -> Vec<Self> {
+        let mut all = vec![*self];
+        if self.target.barrier_free {
+            return all;
+        }
+        for tile in [LARGE, MEDIUM, SMALL] {
+            let tiles = self.m.div_ceil(tile.bm) * (4 * program.width()).div_ceil(tile.bn);
+            let filling = (self.k / (2 * tile.bm)).min(BUSY.div_ceil(tiles));
+            for splits in [1, filling] {
+                let candidate = Self {
+                    tile,
+                    splits,
+                    ..*self
+                };
+                if splits > 0 && !all.contains(&candidate) {
+                    all.push(candidate);
+                }
+            }
+        }
+        all
     }
 
     /// The product in a single pass; the program's domain is m × n.
@@ -115,6 +140,21 @@ impl Gemm {
             .with("trans", format!("{:?}", self.trans))
             .flops(2.0 * self.m as f64 * n as f64 * self.k as f64)
             .finish(program)
+    }
+}
+
+/// What tells the candidates of one product apart.
+impl fmt::Display for Gemm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.target.barrier_free {
+            return f.write_str("direct");
+        }
+        let Tile { bm, bn, bk, tm, tn } = self.tile;
+        write!(f, "tiled {bm}x{bn}x{bk}/{tm}x{tn}")?;
+        match self.splits {
+            1 => Ok(()),
+            splits => write!(f, " in {splits}"),
+        }
     }
 }
 
