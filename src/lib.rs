@@ -27,6 +27,7 @@
 
 mod atomic;
 pub mod error;
+mod fnv;
 pub mod gpu;
 pub mod graph;
 mod kernels;

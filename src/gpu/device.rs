@@ -1,6 +1,7 @@
 //! Adapter choice and the shared handle on an opened device.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
@@ -14,6 +15,8 @@ use super::pool::Pool;
 use super::readback::Waiter;
 use super::report::Capabilities;
 use super::staging::Staging;
+use super::store::Store;
+use super::tuning::Tuning;
 use crate::error::{Error, Result};
 
 /// Restricts the adapters that [`Gpu::new`] considers to those whose name contains this, where [`GpuOptions::adapter`] does not.
@@ -35,6 +38,12 @@ pub struct GpuOptions {
     pub barrier_free: Option<bool>,
     /// Use matrix units where the adapter has them and they pass their test. Without it, everywhere but on software adapters, where they are slower.
     pub cooperative: Option<bool>,
+    /// Where compiled pipelines and the tuner's choices are kept between processes, see [`GpuOptions::cache_dir`].
+    /// Without it the environment variable `ENERGYFLOW_CACHE_DIR` is used, if set.
+    pub cache_dir: Option<PathBuf>,
+    /// Whether kernels are chosen by measuring, see [`GpuOptions::autotune`]. Without it, if the environment variable
+    /// `ENERGYFLOW_AUTOTUNE` is 1.
+    pub autotune: Option<bool>,
 }
 
 impl Default for GpuOptions {
@@ -46,6 +55,8 @@ impl Default for GpuOptions {
             f16: true,
             barrier_free: None,
             cooperative: None,
+            cache_dir: None,
+            autotune: None,
         }
     }
 }
@@ -93,6 +104,31 @@ impl GpuOptions {
         self
     }
 
+    /// Keeps compiled pipelines, where the adapter can export them, and the tuner's choices in this folder; nowhere if it
+    /// is empty. It is made when something is saved.
+    ///
+    /// Files are read when the device is opened, and written by [`Gpu::save_caches`] and when the last clone of the
+    /// [`Gpu`] is dropped. They belong to one adapter, driver and version of this crate. One that does not fit, is damaged, or
+    /// cannot be read or written is ignored with a warning. Of processes that share a folder the last writer wins.
+    ///
+    /// A driver trusts the pipelines it is given: nobody else should be able to write to the folder.
+    #[must_use]
+    pub fn cache_dir(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.cache_dir = Some(folder.into());
+        self
+    }
+
+    /// Whether kernels with several variants are chosen by measuring them when a graph is compiled, once for each shape;
+    /// later, and in later processes with the same [`GpuOptions::cache_dir`], the choice is looked up.
+    ///
+    /// Without it the built-in rules choose, whatever is stored. Variants may add up in another order: results may differ in their
+    /// last bits between choices, and are the same as long as the stored choices are.
+    #[must_use]
+    pub fn autotune(mut self, autotune: bool) -> Self {
+        self.autotune = Some(autotune);
+        self
+    }
+
     fn wants(&self, features: Features) -> Features {
         if self.baseline {
             Features::empty()
@@ -117,9 +153,26 @@ pub(super) struct Inner {
     pub(super) staging: Arc<Staging>,
     pub(super) pipelines: Pipelines,
     pub(super) bind_groups: BindGroups,
+    pub(super) store: Store,
+    pub(super) tuning: Option<Tuning>,
     pub(super) waiter: Waiter,
     pub(super) submissions: AtomicU64,
     pub(super) dispatches: AtomicU64,
+}
+
+impl Inner {
+    fn save_caches(&self) {
+        self.pipelines.save(&self.store);
+        if let Some(tuning) = &self.tuning {
+            tuning.save(&self.store);
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.save_caches();
+    }
 }
 
 impl Gpu {
@@ -176,14 +229,21 @@ impl Gpu {
         if options.cooperative.unwrap_or(!software)
             && let Some(units) = MatrixUnits::choose(&capabilities)
         {
-            let gpu = Self::assemble(device.clone(), queue.clone(), true, capabilities.clone());
+            let gpu = Self::assemble(
+                device.clone(),
+                queue.clone(),
+                true,
+                capabilities.clone(),
+                &GpuOptions::default().cache_dir("").autotune(false),
+            );
             capabilities.matrix_units = matrices::tested(&gpu, units);
         }
-        Ok(Self::assemble(device, queue, true, capabilities))
+        Ok(Self::assemble(device, queue, true, capabilities, options))
     }
 
     /// Uses a device that the caller opened, with the features and limits that it was opened with, restricted by
-    /// `options.baseline`, `options.f16` and `options.barrier_free`; the other options do not apply.
+    /// `options.baseline`, `options.f16` and `options.barrier_free`, with the caches and the tuner of `options`; those that
+    /// choose an adapter do not apply.
     ///
     /// Takes over the device-lost callback, of which wgpu keeps one; the uncaptured-error handler stays the caller's.
     /// A device does not tell its cooperative-matrix configurations, so that kernel tier is off.
@@ -206,7 +266,7 @@ impl Gpu {
         if options.baseline {
             capabilities.limits = Limits::default().or_worse_values_from(&capabilities.limits);
         }
-        Ok(Self::assemble(device, queue, false, capabilities))
+        Ok(Self::assemble(device, queue, false, capabilities, options))
     }
 
     fn assemble(
@@ -214,14 +274,21 @@ impl Gpu {
         queue: wgpu::Queue,
         owned: bool,
         capabilities: Capabilities,
+        options: &GpuOptions,
     ) -> Self {
+        let guard = Arc::new(Guard::new(device, queue, owned));
+        let store = Store::new(options.cache_dir.clone(), &capabilities);
+        let pipelines = Pipelines::new(&guard, &capabilities, &store);
+        let tuning = Tuning::new(options.autotune, &store);
         Self(Arc::new(Inner {
-            guard: Arc::new(Guard::new(device, queue, owned)),
+            guard,
             capabilities,
             pool: Arc::default(),
             staging: Arc::default(),
-            pipelines: Pipelines::default(),
+            pipelines,
             bind_groups: BindGroups::default(),
+            store,
+            tuning,
             waiter: Waiter::default(),
             submissions: AtomicU64::new(0),
             dispatches: AtomicU64::new(0),
@@ -232,6 +299,12 @@ impl Gpu {
     #[must_use]
     pub fn capabilities(&self) -> &Capabilities {
         &self.0.capabilities
+    }
+
+    /// Writes compiled pipelines and the tuner's choices to the folder of [`GpuOptions::cache_dir`], as far as they have
+    /// changed. Does nothing without a folder; a failure is a warning in the log and counted in [`Gpu::report`].
+    pub fn save_caches(&self) {
+        self.0.save_caches();
     }
 
     /// The wgpu device, for use beside this crate.

@@ -6,6 +6,7 @@
 mod bindings;
 mod device;
 mod element;
+mod envelope;
 mod guard;
 mod layout;
 mod matrices;
@@ -16,7 +17,9 @@ mod readback;
 mod recorder;
 mod report;
 mod staging;
+mod store;
 mod tensor;
+mod tuning;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -31,7 +34,10 @@ pub use profiler::{ProfileStep, Timing};
 pub use readback::Readback;
 pub use recorder::{Recorder, Submission};
 pub use report::{Capabilities, Report, SubgroupSizes};
+pub use store::CacheStats;
 pub use tensor::Tensor;
+pub(crate) use tuning::Choice;
+pub use tuning::TuningStats;
 
 /// Locks a cache. Every critical section leaves its data valid, so a panic elsewhere does not spoil it.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

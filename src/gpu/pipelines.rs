@@ -6,8 +6,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::device::Gpu;
-use super::guard::within;
+use super::guard::{Guard, within};
 use super::lock;
+use super::report::Capabilities;
+use super::store::Store;
 use crate::error::Result;
 
 /// How a kernel uses a binding.
@@ -122,11 +124,71 @@ pub struct PipelineStats {
 /// Holds its lock while its kernel compiles, so that one key is compiled once and other keys meanwhile.
 type Slot = Arc<Mutex<Option<Arc<Pipeline>>>>;
 
-#[derive(Debug, Default)]
+/// Under which name the driver's cache is kept between processes.
+const KIND: &str = "pipelines";
+
+#[derive(Debug)]
 pub(super) struct Pipelines {
     slots: Mutex<HashMap<String, Slot>>,
     layouts: Mutex<HashMap<Vec<Access>, Arc<BindingLayout>>>,
     stats: Mutex<PipelineStats>,
+    /// The driver's cache, if it is to be kept.
+    driver_cache: Option<wgpu::PipelineCache>,
+}
+
+impl Pipelines {
+    pub(super) fn new(guard: &Guard, capabilities: &Capabilities, store: &Store) -> Self {
+        let driver_cache = if store.is_on() && capabilities.pipeline_cache {
+            store
+                .load(KIND, |content| driver_cache(guard, Some(content)))
+                .or_else(|| {
+                    driver_cache(guard, None)
+                        .inspect_err(|reason| log::warn!("no pipeline cache: {reason}"))
+                        .ok()
+                })
+        } else {
+            None
+        };
+        Self {
+            slots: Mutex::default(),
+            layouts: Mutex::default(),
+            stats: Mutex::default(),
+            driver_cache,
+        }
+    }
+
+    pub(super) fn save(&self, store: &Store) {
+        // A device that is lost has none.
+        if let Some(content) = self
+            .driver_cache
+            .as_ref()
+            .and_then(|cache| cache.get_data())
+        {
+            store.save(KIND, &content);
+        }
+    }
+}
+
+/// A cache of the driver, filled with what an earlier one held.
+fn driver_cache(guard: &Guard, data: Option<&[u8]>) -> Result<wgpu::PipelineCache, String> {
+    let descriptor = wgpu::PipelineCacheDescriptor {
+        label: Some("energyflow"),
+        data,
+        // Refused data is to be reported, not to be replaced in silence.
+        fallback: false,
+    };
+    let cache = guard.run(
+        || "the pipeline cache".to_owned(),
+        data.map_or(0, |data| data.len() as u64),
+        || {
+            // SAFETY: `data` must be what `get_data` returned for this adapter. Only `save` writes it. The envelope's
+            // checksum and key show that it is whole and of this adapter, driver and version of this crate; wgpu checks its own
+            // header, and the driver the vendor, device and cache identifier in its. Against a forger none of these helps,
+            // hence the request in `GpuOptions::cache_dir` to keep the folder private.
+            unsafe { guard.device.create_pipeline_cache(&descriptor) }
+        },
+    );
+    cache.map_err(|error| error.to_string())
 }
 
 impl Gpu {
@@ -202,7 +264,7 @@ impl Gpu {
                     zero_initialize_workgroup_memory: !source.trusted,
                     ..Default::default()
                 },
-                cache: None,
+                cache: self.0.pipelines.driver_cache.as_ref(),
             })
         });
         let raw =

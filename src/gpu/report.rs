@@ -10,6 +10,8 @@ use super::device::Gpu;
 use super::matrices::MatrixUnits;
 use super::pipelines::PipelineStats;
 use super::pool::PoolStats;
+use super::store::CacheStats;
+use super::tuning::{Tuning, TuningStats};
 
 /// The range of subgroup sizes; a kernel cannot rely on one size where they differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -192,6 +194,10 @@ pub struct Report {
     pub pipelines: PipelineStats,
     /// Bindings of buffers to kernels.
     pub bind_groups: BindGroupStats,
+    /// Files kept between processes.
+    pub caches: CacheStats,
+    /// The tuner; `None` while it is off.
+    pub tuning: Option<TuningStats>,
     /// Submissions so far.
     pub submissions: u64,
     /// Dispatches in them.
@@ -209,6 +215,8 @@ impl Gpu {
             pool: self.pool_stats(),
             pipelines: self.pipeline_stats(),
             bind_groups: self.bind_group_stats(),
+            caches: self.0.store.stats(),
+            tuning: self.tuning().map(Tuning::stats),
             submissions: self.0.submissions.load(Ordering::Relaxed),
             dispatches: self.0.dispatches.load(Ordering::Relaxed),
             uncaptured_errors: self.0.guard.uncaptured(),
@@ -241,6 +249,26 @@ impl fmt::Display for Report {
         )?;
         let BindGroupStats { hits, misses } = self.bind_groups;
         writeln!(f, "bind groups  {hits} hits, {misses} misses")?;
+        let CacheStats {
+            loaded_bytes,
+            saved,
+            ignored,
+        } = self.caches;
+        writeln!(
+            f,
+            "cache files  {loaded_bytes} B loaded, {saved} saved, {ignored} ignored"
+        )?;
+        match self.tuning {
+            Some(TuningStats {
+                choices,
+                hits,
+                measured,
+            }) => writeln!(
+                f,
+                "tuning       {choices} choices, {hits} hits, {measured} measured"
+            )?,
+            None => writeln!(f, "tuning       off")?,
+        }
         write!(
             f,
             "work         {} submissions, {} dispatches, {} uncaptured errors",

@@ -99,7 +99,7 @@ impl Executable {
         let target = Target::new(capabilities);
         let table = session.table(graph);
         let max_binding = capabilities.limits.max_storage_buffer_binding_size;
-        let lowered = lower(graph, target, &table, max_binding)?;
+        let lowered = lower(graph, Some(gpu), target, &table, max_binding)?;
         let plan = plan(graph, &lowered)?;
         let memory = Memory::new(session, graph, &lowered, &plan, table)?;
         let mut dispatches = Vec::with_capacity(lowered.steps.len());

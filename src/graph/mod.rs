@@ -11,6 +11,7 @@ mod op;
 mod plan;
 mod session;
 mod shape;
+mod tune;
 
 use std::collections::HashMap;
 

@@ -10,6 +10,7 @@ use super::executable::Executable;
 use super::lower::{Arena, Arenas, Run};
 use super::{DType, Graph, Init, Shape, Source, ValueId};
 use crate::error::{Error, Result};
+use crate::fnv::fnv1a;
 use crate::gpu::{Buffer, BufferSlice, Gpu, Layout, OFFSET_ALIGNMENT, Tensor};
 
 /// Consecutive parameters in one buffer, with parallel buffers for their moments.
@@ -280,7 +281,7 @@ impl Session {
             Init::Constant(number) => vec![number; n],
             Init::Uniform(bound) if bound > 0.0 => {
                 let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
-                rng.set_stream(fnv1a(&entry.name));
+                rng.set_stream(fnv1a(entry.name.as_bytes()));
                 // Drawn in host order, so that the storage order does not show.
                 let data: Vec<f32> = (0..n).map(|_| rng.random_range(-bound..bound)).collect();
                 entry.to_storage(&data)
@@ -346,13 +347,6 @@ fn transpose(data: &[f32], rows: usize, cols: usize) -> Vec<f32> {
             (0..cols).flat_map(move |c| (0..rows).map(move |r| matrix[r * cols + c]))
         })
         .collect()
-}
-
-/// FNV-1a, 64 bit: the same in every version, unlike the standard library's hashes.
-fn fnv1a(text: &str) -> u64 {
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    })
 }
 
 /// Runs of the parameters of one graph.

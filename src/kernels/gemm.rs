@@ -56,13 +56,14 @@ impl fmt::Display for Choice {
 }
 
 /// Operands of a product, and how it is computed.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Gemm {
     a: Layout,
     b: Layout,
     trans: Trans,
     m: usize,
     k: usize,
+    target: Target,
     choice: Choice,
 }
 
@@ -85,30 +86,25 @@ impl Gemm {
                 available: u64::from(super::MAX_GRID),
             });
         }
-        let choice =
-            cooperative_choice(a, b, trans, [m, width, k], target).unwrap_or_else(|| match target
-                .barrier_free
-            {
-                true => Choice {
-                    tier: Tier::Direct,
-                    splits: 1,
-                },
-                false => {
-                    let (tile, splits) = cut(m, width, k);
-                    Choice {
-                        tier: Tier::Tiled(tile),
-                        splits,
-                    }
-                }
-            });
+        let choice = choices(a, b, trans, [m, width, k], target)[0];
         Ok(Self {
             a,
             b,
             trans,
             m,
             k,
+            target,
             choice,
         })
+    }
+
+    /// Ways to compute the same product, the built-in choice first.
+    pub fn candidates(&self, program: &Program) -> Vec<Self> {
+        let extents = [self.m, program.width(), self.k];
+        choices(self.a, self.b, self.trans, extents, self.target)
+            .into_iter()
+            .map(|choice| Self { choice, ..*self })
+            .collect()
     }
 
     /// Parts of K; more than one need [`Gemm::partial`] and [`Gemm::add_up`].
@@ -183,24 +179,56 @@ impl Gemm {
     }
 }
 
-/// A tile for matrix units, where the device has them for these operands.
-fn cooperative_choice(
+/// What tells the candidates of one product apart.
+impl fmt::Display for Gemm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.choice.fmt(f)
+    }
+}
+
+/// Kernels and numbers of parts of K that are worth trying for a product, the one expected to be the fastest first; at least one.
+fn choices(
     a: Layout,
     b: Layout,
     trans: Trans,
     [m, width, k]: [usize; 3],
     target: Target,
-) -> Option<Choice> {
-    let units = target.matrix_units?;
-    if a.dtype() != b.dtype() {
-        return None;
+) -> Vec<Choice> {
+    if let Some(units) = target.matrix_units
+        && a.dtype() == b.dtype()
+    {
+        let tiles = cooperative::tiles(trans, a.dtype(), units);
+        let ranked = cooperative::rank(tiles, [m, 4 * width, k]);
+        if !ranked.is_empty() {
+            let choice = |(tile, splits)| Choice {
+                tier: Tier::Cooperative(tile, units),
+                splits,
+            };
+            return ranked.into_iter().map(choice).collect();
+        }
     }
-    let tiles = cooperative::tiles(trans, a.dtype(), units);
-    let (tile, splits) = cooperative::choose(tiles, [m, 4 * width, k])?;
-    Some(Choice {
-        tier: Tier::Cooperative(tile, units),
-        splits,
-    })
+    if target.barrier_free {
+        return vec![Choice {
+            tier: Tier::Direct,
+            splits: 1,
+        }];
+    }
+    let (tile, splits) = cut(m, width, k);
+    let mut all = vec![(tile, splits)];
+    for tile in [LARGE, MEDIUM, SMALL] {
+        let tiles = m.div_ceil(tile.bm) * (4 * width).div_ceil(tile.bn);
+        let filling = (k / (2 * tile.bm)).min(BUSY.div_ceil(tiles));
+        all.extend([(tile, 1), (tile, filling.max(1))]);
+    }
+    let mut choices: Vec<Choice> = Vec::new();
+    for (tile, splits) in all {
+        let tier = Tier::Tiled(tile);
+        let choice = Choice { tier, splits };
+        if !choices.contains(&choice) {
+            choices.push(choice);
+        }
+    }
+    choices
 }
 
 /// Tile and workgroup by measurement on llvmpipe: neighbours in a row of 8 read the same rows of `a`, which are then loaded once.

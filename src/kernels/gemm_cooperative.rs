@@ -28,12 +28,16 @@ const fn tile([bm, bn, bk]: [usize; 3], [wm, wn]: [usize; 2]) -> Tile {
 }
 
 /// For matrices of 16 × 16, and subgroups of 32; the fastest for large products first.
-const WIDE: [Tile; 6] = [
+const WIDE: [Tile; 10] = [
     tile([128, 256, 16], [64, 64]),
     tile([256, 128, 16], [64, 64]),
+    tile([128, 128, 16], [64, 64]),
+    tile([128, 128, 16], [64, 32]),
     tile([128, 128, 32], [64, 32]),
+    tile([64, 128, 32], [32, 64]),
     tile([64, 128, 32], [32, 32]),
     tile([64, 64, 32], [32, 32]),
+    tile([64, 64, 64], [32, 32]),
     tile([32, 32, 32], [16, 16]),
 ];
 
@@ -113,32 +117,38 @@ pub(super) fn tiles(
 
 /// Workgroups that a large GPU runs at once.
 const BUSY: usize = 132;
+const MAX_SPLITS: usize = 16;
+/// Steps of a part of K that are worth starting for.
+const MIN_STEPS: usize = 8;
 
-/// Tile and number of parts of K. Large tiles reuse more; small ones and parts keep more of the GPU busy.
-pub(super) fn choose(
-    tiles: impl Iterator<Item = Tile>,
-    [m, n, k]: [usize; 3],
-) -> Option<(Tile, usize)> {
-    let cost = |tile: &Tile, splits: usize| {
+/// Tiles and numbers of parts of K, the pair expected to be the fastest first. Large tiles reuse more; small ones and parts keep
+/// more of the GPU busy.
+pub(super) fn rank(tiles: impl Iterator<Item = Tile>, [m, n, k]: [usize; 3]) -> Vec<(Tile, usize)> {
+    let cost = |tile: Tile, splits: usize| {
         let groups = m.div_ceil(tile.bm) * n.div_ceil(tile.bn) * splits;
         let steps = k.div_ceil(splits).div_ceil(tile.bk);
         let area = (tile.bm * tile.bn) as f64;
         // Time of a step grows with the area of the tile, and with its edges, which are loaded.
         let step = tile.bk as f64 * (area / 64.0 + (tile.bm + tile.bn) as f64);
         let waves = groups.div_ceil(BUSY).max(1) as f64;
-        let second_pass = if splits > 1 {
-            3e4 + (splits * m * n) as f64 / 60.0
-        } else {
-            0.0
+        let second_pass = match splits {
+            1 => 0.0,
+            _ => 3e4 + (splits * m * n) as f64 / 60.0,
         };
         waves * (steps as f64 + 6.0) * step + second_pass
     };
-    let splits = |tile: Tile| (1..=16).filter(move |s| *s == 1 || k >= s * 8 * tile.bk);
-    tiles
-        .flat_map(|tile| splits(tile).map(move |s| (tile, s)))
-        .map(|(tile, s)| (cost(&tile, s), (tile, s)))
-        .min_by(|(a, _), (b, _)| a.total_cmp(b))
-        .map(|(_, best)| best)
+    let mut ranked: Vec<(f64, Tile, usize)> = Vec::new();
+    for tile in tiles {
+        let worth = (2..=MAX_SPLITS).filter(|splits| k >= splits * MIN_STEPS * tile.bk);
+        let split = worth
+            .map(|splits| (cost(tile, splits), tile, splits))
+            .min_by(|(a, ..), (b, ..)| a.total_cmp(b));
+        ranked.push((cost(tile, 1), tile, 1));
+        ranked.extend(split);
+    }
+    ranked.sort_by(|(a, ..), (b, ..)| a.total_cmp(b));
+    let pairs = ranked.into_iter().map(|(_, tile, splits)| (tile, splits));
+    pairs.collect()
 }
 
 /// What a product needs to know besides its tile.

@@ -1,14 +1,16 @@
 //! From groups to kernels: the list of dispatches, each with the places it reads and writes.
 
 mod arena;
+mod matmul;
 mod staged;
 
 use std::collections::HashMap;
 
+use self::matmul::Operands;
 use super::fuse::{Fused, Group};
-use super::{Broadcast, DType, Graph, Op, Shape, Source, ValueId, infer};
+use super::{Broadcast, DType, Graph, Op, Source, ValueId, infer};
 use crate::error::{Error, Result};
-use crate::gpu::{Alignment, Layout};
+use crate::gpu::{Alignment, Gpu, Layout};
 use crate::kernels::{self, Instruction, Kernel, Operand, Program, Target};
 
 /// What a binding of a dispatch refers to.
@@ -65,8 +67,10 @@ pub(super) trait Arenas {
     fn run(&self, parameter: ValueId) -> Result<Run>;
 }
 
+/// `gpu`: where to measure if kernels are to be tuned; without it the built-in rules choose.
 pub(super) fn lower(
     graph: &Graph,
+    gpu: Option<&Gpu>,
     target: Target,
     arenas: &dyn Arenas,
     max_binding: u64,
@@ -75,6 +79,7 @@ pub(super) fn lower(
     let mut lowering = Lowering {
         pinned: arena::pin(&fused)?,
         fused: &fused,
+        gpu,
         target,
         arenas,
         max_binding,
@@ -96,6 +101,7 @@ pub(super) fn lower(
 
 struct Lowering<'a> {
     fused: &'a Fused<'a>,
+    gpu: Option<&'a Gpu>,
     target: Target,
     arenas: &'a dyn Arenas,
     max_binding: u64,
@@ -265,17 +271,8 @@ impl Lowering<'_> {
             Op::MatMul { trans, .. } => {
                 let [a, b] = self.layouts(x)?;
                 let gemm = kernels::gemm::Gemm::new(a, b, *trans, program.width(), target)?;
-                if gemm.splits() == 1 {
-                    gemm.single(program)
-                } else {
-                    let shape = Shape::matrix(gemm.splits() * program.rows, program.cols);
-                    let partial = Layout::of(&shape, DType::F32)?;
-                    let place = self.scratch(partial);
-                    self.step(gemm.partial(partial), vec![reads[0], reads[1], place]);
-                    let kernel = gemm.add_up(partial, program);
-                    self.step(kernel, [vec![place], loads, stores].concat());
-                    return Ok(());
-                }
+                let ab = [reads[0], reads[1]];
+                return self.matmul(gemm, &program, &Operands { ab, loads, stores });
             }
             Op::LayerNorm { eps } => {
                 side.push(Place::Value(node.outputs[1]));

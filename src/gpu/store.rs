@@ -1,0 +1,168 @@
+//! A folder of files that make the next start faster. They can always be made again, so none of them is ever worth an error.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Mutex;
+
+use super::envelope;
+use super::lock;
+use super::report::Capabilities;
+use crate::atomic::AtomicFile;
+use crate::error::{Error, Result};
+use crate::fnv::fnv1a;
+
+/// Where caches are kept when [`GpuOptions::cache_dir`](super::GpuOptions::cache_dir) names no folder.
+const FOLDER_VARIABLE: &str = "ENERGYFLOW_CACHE_DIR";
+
+/// No cache comes near this; a larger file would only cost memory.
+const LARGEST: u64 = 1 << 30;
+
+/// Counts of the cache files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CacheStats {
+    /// Bytes of content read when the device was opened.
+    pub loaded_bytes: u64,
+    /// Files written.
+    pub saved: u64,
+    /// Files that were damaged, of another adapter, driver or version, or could not be read or written; the log says why.
+    pub ignored: u64,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    stats: CacheStats,
+    /// Checksum of the content that a file is known to have, by kind.
+    on_disk: Vec<(&'static str, u64)>,
+}
+
+/// The files of one adapter, driver and version of this crate, if there is a folder for them.
+#[derive(Debug)]
+pub(super) struct Store {
+    folder: Option<PathBuf>,
+    identity: String,
+    state: Mutex<State>,
+}
+
+impl Store {
+    /// `folder`: the caller's choice, before the environment's; none if it is empty.
+    pub(super) fn new(folder: Option<PathBuf>, capabilities: &Capabilities) -> Self {
+        let folder = folder
+            .or_else(|| std::env::var_os(FOLDER_VARIABLE).map(PathBuf::from))
+            .filter(|folder| !folder.as_os_str().is_empty())
+            // The process may change its working directory before it saves.
+            .map(|folder| std::path::absolute(&folder).unwrap_or(folder));
+        let identity = format!(
+            "{}\n{}\n{}\n{}",
+            capabilities.adapter,
+            capabilities.backend.to_str(),
+            capabilities.driver,
+            env!("CARGO_PKG_VERSION")
+        );
+        Self {
+            folder,
+            identity,
+            state: Mutex::default(),
+        }
+    }
+
+    pub(super) fn stats(&self) -> CacheStats {
+        lock(&self.state).stats
+    }
+
+    pub(super) fn is_on(&self) -> bool {
+        self.folder.is_some()
+    }
+
+    fn key(&self, kind: &str) -> String {
+        format!("{kind}\n{}", self.identity)
+    }
+
+    fn path(&self, kind: &str) -> Option<PathBuf> {
+        // The checksum in the name keeps adapters from overwriting each other's files; the key inside is what counts.
+        let name = format!("{kind}-{:016x}.bin", fnv1a(self.key(kind).as_bytes()));
+        Some(self.folder.as_ref()?.join(name))
+    }
+
+    /// What was saved as `kind`, if `accept` takes it; its error is the reason why not.
+    pub(super) fn load<T>(
+        &self,
+        kind: &'static str,
+        accept: impl FnOnce(&[u8]) -> Result<T, String>,
+    ) -> Option<T> {
+        let path = self.path(kind)?;
+        let file = match read(&path) {
+            Ok(file) => file?,
+            Err(error) => {
+                self.ignore(&path, &error);
+                return None;
+            }
+        };
+        let opened = envelope::open(&self.key(kind), &file).map_err(str::to_owned);
+        let accepted = opened.and_then(|content| Ok((accept(content)?, content)));
+        match accepted {
+            Ok((value, content)) => {
+                let mut state = lock(&self.state);
+                state.stats.loaded_bytes += content.len() as u64;
+                state.on_disk.push((kind, fnv1a(content)));
+                Some(value)
+            }
+            Err(reason) => {
+                self.ignore(&path, &reason);
+                None
+            }
+        }
+    }
+
+    /// Saves `content` as `kind`, unless that is what the file holds.
+    pub(super) fn save(&self, kind: &'static str, content: &[u8]) {
+        let Some(path) = self.path(kind) else {
+            return;
+        };
+        let entry = (kind, fnv1a(content));
+        // Held while writing, so that two threads that save do it one after the other.
+        let mut state = lock(&self.state);
+        if state.on_disk.contains(&entry) && path.exists() {
+            return;
+        }
+        match self.write(&path, &envelope::seal(&self.key(kind), content)) {
+            Ok(()) => {
+                state.stats.saved += 1;
+                state.on_disk.retain(|(other, _)| *other != kind);
+                state.on_disk.push(entry);
+            }
+            Err(error) => {
+                drop(state);
+                self.ignore(&path, &error);
+            }
+        }
+    }
+
+    fn write(&self, path: &std::path::Path, file: &[u8]) -> Result<()> {
+        if let Some(folder) = &self.folder {
+            fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
+        }
+        let mut atomic = AtomicFile::create(path)?;
+        atomic.write(file)?;
+        atomic.commit()
+    }
+
+    fn ignore(&self, path: &std::path::Path, reason: &dyn std::fmt::Display) {
+        log::warn!("cache file {} is ignored: {reason}", path.display());
+        lock(&self.state).stats.ignored += 1;
+    }
+}
+
+/// The whole file, `None` if there is none.
+fn read(path: &std::path::Path) -> std::io::Result<Option<Vec<u8>>> {
+    use std::io::{Error, ErrorKind};
+    let found = match fs::metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        found => found?,
+    };
+    // Reading a pipe would wait for its other end.
+    if !found.is_file() || found.len() > LARGEST {
+        return Err(Error::new(ErrorKind::InvalidData, "it is no cache file"));
+    }
+    fs::read(path).map(Some)
+}

@@ -1,0 +1,55 @@
+//! Matrix products, the one operation with several kernels to choose from.
+
+use super::{Lowering, Place, Step};
+use crate::error::Result;
+use crate::gpu::Layout;
+use crate::graph::{DType, Shape, tune};
+use crate::kernels::Program;
+use crate::kernels::gemm::Gemm;
+
+/// What a product reads and writes, in binding order but for the operands.
+pub(super) struct Operands {
+    pub ab: [Place; 2],
+    pub loads: Vec<Place>,
+    pub stores: Vec<Place>,
+}
+
+impl Lowering<'_> {
+    /// The product `gemm`, or another way to cut it where the tuner finds that faster.
+    pub(super) fn matmul(&mut self, gemm: Gemm, program: &Program, x: &Operands) -> Result<()> {
+        let scratch = Place::Scratch(self.scratch.len());
+        let build = |gemm: Gemm| Ok(steps(gemm, program, x, scratch)?.0);
+        let chosen = match self.gpu {
+            None => gemm,
+            Some(gpu) => {
+                let key = gemm.single(program.clone()).key(self.target);
+                tune::choose(gpu, self.target, &key, &gemm.candidates(program), build)?
+            }
+        };
+        let (steps, partial) = steps(chosen, program, x, scratch)?;
+        self.scratch.extend(partial);
+        self.steps.extend(steps);
+        Ok(())
+    }
+}
+
+/// The steps, and the layout of `scratch` if they use it.
+fn steps(
+    gemm: Gemm,
+    program: &Program,
+    x: &Operands,
+    scratch: Place,
+) -> Result<(Vec<Step>, Option<Layout>)> {
+    let step = |kernel, places| Step { kernel, places };
+    let rest = [x.loads.as_slice(), &x.stores].concat();
+    if gemm.splits() == 1 {
+        let places = [x.ab.as_slice(), &rest].concat();
+        return Ok((vec![step(gemm.single(program.clone()), places)], None));
+    }
+    let shape = Shape::matrix(gemm.splits() * program.rows, program.cols);
+    let partial = Layout::of(&shape, DType::F32)?;
+    let first = step(gemm.partial(partial), vec![x.ab[0], x.ab[1], scratch]);
+    let places = [vec![scratch], rest].concat();
+    let second = step(gemm.add_up(partial, program.clone()), places);
+    Ok((vec![first, second], Some(partial)))
+}

@@ -1,0 +1,323 @@
+//! Choosing a kernel by measuring: every candidate is run on the GPU on random data, once for each key, and the choice stored.
+
+use std::collections::HashMap;
+use std::fmt::Display;
+use std::time::{Duration, Instant};
+
+use half::f16;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::DType;
+use super::lower::{Place, Step};
+use crate::error::{Error, Result};
+use crate::gpu::{Access, Buffer, BufferSlice, Choice, Gpu, ProfileStep};
+use crate::kernels::{Binding, Target};
+
+/// A candidate that takes longer to compile is not run; compiling and running together end soon after.
+const CANDIDATE_LIMIT: Duration = Duration::from_secs(2);
+/// After this long the candidates that are left are not tried.
+const TOTAL_LIMIT: Duration = Duration::from_secs(6);
+/// A pass repeats short work until it lasts about so long: a single dispatch is lost in what a pass costs.
+const PASS_NANOSECONDS: f64 = 1e6;
+const MOST_REPEATS: f64 = 100.0;
+const PASSES: usize = 7;
+/// What another candidate may take of the default's time to be preferred; less of a gain may be noise.
+const GAIN: f64 = 0.97;
+/// Random bytes are repeated after so many: reading them all takes longer than a cache holds, making them all would take too long.
+const PATTERN: usize = 1 << 16;
+
+/// The candidate to use for the work that `key` describes: the stored one, or else the fastest, which is then stored.
+///
+/// `candidates` are told apart by their names (`Display`); the first is the built-in default, which is returned while tuning is off
+/// or nothing can be measured, and unless another takes at least 3 % less time. `build` makes the steps of a candidate:
+/// each place is replaced by a buffer of its own, filled with random numbers, or zeros where it holds indices.
+///
+/// A candidate that fails or takes too long to compile loses, with a warning.
+///
+/// # Errors
+/// [`Error::DeviceLost`]; [`Error::Graph`] without candidates.
+pub(super) fn choose<C: Copy + Display + PartialEq>(
+    gpu: &Gpu,
+    target: Target,
+    key: &str,
+    candidates: &[C],
+    build: impl Fn(C) -> Result<Vec<Step>>,
+) -> Result<C> {
+    let [default, others @ ..] = candidates else {
+        return Err(Error::Graph(format!("{key} has no candidates")));
+    };
+    let Some(tuning) = gpu.tuning() else {
+        return Ok(*default);
+    };
+    if others.is_empty() {
+        return Ok(*default);
+    }
+    let stored = || {
+        tuning.find(key, |name| {
+            let mut all = candidates.iter();
+            all.find(|candidate| candidate.to_string() == name).copied()
+        })
+    };
+    if let Some(candidate) = stored() {
+        return Ok(candidate);
+    }
+    if !gpu.capabilities().timestamps {
+        tuning.warn_without_times("the device has no timestamps");
+        return Ok(*default);
+    }
+    let _measuring = tuning.measuring();
+    // Another thread may have measured it meanwhile.
+    if let Some(candidate) = stored() {
+        return Ok(candidate);
+    }
+    let start = Instant::now();
+    let mut times: Vec<(C, f64)> = Vec::new();
+    for &candidate in candidates {
+        if start.elapsed() > TOTAL_LIMIT {
+            log::debug!("no time to try {candidate} and what follows for {key}");
+            break;
+        }
+        // The default would be compiled anyway, so that however long it takes it may be chosen.
+        let limit = match candidate == *default {
+            true => Duration::MAX,
+            false => CANDIDATE_LIMIT,
+        };
+        match build(candidate).and_then(|steps| measure(gpu, target, &steps, limit)) {
+            Ok(Some(0.0)) => {
+                tuning.warn_without_times("the driver's timestamps do not count");
+                return Ok(*default);
+            }
+            Ok(Some(nanoseconds)) => {
+                log::debug!("{nanoseconds:.0} ns with {candidate} for {key}");
+                times.push((candidate, nanoseconds));
+            }
+            Ok(None) => log::warn!("{candidate} takes too long to compile for {key}"),
+            Err(error @ Error::DeviceLost { .. }) => return Err(error),
+            Err(error) => log::warn!("{candidate} fails for {key}: {error}"),
+        }
+    }
+    let Some((candidate, nanoseconds)) = fastest(&times, *default) else {
+        // Compiling the default for the graph says why.
+        return Ok(*default);
+    };
+    let choice = Choice {
+        candidate: candidate.to_string(),
+        nanoseconds,
+    };
+    tuning.record(key, choice);
+    Ok(candidate)
+}
+
+/// The default unless another is clearly faster; the first of equals.
+fn fastest<C: Copy + PartialEq>(times: &[(C, f64)], default: C) -> Option<(C, f64)> {
+    let best = times.iter().min_by(|(_, a), (_, b)| a.total_cmp(b))?;
+    let known = times.iter().find(|(candidate, _)| *candidate == default);
+    let chosen = known.filter(|(_, nanoseconds)| best.1 > GAIN * nanoseconds);
+    Some(*chosen.unwrap_or(best))
+}
+
+/// Nanoseconds of one run of all steps, `None` when they took longer than `limit` to compile.
+fn measure(gpu: &Gpu, target: Target, steps: &[Step], limit: Duration) -> Result<Option<f64>> {
+    let start = Instant::now();
+    let mut pipelines = Vec::with_capacity(steps.len());
+    for step in steps {
+        pipelines.push(gpu.pipeline(&step.kernel.key(target), || step.kernel.source(target))?);
+        if start.elapsed() > limit {
+            return Ok(None);
+        }
+    }
+    let places = places(steps);
+    let buffers = buffers(gpu, &places)?;
+    let mut work = Vec::with_capacity(steps.len());
+    for (step, pipeline) in steps.iter().zip(pipelines) {
+        let slices: Vec<BufferSlice> = step
+            .places
+            .iter()
+            .zip(step.kernel.bindings())
+            .map(|(place, binding)| buffers[place].slice(0, binding.layout.size_bytes()))
+            .collect::<Result<_>>()?;
+        work.push(ProfileStep {
+            label: String::new(),
+            bind_group: gpu.bind_group(&pipeline, &slices)?,
+            pipeline,
+            workgroups: step.kernel.workgroups(),
+        });
+    }
+    // Runs once to load code and data, once to see how long it takes.
+    gpu.time(&work)?;
+    let once = gpu.time(&work)?;
+    let repeats = (PASS_NANOSECONDS / once.max(1.0)).clamp(1.0, MOST_REPEATS) as usize;
+    let pass: Vec<ProfileStep> = std::iter::repeat_n(work, repeats).flatten().collect();
+    let mut times = vec![gpu.time(&pass)?];
+    while times.len() < PASSES && start.elapsed() < CANDIDATE_LIMIT {
+        times.push(gpu.time(&pass)?);
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(Some(times[times.len() / 2] / repeats as f64))
+}
+
+/// Every place once, with its largest binding; a place that is read before it is written counts as read.
+fn places(steps: &[Step]) -> HashMap<Place, Binding> {
+    let mut places: HashMap<Place, Binding> = HashMap::new();
+    for step in steps {
+        for (&place, binding) in step.places.iter().zip(step.kernel.bindings()) {
+            let known = places.entry(place).or_insert_with(|| binding.clone());
+            if known.layout.size_bytes() < binding.layout.size_bytes() {
+                known.layout = binding.layout;
+            }
+        }
+    }
+    places
+}
+
+fn buffers(gpu: &Gpu, places: &HashMap<Place, Binding>) -> Result<HashMap<Place, Buffer>> {
+    let mut buffers = HashMap::new();
+    for (&place, binding) in places {
+        let bytes = binding.layout.size_bytes();
+        let buffer = gpu.zeroed_buffer(bytes, "tuning")?;
+        let dtype = binding.layout.dtype();
+        if binding.access == Access::Read && dtype != DType::U32 {
+            let mut data = pattern(dtype);
+            data = data.repeat(bytes.div_ceil(PATTERN as u64) as usize);
+            data.truncate(bytes as usize);
+            let mut recorder = gpu.recorder("tuning");
+            recorder.write(&buffer.slice(0, bytes)?, &data)?;
+            recorder.submit()?;
+        }
+        buffers.insert(place, buffer);
+    }
+    Ok(buffers)
+}
+
+/// Numbers in ±1: zeros would need less power, and so let a GPU run faster than real data does.
+fn pattern(dtype: DType) -> Vec<u8> {
+    let mut rng = ChaCha8Rng::seed_from_u64(0);
+    let numbers = (0..PATTERN / dtype.size()).map(|_| rng.random_range(-1.0_f32..1.0));
+    match dtype {
+        DType::F16 => numbers
+            .flat_map(|number| f16::from_f32(number).to_le_bytes())
+            .collect(),
+        _ => numbers.flat_map(f32::to_le_bytes).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+    use crate::gpu::{GpuOptions, Layout};
+    use crate::graph::Shape;
+    use crate::kernels::elementwise::elementwise;
+    use crate::kernels::{Instruction, Program};
+
+    #[test]
+    fn the_default_wins_ties_and_noise() {
+        assert_eq!(
+            fastest(&[('a', 100.0), ('b', 100.0)], 'a'),
+            Some(('a', 100.0))
+        );
+        assert_eq!(
+            fastest(&[('a', 100.0), ('b', 98.0)], 'a'),
+            Some(('a', 100.0))
+        );
+        assert_eq!(
+            fastest(&[('a', 100.0), ('b', 96.0)], 'a'),
+            Some(('b', 96.0))
+        );
+        assert_eq!(fastest(&[('a', 90.0), ('b', 96.0)], 'a'), Some(('a', 90.0)));
+    }
+
+    #[test]
+    fn without_the_default_the_first_fastest_wins() {
+        let times = [('b', 3.0), ('c', 2.0), ('d', 2.0)];
+        assert_eq!(fastest(&times, 'a'), Some(('c', 2.0)));
+        assert_eq!(fastest(&[], 'a'), None);
+    }
+
+    /// Fills a matrix of ones with this many rows.
+    fn fill(rows: usize) -> Result<Vec<Step>> {
+        let layout = Layout::of(&Shape::matrix(rows, 1024), DType::F32)?;
+        let program = Program {
+            rows,
+            cols: 1024,
+            operands: Vec::new(),
+            instructions: vec![Instruction::Constant(1.0)],
+            results: vec![(0, layout)],
+        };
+        let kernel = elementwise(program, TARGET);
+        let places = vec![Place::Scratch(0)];
+        Ok(vec![Step { kernel, places }])
+    }
+
+    const TARGET: Target = Target {
+        matrix_units: None,
+        f16: false,
+        barrier_free: false,
+    };
+
+    fn gpu() -> Result<Gpu> {
+        Gpu::new(&GpuOptions::default().cache_dir("").autotune(true))
+    }
+
+    #[test]
+    fn the_fastest_is_chosen_once() -> Result<()> {
+        let gpu = gpu()?;
+        if !gpu.capabilities().timestamps {
+            return Ok(());
+        }
+        let built = Cell::new(0);
+        let build = |rows| {
+            built.set(built.get() + 1);
+            fill(rows)
+        };
+        let choose = || choose(&gpu, TARGET, "rows", &[8000, 9000, 1], build);
+        assert_eq!((choose()?, built.get()), (1, 3));
+        assert_eq!((choose()?, built.get()), (1, 3));
+        Ok(())
+    }
+
+    /// One that cannot be built, one larger than any binding.
+    #[test]
+    fn failing_candidates_lose() -> Result<()> {
+        let gpu = gpu()?;
+        if !gpu.capabilities().timestamps {
+            return Ok(());
+        }
+        let build = |rows| match rows {
+            0 => Err(Error::Graph("no such kernel".to_owned())),
+            rows => fill(rows),
+        };
+        let huge = 1 << 40;
+        assert_eq!(choose(&gpu, TARGET, "a", &[9000, 0, huge, 1], build)?, 1);
+        assert_eq!(choose(&gpu, TARGET, "b", &[0, huge, 9000, 1], build)?, 1);
+        assert_eq!(choose(&gpu, TARGET, "c", &[0, huge], build)?, 0);
+        assert!(choose(&gpu, TARGET, "d", &[], build).is_err());
+        assert_eq!(gpu.report().uncaptured_errors, 0);
+        // What failed altogether is not stored.
+        assert_eq!(gpu.report().tuning.map(|stats| stats.choices), Some(2));
+        Ok(())
+    }
+
+    #[test]
+    fn patterns_are_finite_and_fill_their_bytes() {
+        let halves = pattern(DType::F16);
+        let floats = pattern(DType::F32);
+        assert_eq!((halves.len(), floats.len()), (PATTERN, PATTERN));
+        let (floats, rest) = floats.as_chunks();
+        assert!(rest.is_empty());
+        assert!(
+            floats
+                .iter()
+                .all(|&bytes| f32::from_le_bytes(bytes).abs() <= 1.0)
+        );
+        let (halves, rest) = halves.as_chunks();
+        assert!(rest.is_empty());
+        assert!(
+            halves
+                .iter()
+                .all(|&bytes| f16::from_le_bytes(bytes).to_f32().abs() <= 1.0)
+        );
+    }
+}
