@@ -14,10 +14,14 @@ use crate::error::{Error, Result};
 use crate::gpu::{Access, Buffer, BufferSlice, Choice, Gpu, ProfileStep};
 use crate::kernels::{Binding, Target};
 
-/// A candidate that takes longer to compile is not run; compiling and running together end soon after.
+/// A candidate that takes longer to compile is not run.
 const CANDIDATE_LIMIT: Duration = Duration::from_secs(2);
-/// After this long the candidates that are left are not tried.
+/// After this long the candidates that are left are not compiled.
 const TOTAL_LIMIT: Duration = Duration::from_secs(6);
+/// Work before anything is timed: a GPU that has idled, as it does while kernels are compiled, runs at a fraction of its clock.
+const WARM_UP: Duration = Duration::from_millis(150);
+/// After this long no further round of passes begins.
+const TIME_LIMIT: Duration = Duration::from_secs(2);
 /// A pass repeats short work until it lasts about so long: a single dispatch is lost in what a pass costs.
 const PASS_NANOSECONDS: f64 = 1e6;
 const MOST_REPEATS: f64 = 100.0;
@@ -72,7 +76,7 @@ pub(super) fn choose<C: Copy + Display + PartialEq>(
         return Ok(candidate);
     }
     let start = Instant::now();
-    let mut times: Vec<(C, f64)> = Vec::new();
+    let mut ready: Vec<(C, Vec<ProfileStep>)> = Vec::new();
     for &candidate in candidates {
         if start.elapsed() > TOTAL_LIMIT {
             log::debug!("no time to try {candidate} and what follows for {key}");
@@ -83,19 +87,25 @@ pub(super) fn choose<C: Copy + Display + PartialEq>(
             true => Duration::MAX,
             false => CANDIDATE_LIMIT,
         };
-        match build(candidate).and_then(|steps| measure(gpu, target, &steps, limit)) {
-            Ok(Some(0.0)) => {
-                tuning.warn_without_times("the driver's timestamps do not count");
-                return Ok(*default);
-            }
-            Ok(Some(nanoseconds)) => {
-                log::debug!("{nanoseconds:.0} ns with {candidate} for {key}");
-                times.push((candidate, nanoseconds));
-            }
+        match build(candidate).and_then(|steps| prepare(gpu, target, &steps, limit)) {
+            Ok(Some(work)) => ready.push((candidate, work)),
             Ok(None) => log::warn!("{candidate} takes too long to compile for {key}"),
             Err(error @ Error::DeviceLost { .. }) => return Err(error),
             Err(error) => log::warn!("{candidate} fails for {key}: {error}"),
         }
+    }
+    let work: Vec<&[ProfileStep]> = ready.iter().map(|(_, work)| work.as_slice()).collect();
+    let Some(times) = time_all(gpu, &work)? else {
+        tuning.warn_without_times("the driver's timestamps do not count");
+        return Ok(*default);
+    };
+    let times: Vec<(C, f64)> = ready
+        .iter()
+        .map(|(candidate, _)| *candidate)
+        .zip(times)
+        .collect();
+    for (candidate, nanoseconds) in &times {
+        log::debug!("{nanoseconds:.0} ns with {candidate} for {key}");
     }
     let Some((candidate, nanoseconds)) = fastest(&times, *default) else {
         // Compiling the default for the graph says why.
@@ -117,8 +127,13 @@ fn fastest<C: Copy + PartialEq>(times: &[(C, f64)], default: C) -> Option<(C, f6
     Some(*chosen.unwrap_or(best))
 }
 
-/// Nanoseconds of one run of all steps, `None` when they took longer than `limit` to compile.
-fn measure(gpu: &Gpu, target: Target, steps: &[Step], limit: Duration) -> Result<Option<f64>> {
+/// The work of all steps, `None` when they took longer than `limit` to compile.
+fn prepare(
+    gpu: &Gpu,
+    target: Target,
+    steps: &[Step],
+    limit: Duration,
+) -> Result<Option<Vec<ProfileStep>>> {
     let start = Instant::now();
     let mut pipelines = Vec::with_capacity(steps.len());
     for step in steps {
@@ -144,17 +159,48 @@ fn measure(gpu: &Gpu, target: Target, steps: &[Step], limit: Duration) -> Result
             workgroups: step.kernel.workgroups(),
         });
     }
-    // Runs once to load code and data, once to see how long it takes.
-    gpu.time(&work)?;
-    let once = gpu.time(&work)?;
-    let repeats = (PASS_NANOSECONDS / once.max(1.0)).clamp(1.0, MOST_REPEATS) as usize;
-    let pass: Vec<ProfileStep> = std::iter::repeat_n(work, repeats).flatten().collect();
-    let mut times = vec![gpu.time(&pass)?];
-    while times.len() < PASSES && start.elapsed() < CANDIDATE_LIMIT {
-        times.push(gpu.time(&pass)?);
+    Ok(Some(work))
+}
+
+/// Median nanoseconds of one run of each, `None` where timestamps do not count. All are timed in turn, so that a
+/// clock that changes meanwhile changes for all.
+fn time_all(gpu: &Gpu, work: &[&[ProfileStep]]) -> Result<Option<Vec<f64>>> {
+    let start = Instant::now();
+    let mut passes: Vec<Vec<ProfileStep>> = Vec::with_capacity(work.len());
+    loop {
+        passes.clear();
+        for steps in work {
+            let once = gpu.time(steps)?;
+            if once <= 0.0 {
+                return Ok(None);
+            }
+            let repeats = (PASS_NANOSECONDS / once).clamp(1.0, MOST_REPEATS) as usize;
+            passes.push(
+                std::iter::repeat_n(*steps, repeats)
+                    .flatten()
+                    .cloned()
+                    .collect(),
+            );
+        }
+        if start.elapsed() > WARM_UP || work.is_empty() {
+            break;
+        }
     }
-    times.sort_by(f64::total_cmp);
-    Ok(Some(times[times.len() / 2] / repeats as f64))
+    let mut times: Vec<Vec<f64>> = vec![Vec::new(); work.len()];
+    for round in 0..PASSES {
+        if round > 0 && start.elapsed() > TIME_LIMIT {
+            break;
+        }
+        for ((pass, steps), times) in passes.iter().zip(work).zip(&mut times) {
+            let repeats = pass.len() / steps.len().max(1);
+            times.push(gpu.time(pass)? / repeats.max(1) as f64);
+        }
+    }
+    let median = |mut times: Vec<f64>| {
+        times.sort_by(f64::total_cmp);
+        times[times.len() / 2]
+    };
+    Ok(Some(times.into_iter().map(median).collect()))
 }
 
 /// Every place once, with its largest binding; a place that is read before it is written counts as read.
