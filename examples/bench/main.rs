@@ -7,7 +7,8 @@
 //! cargo run --release --example bench -- --profile encoder_train
 //! ```
 //!
-//! A time is that of a whole run, all dispatches and what lies between them, by one pair of GPU timestamps. The bound of a case is
+//! A time is that of a whole run, all dispatches and what lies between them, by GPU timestamps around as many runs as make a
+//! millisecond, on rotating data. The bound of a case is
 //! the time its operations would take at the device's f32 multiply-add rate, or its bytes at the device's copy rate, whichever is
 //! longer; both rates are measured first. Operations and bytes are those of the definition (`cases.rs`), however it is computed.
 

@@ -288,7 +288,9 @@ impl Executable {
         self.gpu.time(&self.steps())
     }
 
-    fn steps(&self) -> Vec<ProfileStep> {
+    /// The dispatches of a run, for timing them together with others through [`Gpu::time`] and [`Gpu::profile`].
+    #[must_use]
+    pub fn steps(&self) -> Vec<ProfileStep> {
         self.dispatches
             .iter()
             .map(|dispatch| ProfileStep {

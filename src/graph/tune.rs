@@ -19,11 +19,11 @@ const CANDIDATE_LIMIT: Duration = Duration::from_secs(2);
 /// After this long the candidates that are left are not compiled.
 const TOTAL_LIMIT: Duration = Duration::from_secs(6);
 /// Work before anything is timed: a GPU that has idled, as it does while kernels are compiled, runs at a fraction of its clock.
-const WARM_UP: Duration = Duration::from_millis(150);
+const WARM_UP: Duration = Duration::from_millis(300);
 /// After this long no further round of passes begins.
 const TIME_LIMIT: Duration = Duration::from_secs(2);
 /// A pass repeats short work until it lasts about so long: a single dispatch is lost in what a pass costs.
-const PASS_NANOSECONDS: f64 = 1e6;
+const PASS_NANOSECONDS: f64 = 2e6;
 const MOST_REPEATS: f64 = 100.0;
 const PASSES: usize = 7;
 /// What another candidate may take of the default's time to be preferred; less of a gain may be noise.

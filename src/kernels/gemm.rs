@@ -198,7 +198,7 @@ fn choices(
         && a.dtype() == b.dtype()
     {
         let tiles = cooperative::tiles(trans, a.dtype(), units);
-        let ranked = cooperative::rank(tiles, [m, 4 * width, k]);
+        let ranked = cooperative::rank(tiles, [m, 4 * width, k], units);
         if !ranked.is_empty() {
             let choice = |(tile, splits)| Choice {
                 tier: Tier::Cooperative(tile, units),

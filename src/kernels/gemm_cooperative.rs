@@ -7,49 +7,62 @@ use crate::gpu::{Layout, MatrixUnits};
 use crate::graph::{DType, Trans};
 
 /// A workgroup's tile and a subgroup's share of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Tile {
     bm: usize,
     bn: usize,
     bk: usize,
     wm: usize,
     wn: usize,
+    /// Speed of one workgroup alone on a core, relative to the best tile.
+    alone: f64,
+    /// Speed of a core that runs as many of them as it can.
+    busy: f64,
 }
 
 impl fmt::Display for Tile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { bm, bn, bk, wm, wn } = self;
+        let Self {
+            bm, bn, bk, wm, wn, ..
+        } = self;
         write!(f, "matrix {bm}x{bn}x{bk} {wm}x{wn}")
     }
 }
 
-const fn tile([bm, bn, bk]: [usize; 3], [wm, wn]: [usize; 2]) -> Tile {
-    Tile { bm, bn, bk, wm, wn }
+const fn tile([bm, bn, bk]: [usize; 3], [wm, wn]: [usize; 2], [alone, busy]: [f64; 2]) -> Tile {
+    Tile {
+        bm,
+        bn,
+        bk,
+        wm,
+        wn,
+        alone,
+        busy,
+    }
 }
 
-/// For matrices of 16 × 16, and subgroups of 32; the fastest for large products first.
-const WIDE: [Tile; 10] = [
-    tile([128, 256, 16], [64, 64]),
-    tile([256, 128, 16], [64, 64]),
-    tile([128, 128, 16], [64, 64]),
-    tile([128, 128, 16], [64, 32]),
-    tile([128, 128, 32], [64, 32]),
-    tile([64, 128, 32], [32, 64]),
-    tile([64, 128, 32], [32, 32]),
-    tile([64, 64, 32], [32, 32]),
-    tile([64, 64, 64], [32, 32]),
-    tile([32, 32, 32], [16, 16]),
+/// For matrices of 16 × 16 and subgroups of 32. Speeds fitted to measurements on an H200.
+const WIDE: [Tile; 6] = [
+    tile([128, 256, 16], [64, 64], [1.0, 1.0]),
+    tile([256, 128, 16], [64, 64], [0.97, 0.97]),
+    tile([128, 128, 32], [64, 32], [0.6, 0.78]),
+    tile([64, 128, 32], [32, 32], [0.45, 0.5]),
+    tile([64, 64, 32], [32, 32], [0.3, 0.5]),
+    tile([32, 32, 32], [16, 16], [0.1, 0.3]),
 ];
 
-/// For matrices of 8 × 8 and subgroups of 32.
+/// For matrices of 8 × 8 and subgroups of 32. Not measured: larger tiles load less.
 const NARROW: [Tile; 3] = [
-    tile([64, 64, 16], [32, 32]),
-    tile([32, 64, 16], [16, 32]),
-    tile([32, 32, 16], [16, 16]),
+    tile([64, 64, 16], [32, 32], [0.5, 1.0]),
+    tile([32, 64, 16], [16, 32], [0.3, 0.8]),
+    tile([32, 32, 16], [16, 16], [0.2, 0.6]),
 ];
 
 /// For matrices of 8 × 8 and subgroups of 8.
-const SMALL: [Tile; 2] = [tile([32, 32, 16], [16, 16]), tile([16, 16, 16], [8, 8])];
+const SMALL: [Tile; 2] = [
+    tile([32, 32, 16], [16, 16], [1.0, 1.0]),
+    tile([16, 16, 16], [8, 8], [0.5, 0.5]),
+];
 
 /// Elements that rows in workgroup memory are apart more than they are long.
 const PAD: usize = 8;
@@ -115,27 +128,36 @@ pub(super) fn tiles(
     })
 }
 
-/// Workgroups that a large GPU runs at once.
-const BUSY: usize = 132;
 const MAX_SPLITS: usize = 16;
 /// Steps of a part of K that are worth starting for.
 const MIN_STEPS: usize = 8;
+/// What a workgroup does before and after its steps, as depth of K.
+const OVERHEAD: f64 = 64.0;
+/// Multiply-adds that a core of a large GPU makes while a second dispatch starts, and while it reads and adds one element of a part.
+const SECOND_PASS: f64 = 4e6;
+const ADD: f64 = 1.6;
 
 /// Tiles and numbers of parts of K, the pair expected to be the fastest first. Large tiles reuse more; small ones and parts keep
-/// more of the GPU busy.
-pub(super) fn rank(tiles: impl Iterator<Item = Tile>, [m, n, k]: [usize; 3]) -> Vec<(Tile, usize)> {
+/// more of the GPU busy. Costs are in multiply-adds of a core at the speed of the best tile.
+pub(super) fn rank(
+    tiles: impl Iterator<Item = Tile>,
+    [m, n, k]: [usize; 3],
+    units: MatrixUnits,
+) -> Vec<(Tile, usize)> {
     let cost = |tile: Tile, splits: usize| {
         let groups = m.div_ceil(tile.bm) * n.div_ceil(tile.bn) * splits;
-        let steps = k.div_ceil(splits).div_ceil(tile.bk);
-        let area = (tile.bm * tile.bn) as f64;
-        // Time of a step grows with the area of the tile, and with its edges, which are loaded.
-        let step = tile.bk as f64 * (area / 64.0 + (tile.bm + tile.bn) as f64);
-        let waves = groups.div_ceil(BUSY).max(1) as f64;
+        let depth = k.div_ceil(splits).next_multiple_of(tile.bk) as f64 + OVERHEAD;
+        let work = (tile.bm * tile.bn) as f64 * depth;
+        let rounds = match tile.busy > tile.alone {
+            // Several workgroups share a core and fill each other's gaps.
+            true => groups as f64 / units.cores as f64,
+            false => groups.div_ceil(units.cores) as f64,
+        };
         let second_pass = match splits {
             1 => 0.0,
-            _ => 3e4 + (splits * m * n) as f64 / 60.0,
+            _ => SECOND_PASS + ADD * (splits * m * n) as f64,
         };
-        waves * (steps as f64 + 6.0) * step + second_pass
+        (work / tile.alone).max(rounds * work / tile.busy) + second_pass
     };
     let mut ranked: Vec<(f64, Tile, usize)> = Vec::new();
     for tile in tiles {
