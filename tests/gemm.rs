@@ -82,7 +82,7 @@ fn large_tiles() {
 fn split_k() {
     for dtype in [DType::F32, DType::F16] {
         for trans in [Trans::NN, Trans::NT, Trans::TN] {
-            for (m, n, k) in [(33, 65, 2049), (64, 64, 1024), (1, 7, 257), (129, 13, 1031)] {
+            for (m, n, k) in [(33, 65, 2049), (64, 64, 1024), (9, 7, 257), (129, 13, 1031)] {
                 let mut case = Case::new(k as u64, dtype);
                 let (a, b) = dims(trans, m, n, k);
                 let (a, b) = (case.input(&a), case.input(&b));
@@ -158,5 +158,33 @@ fn finite_differences() {
         let (a, b) = (case.input(&a), case.input(&b));
         let c = case.graph.matmul(a, b, trans).unwrap();
         case.check_finite_differences(c, &[a, b], 1e-7);
+    }
+}
+
+/// A few rows against a stored [N, K] matrix: inference of one sample or a few.
+#[test]
+fn few_rows() {
+    for dtype in [DType::F32, DType::F16] {
+        for (m, n, k) in [
+            (1, 1, 1),
+            (1, 127, 5),
+            (2, 9, 255),
+            (3, 64, 256),
+            (7, 33, 257),
+            (8, 130, 1031),
+        ] {
+            let mut case = Case::new(k as u64, dtype);
+            let (x, w) = (case.input(&[m, k]), case.input(&[n, k]));
+            let bias = case.parameter(&[n]);
+            let h = case.graph.matmul(x, w, Trans::NT).unwrap();
+            let h = case.graph.add_bias(h, bias).unwrap();
+            let y = case.graph.unary(UnaryOp::GeluTanh, h).unwrap();
+            case.output("h", h);
+            case.output("y", y);
+            let running = case.start(&tiled_gpu());
+            let keys: Vec<&str> = running.executable.sources().map(|(key, _)| key).collect();
+            assert!(keys[0].starts_with("gemm_skinny"), "{keys:?}");
+            case.check(tolerance(dtype));
+        }
     }
 }

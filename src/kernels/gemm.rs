@@ -30,6 +30,8 @@ impl fmt::Display for Tile {
 enum Tier {
     /// Without workgroup memory.
     Direct,
+    /// A few rows, K shared by the invocations of a workgroup.
+    Skinny,
     /// Tiles in workgroup memory.
     Tiled(Tile),
     /// Matrix units.
@@ -48,6 +50,7 @@ impl fmt::Display for Choice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.tier {
             Tier::Direct => f.write_str("direct")?,
+            Tier::Skinny => f.write_str("skinny")?,
             Tier::Tiled(tile) => write!(f, "{tile}")?,
             Tier::Cooperative(tile, _) => write!(f, "{tile}")?,
         }
@@ -69,6 +72,8 @@ pub(crate) struct Gemm {
 
 /// Workgroups that keep a large GPU busy.
 const BUSY: usize = 256;
+/// Rows of A up to which B is not worth a tile.
+const SKINNY: usize = 8;
 
 impl Gemm {
     /// a·b, whose result has `width` `vec4`s a row, padding included.
@@ -147,6 +152,7 @@ impl Gemm {
         let (n, width) = (program.cols, program.width());
         let kernel = match self.choice.tier {
             Tier::Direct => direct(self.m, width),
+            Tier::Skinny => Kernel::new("gemm_skinny").groups(width).with("size", 64),
             Tier::Tiled(tile) => {
                 let chunk = match splits {
                     1 => self.k,
@@ -194,6 +200,12 @@ fn choices(
     [m, width, k]: [usize; 3],
     target: Target,
 ) -> Vec<Choice> {
+    if trans == Trans::NT && m <= SKINNY && !target.barrier_free {
+        return vec![Choice {
+            tier: Tier::Skinny,
+            splits: 1,
+        }];
+    }
     if let Some(units) = target.matrix_units
         && a.dtype() == b.dtype()
     {

@@ -26,6 +26,7 @@ const TEMPLATES: &[(&str, &str)] = templates![
     "gather_links",
     "gemm_cooperative",
     "gemm_direct",
+    "gemm_skinny",
     "gemm_tiled",
     "group_sums",
     "im2col",

@@ -1,0 +1,41 @@
+// GEMM for a few rows of A, B stored [n][k]: a workgroup computes {{ m }} rows x 4 columns. Its invocations share K, so that rows of B are read
+// whole, once, by neighbours; then they add up. What bounds it is reading B.
+{% set lanes = size %}
+{% set cols = 4 %}
+{% include "shared/group" %}
+{% include "shared/reduce" %}
+
+@compute @workgroup_size({{ size }})
+fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
+    let col = group_id(wid);
+    if (col >= {{ width }}u) {
+        return;
+    }
+{# Columns behind the last are computed as copies of it; `finish` stores zeros there. #}
+{% for c in range(4) %}
+    let b_row{{ c }} = min(4u * col + {{ c }}u, {{ n - 1 }}u) * b_stride;
+{% endfor %}
+{% for r in range(m) %}
+    var sum{{ r }} = vec4<f32>();
+{% endfor %}
+{# Both operands are zero in the padding behind K. #}
+    for (var k = lid; k < {{ (k + 3) // 4 }}u; k += {{ size }}u) {
+{% for c in range(4) %}
+        let b{{ c }} = b_load(b_row{{ c }} + k);
+{% endfor %}
+{% for r in range(m) %}
+        {
+            let a = a_load({{ r }}u * a_stride + k);
+            sum{{ r }} += vec4<f32>(dot(a, b0), dot(a, b1), dot(a, b2), dot(a, b3));
+        }
+{% endfor %}
+    }
+{% for r in range(m) %}
+    let total{{ r }} = reduce(sum{{ r }}, lid);
+{% endfor %}
+{% for r in range(m) %}
+    if (lid == {{ r }}u) {
+        finish({{ r }}u, col, total{{ r }});
+    }
+{% endfor %}
+}
