@@ -96,12 +96,16 @@ impl Executable {
     pub(super) fn new(session: &Session, graph: &Graph) -> Result<Self> {
         let gpu = session.gpu();
         let capabilities = gpu.capabilities();
+        let limits = &capabilities.limits;
         let target = Target {
             f16: capabilities.f16,
             barrier_free: capabilities.barrier_free,
+            invocations: limits
+                .max_compute_invocations_per_workgroup
+                .min(limits.max_compute_workgroup_size_x),
         };
         let table = session.table(graph);
-        let max_binding = capabilities.limits.max_storage_buffer_binding_size;
+        let max_binding = limits.max_storage_buffer_binding_size;
         let lowered = lower(graph, target, &table, max_binding)?;
         let plan = plan(graph, &lowered)?;
         let memory = Memory::new(session, graph, &lowered, &plan, table)?;

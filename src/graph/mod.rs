@@ -8,6 +8,7 @@ mod gradients;
 mod infer;
 mod lower;
 mod op;
+mod pair;
 mod plan;
 mod session;
 mod shape;

@@ -33,6 +33,8 @@ pub(crate) struct Target {
     pub f16: bool,
     /// A software adapter: barriers and workgroup memory cost more there than repeated loads.
     pub barrier_free: bool,
+    /// Most invocations of a workgroup.
+    pub invocations: u32,
 }
 
 /// Work of one dispatch, for bounds and profiles.
@@ -52,6 +54,8 @@ pub(crate) struct Kernel {
     reads: Vec<Binding>,
     writes: Vec<Binding>,
     program: Option<Program>,
+    /// The program takes two `vec4`s at a time and stores them as one [`View::Block`].
+    pairs: bool,
     workgroups: [u32; 3],
     flops: f64,
 }
@@ -64,6 +68,7 @@ impl Kernel {
             reads: Vec::new(),
             writes: Vec::new(),
             program: None,
+            pairs: false,
             workgroups: [1, 1, 1],
             flops: 0.0,
         }
@@ -90,6 +95,13 @@ impl Kernel {
     /// What happens to every `vec4` that the kernel yields.
     fn finish(mut self, program: Program) -> Self {
         self.program = Some(program);
+        self
+    }
+
+    /// As [`Kernel::finish`], for every two neighbouring `vec4`s of a program that [stores pairs](Program::stores_pairs).
+    fn finish_pairs(mut self, program: Program) -> Self {
+        self.program = Some(program);
+        self.pairs = true;
         self
     }
 
@@ -132,7 +144,13 @@ impl Kernel {
         }
         all.extend(self.writes.iter().cloned());
         if let Some(program) = &self.program {
-            all.extend(program.write_bindings());
+            all.extend(program.write_bindings().map(|binding| match self.pairs {
+                true => Binding {
+                    view: View::Block,
+                    ..binding
+                },
+                false => binding,
+            }));
         }
         all
     }
@@ -170,7 +188,10 @@ impl Kernel {
         let bindings = self.bindings();
         let mut header = declare::header(&bindings, target);
         if let Some(program) = &self.program {
-            header.push_str(&program.wgsl());
+            header.push_str(&match self.pairs {
+                true => program.pair_wgsl(),
+                false => program.wgsl(),
+            });
         }
         let wgsl = templates::render(self.template, &header, &self.numbers)?;
         let accesses = bindings.iter().map(|binding| binding.access).collect();

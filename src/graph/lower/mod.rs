@@ -1,6 +1,7 @@
 //! From groups to kernels: the list of dispatches, each with the places it reads and writes.
 
 mod arena;
+mod loss;
 mod staged;
 
 use std::collections::HashMap;
@@ -307,7 +308,14 @@ impl Lowering<'_> {
                 kernels::loss::kd_grad(self.layouts(x)?, [*alpha, *beta], program)
             }
             Op::CrossEntropyGrad { ignore, smoothing } => {
-                kernels::loss::cross_entropy_grad(self.layouts(x)?, *ignore, *smoothing, program)
+                let (ignore, smoothing) = (*ignore, *smoothing);
+                let entropy = kernels::loss::CrossEntropy { ignore, smoothing };
+                if let Some(value) = group.value {
+                    let nodes = [&graph.nodes()[value], node];
+                    let operands = [loads, stores];
+                    return self.cross_entropy_with_gradient(entropy, nodes, program, operands);
+                }
+                entropy.grad(self.layouts(x)?, program)
             }
             op => {
                 return Err(Error::Graph(format!("{} has no kernel", infer::name(op))));

@@ -4,7 +4,7 @@ use super::{Lowering, Place};
 use crate::error::{Error, Result};
 use crate::gpu::Layout;
 use crate::graph::{DType, Node, Op, Shape, Source, ValueId};
-use crate::kernels;
+use crate::kernels::{self, loss::CrossEntropy};
 
 impl Lowering<'_> {
     /// Operations that take several dispatches or no program; false for all others.
@@ -77,23 +77,8 @@ impl Lowering<'_> {
                 self.step(kernel, vec![out[3], out[0], out[1], out[2]]);
             }
             Op::CrossEntropy { ignore, smoothing } => {
-                let [logits, targets] = self.layouts(x)?;
-                let [loss, count, rows] = self.layouts(&node.outputs)?;
-                let out: Vec<Place> = node.outputs.iter().map(|&id| Place::Value(id)).collect();
-                let reads = self.places(x)?;
-                let kernel = kernels::loss::cross_entropy_rows(
-                    logits, targets, rows, *ignore, *smoothing, target,
-                );
-                self.step(kernel, vec![reads[0], reads[1], out[2]]);
-                let kernel = kernels::loss::cross_entropy_total(
-                    rows,
-                    targets,
-                    [loss, count],
-                    logits.cols(),
-                    *ignore,
-                    target,
-                );
-                self.step(kernel, vec![out[2], reads[1], out[0], out[1]]);
+                let (ignore, smoothing) = (*ignore, *smoothing);
+                self.cross_entropy(CrossEntropy { ignore, smoothing }, node)?;
             }
             Op::GlobalNorm => self.global_norm(node)?,
             Op::AdamW { .. } => self.adamw(node)?,

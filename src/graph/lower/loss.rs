@@ -1,0 +1,62 @@
+//! Cross entropy: the loss of each row, then their mean; or both together with the gradient.
+
+use super::{Lowering, Place};
+use crate::error::Result;
+use crate::graph::{DType, Node};
+use crate::kernels::Program;
+use crate::kernels::loss::{Count, CrossEntropy};
+
+impl Lowering<'_> {
+    /// The value alone.
+    pub(super) fn cross_entropy(&mut self, entropy: CrossEntropy, node: &Node) -> Result<()> {
+        let [logits, targets] = self.layouts(&node.inputs)?;
+        let rows = self.layout(node.outputs[2])?;
+        let mut places = self.places(&node.inputs)?;
+        places.push(Place::Value(node.outputs[2]));
+        self.step(entropy.rows(logits, targets, rows, self.target), places);
+        self.cross_entropy_total(entropy, node)
+    }
+
+    /// The value, node `value`, and its gradient, node `node`, with one read of the logits.
+    pub(super) fn cross_entropy_with_gradient(
+        &mut self,
+        entropy: CrossEntropy,
+        [value, node]: [&Node; 2],
+        program: Program,
+        [loads, stores]: [Vec<Place>; 2],
+    ) -> Result<()> {
+        let [logits, targets, rows, _, dloss] = self.layouts(&node.inputs)?;
+        let reads = self.places(&node.inputs)?;
+        let (count, counted) = self.count(entropy, value)?;
+        let kernel = entropy.value_grad([logits, targets, rows, dloss], count, program, self.target);
+        let own = [vec![reads[0], reads[1]], counted, vec![reads[4]]].concat();
+        let places = [own, loads, vec![reads[2]], stores].concat();
+        self.step(kernel, places);
+        self.cross_entropy_total(entropy, value)
+    }
+
+    /// How many targets count, and where that stands if it is not known: the gradient needs it before the rows are summed.
+    fn count(&mut self, entropy: CrossEntropy, value: &Node) -> Result<(Count, Vec<Place>)> {
+        let targets = self.layout(value.inputs[1])?;
+        if entropy.ignore.is_none() {
+            return Ok((Count::Known(targets.cols()), Vec::new()));
+        }
+        let from = self.place(value.inputs[1])?;
+        let count = Self::vector(1, DType::F32)?;
+        let place = self.scratch(count);
+        self.step(entropy.count(targets, count, self.target), vec![from, place]);
+        Ok((Count::Value(count), vec![place]))
+    }
+
+    fn cross_entropy_total(&mut self, entropy: CrossEntropy, node: &Node) -> Result<()> {
+        let [logits, targets] = self.layouts(&node.inputs)?;
+        let [loss, count, rows] = self.layouts(&node.outputs)?;
+        let targets_place = self.place(node.inputs[1])?;
+        let [loss_place, count_place, rows_place] =
+            [0, 1, 2].map(|i| Place::Value(node.outputs[i]));
+        let kernel = entropy.total(rows, targets, [loss, count], logits.cols(), self.target);
+        let places = vec![rows_place, targets_place, loss_place, count_place];
+        self.step(kernel, places);
+        Ok(())
+    }
+}
