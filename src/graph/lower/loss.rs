@@ -28,11 +28,20 @@ impl Lowering<'_> {
         let [logits, targets, rows, _, dloss] = self.layouts(&node.inputs)?;
         let reads = self.places(&node.inputs)?;
         let (count, counted) = self.count(entropy, value)?;
-        let kernel = entropy.value_grad([logits, targets, rows, dloss], count, program, self.target);
+        let kernel =
+            entropy.value_grad([logits, targets, rows, dloss], count, program, self.target);
         let own = [vec![reads[0], reads[1]], counted, vec![reads[4]]].concat();
         let places = [own, loads, vec![reads[2]], stores].concat();
         self.step(kernel, places);
-        self.cross_entropy_total(entropy, value)
+        let others = |id| {
+            let readers = self.fused.readers(id).iter();
+            self.is_output(id) || readers.clone().count() > usize::from(id == node.inputs[3])
+        };
+        // Where only the gradient is wanted, nobody but it reads the count.
+        match value.outputs[..2].iter().any(|&id| others(id)) {
+            true => self.cross_entropy_total(entropy, value),
+            false => Ok(()),
+        }
     }
 
     /// How many targets count, and where that stands if it is not known: the gradient needs it before the rows are summed.
@@ -44,7 +53,10 @@ impl Lowering<'_> {
         let from = self.place(value.inputs[1])?;
         let count = Self::vector(1, DType::F32)?;
         let place = self.scratch(count);
-        self.step(entropy.count(targets, count, self.target), vec![from, place]);
+        self.step(
+            entropy.count(targets, count, self.target),
+            vec![from, place],
+        );
         Ok((Count::Value(count), vec![place]))
     }
 

@@ -132,7 +132,7 @@ impl Lowering<'_> {
         Ok(())
     }
 
-    fn is_output(&self, id: ValueId) -> bool {
+    pub(super) fn is_output(&self, id: ValueId) -> bool {
         let mut outputs = self.graph().outputs().iter();
         outputs.any(|(_, output)| self.fused.root(*output) == id)
     }
