@@ -17,7 +17,7 @@ use std::collections::HashMap;
 
 pub use build::{CrossEntropy, KdLoss};
 pub use executable::{Executable, Host, Outputs, Pending};
-pub use op::{BinaryOp, Broadcast, Op, Trans, UnaryOp, Window};
+pub use op::{BinaryOp, Broadcast, LinearCrossEntropy, Op, Trans, UnaryOp, Window};
 pub use plan::Plan;
 pub use session::{Session, SessionStats};
 pub use shape::{DType, Shape};

@@ -44,16 +44,23 @@ pub(super) fn pair(fused: &Fused<'_>, live: &[bool]) -> (Vec<usize>, HashMap<usi
 fn loss_of(fused: &Fused<'_>, gradient: usize) -> Option<(usize, ValueId)> {
     let nodes = fused.graph.nodes();
     let node = &nodes[gradient];
-    let (&[logits, targets, rows, count, dloss], Op::CrossEntropyGrad { ignore, smoothing }) =
-        (node.inputs.as_slice(), &node.op)
-    else {
+    // The gradient's operands are those of the loss, with rows, count and dloss in between.
+    let (op, first) = match &node.op {
+        Op::CrossEntropyGrad { ignore, smoothing } => {
+            let (ignore, smoothing) = (*ignore, *smoothing);
+            (Op::CrossEntropy { ignore, smoothing }, 2)
+        }
+        Op::LinearCrossEntropyGrad { layer, .. } => (Op::LinearCrossEntropy(*layer), 3),
+        _ => return None,
+    };
+    let (own, rest) = node.inputs.split_at(first);
+    let &[rows, count, dloss, ref bias @ ..] = rest else {
         return None;
     };
-    let (ignore, smoothing) = (*ignore, *smoothing);
     let loss = producer(fused, rows)?;
     let value = &nodes[loss];
-    let same = value.op == Op::CrossEntropy { ignore, smoothing }
-        && value.inputs == [logits, targets]
+    let same = value.op == op
+        && value.inputs == [own, bias].concat()
         && value.outputs[1..] == [count, rows];
     same.then_some((loss, dloss))
 }

@@ -104,6 +104,7 @@ impl CrossEntropy {
             .items(logits.rows() * lanes, each * lanes)
             .with("lanes", lanes)
             .with("used", used)
+            .with("pad", padding(logits, rows))
             .read("logits", logits, View::Vec4)
             .read("targets", targets, View::Scalar)
             .write("rows", rows, View::Scalar)
@@ -191,7 +192,7 @@ impl CrossEntropy {
             .with("stride", logits.row_bytes() / 16)
             .with("width", width)
             .with("cover", cover)
-            .with("pad", rows.row_stride() - rows.cols())
+            .with("pad", padding(logits, rows))
             .read("logits", logits, View::Block)
             .read("targets", targets, View::Scalar);
         let kernel = match count {
@@ -206,6 +207,14 @@ impl CrossEntropy {
             true => kernel.finish_pairs(program),
             false => kernel.finish(program),
         }
+    }
+}
+
+/// Elements behind each row of `rows` to be set to zero: none where the logits are only some of them, and where they end is unknown.
+fn padding(logits: Layout, rows: Layout) -> usize {
+    match logits.rows() == rows.cols() {
+        true => rows.row_stride() - rows.cols(),
+        false => 0,
     }
 }
 

@@ -20,6 +20,8 @@ pub(crate) enum Instruction {
     Sum,
     /// Operand by number.
     Load(usize),
+    /// What result number i holds before this kernel stores it: sums over several dispatches. The kernel must yield every place once.
+    Present(usize),
     Constant(f32),
     Unary(UnaryOp, usize),
     Binary(BinaryOp, usize, usize),
@@ -74,7 +76,9 @@ impl Program {
 
     /// Whether `finish_pair` can store the only result 16 bytes at a time.
     pub fn stores_pairs(&self) -> bool {
+        let present = |step: &Instruction| matches!(step, Instruction::Present(_));
         matches!(&*self.results, [(_, layout)] if layout.dtype() == DType::F16)
+            && !self.instructions.iter().any(present)
     }
 
     /// `finish(row, col, sum)`: `col` counts `vec4`s and may lie in the padding, which becomes zero.
@@ -139,6 +143,7 @@ impl Program {
             let value = match *instruction {
                 Instruction::Sum => "sum".to_owned(),
                 Instruction::Load(i) => self.load(i),
+                Instruction::Present(i) => format!("q{i}_load(row * q{i}_stride + col)"),
                 Instruction::Constant(number) => format!("vec4<f32>({})", literal(number)),
                 Instruction::Unary(op, x) => unary(op, &format!("r{x}")),
                 Instruction::Binary(op, a, b) => binary(op, &format!("r{a}"), &format!("r{b}")),
@@ -326,6 +331,7 @@ impl fmt::Display for Program {
                 Instruction::Load(i) => {
                     write!(f, " r{r}=load p{i} {:?}", self.operands[*i].broadcast)?;
                 }
+                Instruction::Present(i) => write!(f, " r{r}=present q{i}")?,
                 Instruction::Constant(number) => write!(f, " r{r}={number:?}")?,
                 Instruction::Unary(op, x) => write!(f, " r{r}={op:?}(r{x})")?,
                 Instruction::Binary(op, a, b) => write!(f, " r{r}={op:?}(r{a},r{b})")?,

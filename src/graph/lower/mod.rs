@@ -1,13 +1,16 @@
 //! From groups to kernels: the list of dispatches, each with the places it reads and writes.
 
 mod arena;
+mod linear_cross_entropy;
 mod loss;
+mod matmul;
 mod staged;
 
 use std::collections::HashMap;
 
+use self::matmul::Operands;
 use super::fuse::{Fused, Group};
-use super::{Broadcast, DType, Graph, Op, Shape, Source, ValueId, infer};
+use super::{Broadcast, DType, Graph, Op, Source, ValueId, infer};
 use crate::error::{Error, Result};
 use crate::gpu::{Alignment, Layout};
 use crate::kernels::{self, Instruction, Kernel, Operand, Program, Target};
@@ -17,6 +20,12 @@ use crate::kernels::{self, Instruction, Kernel, Operand, Program, Target};
 pub(super) enum Place {
     /// A value of the graph.
     Value(ValueId),
+    /// A stretch of a value's bytes: some of its rows.
+    Part {
+        value: ValueId,
+        offset: u64,
+        bytes: u64,
+    },
     /// Intermediate storage of one operation, by number.
     Scratch(usize),
     /// A run of an arena.
@@ -254,7 +263,8 @@ impl Lowering<'_> {
         };
         let graph = self.fused.graph;
         let node = &graph.nodes()[anchor];
-        if self.staged(node)? {
+        let value = group.value.map(|value| &graph.nodes()[value]);
+        if self.staged(node, value)? {
             return Ok(());
         }
         let (program, loads, stores) = self.program(group)?;
@@ -266,17 +276,8 @@ impl Lowering<'_> {
             Op::MatMul { trans, .. } => {
                 let [a, b] = self.layouts(x)?;
                 let gemm = kernels::gemm::Gemm::new(a, b, *trans, program.width(), target)?;
-                if gemm.splits == 1 {
-                    gemm.single(program)
-                } else {
-                    let shape = Shape::matrix(gemm.splits * program.rows, program.cols);
-                    let partial = Layout::of(&shape, DType::F32)?;
-                    let place = self.scratch(partial);
-                    self.step(gemm.partial(partial), vec![reads[0], reads[1], place]);
-                    let kernel = gemm.add_up(partial, program);
-                    self.step(kernel, [vec![place], loads, stores].concat());
-                    return Ok(());
-                }
+                let ab = [reads[0], reads[1]];
+                return self.matmul(gemm, &program, &Operands { ab, loads, stores });
             }
             Op::LayerNorm { eps } => {
                 side.push(Place::Value(node.outputs[1]));
@@ -310,9 +311,8 @@ impl Lowering<'_> {
             Op::CrossEntropyGrad { ignore, smoothing } => {
                 let (ignore, smoothing) = (*ignore, *smoothing);
                 let entropy = kernels::loss::CrossEntropy { ignore, smoothing };
-                if let Some(value) = group.value {
-                    let nodes = [&graph.nodes()[value], node];
-                    let operands = [loads, stores];
+                if let Some(value) = value {
+                    let (nodes, operands) = ([value, node], [loads, stores]);
                     return self.cross_entropy_with_gradient(entropy, nodes, program, operands);
                 }
                 entropy.grad(self.layouts(x)?, program)

@@ -8,14 +8,16 @@ use crate::kernels::{self, loss::CrossEntropy};
 
 impl Lowering<'_> {
     /// Operations that take several dispatches or no program; false for all others.
-    pub(super) fn staged(&mut self, node: &Node) -> Result<bool> {
+    /// `value`: the loss that is computed with its gradient.
+    pub(super) fn staged(&mut self, node: &Node, value: Option<&Node>) -> Result<bool> {
         let x = node.inputs.as_slice();
         let target = self.target;
         match &node.op {
             Op::SumRows => {
                 let input = self.layout(x[0])?;
                 let from = self.place(x[0])?;
-                self.sum_rows(input, from, node.outputs[0])?;
+                let to = (self.layout(node.outputs[0])?, Place::Value(node.outputs[0]));
+                self.sum_rows(input, from, to)?;
             }
             Op::SumCols => {
                 let (input, output) = (self.layout(x[0])?, self.layout(node.outputs[0])?);
@@ -80,6 +82,12 @@ impl Lowering<'_> {
                 let (ignore, smoothing) = (*ignore, *smoothing);
                 self.cross_entropy(CrossEntropy { ignore, smoothing }, node)?;
             }
+            Op::LinearCrossEntropy(layer) => {
+                self.linear_cross_entropy(*layer, Some(node), None)?;
+            }
+            Op::LinearCrossEntropyGrad { layer, .. } => {
+                self.linear_cross_entropy(*layer, value, Some(node))?;
+            }
             Op::GlobalNorm => self.global_norm(node)?,
             Op::AdamW { .. } => self.adamw(node)?,
             Op::Assign { state } => {
@@ -94,10 +102,13 @@ impl Lowering<'_> {
         Ok(true)
     }
 
-    fn sum_rows(&mut self, input: Layout, from: Place, to: ValueId) -> Result<()> {
-        let output = self.layout(to)?;
+    pub(super) fn sum_rows(
+        &mut self,
+        input: Layout,
+        from: Place,
+        (output, to): (Layout, Place),
+    ) -> Result<()> {
         let chunks = kernels::reduce::chunks(input.rows());
-        let to = Place::Value(to);
         if chunks == 1 {
             let kernel = kernels::reduce::column_sums(input, 0, input.rows(), output);
             self.step(kernel, vec![from, to]);
