@@ -54,11 +54,13 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
         }
         rows_put(row, lse);
         rows_put(rows_stride + row, loss);
+{% if pad > 0 %}
         if (row == {{ rows - 1 }}u) {
-            for (var i = {{ rows }}u; i < rows_stride; i++) {
+            for (var i = {{ rows }}u; i < {{ rows + pad }}u; i++) {
                 rows_put(i, 0.0);
                 rows_put(rows_stride + i, 0.0);
             }
         }
+{% endif %}
     }
 }

@@ -2,8 +2,8 @@
 
 use super::infer::infer;
 use super::{
-    BinaryOp, Broadcast, DType, Graph, Init, Node, Op, Shape, Source, Trans, UnaryOp, Value,
-    ValueId, Window,
+    BinaryOp, Broadcast, DType, Graph, Init, LinearCrossEntropy, Node, Op, Shape, Source, Trans,
+    UnaryOp, Value, ValueId, Window,
 };
 use crate::error::{Error, Result};
 
@@ -19,7 +19,7 @@ pub struct KdLoss {
     pub mse: ValueId,
 }
 
-/// Results of [`Graph::cross_entropy`], both `[1]`.
+/// Results of [`Graph::cross_entropy`] and [`Graph::linear_cross_entropy`], both `[1]`.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct CrossEntropy {
@@ -395,6 +395,34 @@ impl Graph {
     ) -> Result<CrossEntropy> {
         let op = Op::CrossEntropy { ignore, smoothing };
         let out = self.apply(op, &[logits, targets])?;
+        Ok(CrossEntropy {
+            loss: out[0],
+            count: out[1],
+        })
+    }
+
+    /// Mean cross entropy of the logits x·weightᵀ (+ bias) against targets `[N]`, for x [.., D] of N rows, weight [V, D] and bias `[V]`.
+    ///
+    /// As a linear layer and [`Graph::cross_entropy`], but the logits [N, V] never exist as a whole: neither here nor in the
+    /// gradients do more than [`LinearCrossEntropy::CHUNK_BYTES`] of them, in the element type of x. Another bound or type goes
+    /// through [`Graph::apply`] with [`Op::LinearCrossEntropy`].
+    pub fn linear_cross_entropy(
+        &mut self,
+        x: ValueId,
+        weight: ValueId,
+        bias: Option<ValueId>,
+        targets: ValueId,
+        ignore: Option<u32>,
+        smoothing: f32,
+    ) -> Result<CrossEntropy> {
+        let layer = LinearCrossEntropy {
+            ignore,
+            smoothing,
+            logits: self.value(x)?.dtype,
+            chunk_bytes: LinearCrossEntropy::CHUNK_BYTES,
+        };
+        let operands: Vec<ValueId> = [x, weight, targets].into_iter().chain(bias).collect();
+        let out = self.apply(Op::LinearCrossEntropy(layer), &operands)?;
         Ok(CrossEntropy {
             loss: out[0],
             count: out[1],

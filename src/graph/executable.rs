@@ -385,6 +385,15 @@ impl<'a> Memory<'a> {
     }
 
     fn slice(&self, place: Place, bytes: u64) -> Result<BufferSlice> {
+        if let Place::Part {
+            value,
+            offset,
+            bytes,
+        } = place
+        {
+            let whole = self.slice(Place::Value(value), offset + bytes)?;
+            return whole.buffer().slice(whole.offset() + offset, bytes);
+        }
         if let Some(&slot) = self.plan.slot_of.get(&place) {
             return self.slots[slot].slice(0, bytes);
         }
@@ -402,6 +411,8 @@ impl<'a> Memory<'a> {
                     None => (Arena::Parameters, self.table.run(id)?),
                 }
             }
+            // Parts were taken from their value above.
+            Place::Part { .. } => return Err(Error::Graph("a part of a part".into())),
             Place::Scratch(number) => {
                 return Err(Error::Graph(format!("scratch {number} was not planned")));
             }

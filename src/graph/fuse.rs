@@ -3,9 +3,11 @@
 //! A group is at most one anchor (a matrix product, a normalisation, a gather, …) and the elementwise nodes that follow it on
 //! the same rows and columns. Groups run in the order of their creation. An elementwise node joins the group of its latest
 //! operand, so it only ever moves to an earlier place: nothing it reads can be missing or overwritten there.
+//! A loss may be computed by the kernel of its gradient, see `pair.rs`.
 
 use std::collections::HashSet;
 
+use super::pair::pair;
 use super::{Broadcast, Graph, Op, Source, ValueId};
 use crate::kernels::MAX_BINDINGS;
 
@@ -14,6 +16,8 @@ use crate::kernels::MAX_BINDINGS;
 pub(super) struct Group {
     /// The node that is not elementwise, if any.
     pub anchor: Option<usize>,
+    /// The loss that the anchor, its gradient, computes too.
+    pub value: Option<usize>,
     /// Elementwise nodes, in order.
     pub elementwise: Vec<usize>,
     /// Rows and columns of everything elementwise.
@@ -86,10 +90,9 @@ impl<'a> Fused<'a> {
                 }
             }
         }
-        for (index, node) in graph.nodes.iter().enumerate() {
-            if live[index] && node.op != Op::Reshape {
-                fused.place(index);
-            }
+        let (order, values) = pair(&fused, &live);
+        for index in order {
+            fused.place(index, values.get(&index).copied());
         }
         fused
     }
@@ -119,7 +122,7 @@ impl<'a> Fused<'a> {
         live
     }
 
-    fn place(&mut self, index: usize) {
+    fn place(&mut self, index: usize, value: Option<usize>) {
         let node = &self.graph.nodes[index];
         let domain = node.outputs.first().map_or((0, 0), |&id| {
             let shape = self.graph.shape(id);
@@ -139,14 +142,18 @@ impl<'a> Fused<'a> {
             _ => {
                 self.groups.push(Group {
                     anchor: (!elementwise).then_some(index),
+                    value,
                     elementwise: if elementwise { vec![index] } else { Vec::new() },
                     domain,
                 });
                 self.groups.len() - 1
             }
         };
-        for &id in &node.outputs {
-            self.group_of[id.0 as usize] = Some(group);
+        let value = value.map(|value| &self.graph.nodes[value]);
+        for node in std::iter::once(node).chain(value) {
+            for &id in &node.outputs {
+                self.group_of[id.0 as usize] = Some(group);
+            }
         }
     }
 
@@ -158,12 +165,11 @@ impl<'a> Fused<'a> {
         if let Some(anchor) = candidate.anchor {
             let anchor = &self.graph.nodes[anchor];
             let node = &self.graph.nodes[index];
-            let reads_side_result = node.inputs.iter().any(|&id| {
-                anchor
-                    .outputs
-                    .get(1..)
-                    .is_some_and(|side| side.contains(&self.root(id)))
-            });
+            let value = candidate.value.map(|value| &self.graph.nodes[value]);
+            let side = value.into_iter().flat_map(|value| &value.outputs);
+            let side: Vec<&ValueId> = anchor.outputs.iter().skip(1).chain(side).collect();
+            let mut inputs = node.inputs.iter();
+            let reads_side_result = inputs.any(|&id| side.contains(&&self.root(id)));
             if !takes_program(&anchor.op) || reads_side_result {
                 return false;
             }

@@ -155,7 +155,7 @@ impl Backward<'_> {
         // All of a loss but its statistics; of everything else the first result.
         let differentiable = match node.op {
             Op::KdLoss { .. } => 3,
-            Op::CrossEntropy { .. } => 2,
+            Op::CrossEntropy { .. } | Op::LinearCrossEntropy(_) => 2,
             _ => 1,
         };
         if dy.iter().skip(differentiable).any(Option::is_some) {
@@ -166,7 +166,7 @@ impl Backward<'_> {
             return match node.op {
                 Op::KdLoss { alpha, beta } => self.kd_loss(node, &dy, alpha, beta),
                 // The count does not depend on the logits.
-                Op::CrossEntropy { .. } => Ok(()),
+                Op::CrossEntropy { .. } | Op::LinearCrossEntropy(_) => Ok(()),
                 _ => none(),
             };
         };
@@ -246,6 +246,22 @@ impl Backward<'_> {
                 let operands = [x[0], x[1], node.outputs[2], node.outputs[1], d];
                 let dx = self.graph.apply(op, &operands)?[0];
                 self.accumulate(x[0], dx)
+            }
+            Op::LinearCrossEntropy(layer) => {
+                let op = Op::LinearCrossEntropyGrad {
+                    layer: *layer,
+                    dx: self.dtype_for(x[0]),
+                };
+                let statistics = [node.outputs[2], node.outputs[1], d];
+                let operands = [&x[..3], &statistics, &x[3..]].concat();
+                let gradients = self.graph.apply(op, &operands)?;
+                let differentiable = [x[0], x[1]].into_iter().chain(x.get(3).copied());
+                for (value, gradient) in differentiable.zip(gradients) {
+                    if self.wants(value) {
+                        self.accumulate(value, gradient)?;
+                    }
+                }
+                Ok(())
             }
             _ => none(),
         }

@@ -1,6 +1,8 @@
 //! Shape inference: what every operation demands of its operands and what it yields.
 
-use super::{Broadcast, DType, Graph, Op, Shape, Source, Trans, UnaryOp, ValueId, Window};
+use super::{
+    Broadcast, DType, Graph, LinearCrossEntropy, Op, Shape, Source, Trans, UnaryOp, ValueId, Window,
+};
 use crate::error::{Error, Result};
 
 /// The name an operation has in errors, displays and kernel labels.
@@ -29,6 +31,8 @@ pub(crate) fn name(op: &Op) -> &'static str {
         Op::KdLossGrad { .. } => "kd_loss_grad",
         Op::CrossEntropy { .. } => "cross_entropy",
         Op::CrossEntropyGrad { .. } => "cross_entropy_grad",
+        Op::LinearCrossEntropy(_) => "linear_cross_entropy",
+        Op::LinearCrossEntropyGrad { .. } => "linear_cross_entropy_grad",
         Op::GlobalNorm => "global_norm",
         Op::AdamW { .. } => "adamw",
         Op::Assign { .. } => "assign",
@@ -100,6 +104,38 @@ impl Operands<'_> {
     }
 }
 
+impl LinearCrossEntropy {
+    /// Operands 0, 1, 2 are x, weight and targets, those from `others` on are the bias or nothing.
+    fn check(
+        &self,
+        graph: &Graph,
+        o: &Operands<'_>,
+        inputs: &[ValueId],
+        others: usize,
+    ) -> Result<()> {
+        if inputs.len() != others + 1 {
+            o.count(others)?;
+        }
+        let (x, weight) = (o.shapes[0], o.shapes[1]);
+        o.require(
+            (0.0..1.0).contains(&self.smoothing),
+            "smoothing must be in [0, 1)",
+        )?;
+        o.require(self.logits != DType::U32, "logits are f32 or f16")?;
+        o.require(self.chunk_bytes > 0, "a chunk has no bytes")?;
+        o.require(
+            x.rank() > 1 && weight.rank() == 2 && x.cols() == weight.cols(),
+            "x must be [.., D], the weight [V, D]",
+        )?;
+        o.is(2, &Shape::vector(x.rows()), "targets")?;
+        o.indices_below(graph, (2, inputs[2]), weight.rows(), self.ignore)?;
+        match inputs.len() > others {
+            true => o.is(others, &Shape::vector(weight.rows()), "the bias"),
+            false => Ok(()),
+        }
+    }
+}
+
 impl Window {
     fn check(&self, operands: &Operands<'_>, rows: usize) -> Result<()> {
         operands.require(
@@ -131,6 +167,7 @@ pub(super) fn infer(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Result<Vec<(S
     let id_operand = match op {
         Op::GatherGrad { .. } => Some(0),
         Op::CrossEntropy { .. } | Op::CrossEntropyGrad { .. } => Some(1),
+        Op::LinearCrossEntropy(_) | Op::LinearCrossEntropyGrad { .. } => Some(2),
         _ => gather_id,
     };
     if !matches!(op, Op::Reshape) {
@@ -322,6 +359,25 @@ pub(super) fn infer(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Result<Vec<(S
             o.is(3, &scalar(), "count")?;
             o.is(4, &scalar(), "dloss")?;
             vec![like(0)]
+        }
+        Op::LinearCrossEntropy(layer) => {
+            layer.check(graph, &o, inputs, 3)?;
+            let one = (scalar(), f32);
+            let rows = (Shape::matrix(2, o.shapes[0].rows()), f32);
+            vec![one.clone(), one, rows]
+        }
+        Op::LinearCrossEntropyGrad { layer, dx } => {
+            layer.check(graph, &o, inputs, 6)?;
+            let (x, weight) = (o.shapes[0], o.shapes[1]);
+            o.is(3, &Shape::matrix(2, x.rows()), "the row statistics")?;
+            o.is(4, &scalar(), "count")?;
+            o.is(5, &scalar(), "dloss")?;
+            o.require(*dx != DType::U32, "dx is f32 or f16")?;
+            let mut results = vec![(x.clone(), *dx), (weight.clone(), f32)];
+            if inputs.len() > 6 {
+                results.push((Shape::vector(weight.rows()), f32));
+            }
+            results
         }
         Op::GlobalNorm => {
             o.require(!inputs.is_empty(), "needs an operand")?;

@@ -8,6 +8,7 @@ mod gradients;
 mod infer;
 mod lower;
 mod op;
+mod pair;
 mod plan;
 mod session;
 mod shape;
@@ -17,7 +18,7 @@ use std::collections::HashMap;
 
 pub use build::{CrossEntropy, KdLoss};
 pub use executable::{Executable, Host, Outputs, Pending};
-pub use op::{BinaryOp, Broadcast, Op, Trans, UnaryOp, Window};
+pub use op::{BinaryOp, Broadcast, LinearCrossEntropy, Op, Trans, UnaryOp, Window};
 pub use plan::Plan;
 pub use session::{Session, SessionStats};
 pub use shape::{DType, Shape};

@@ -119,6 +119,24 @@ pub struct Window {
     pub dilation: usize,
 }
 
+/// A linear layer and the cross entropy of its results, which are logits that never all exist: some rows of them at a time.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LinearCrossEntropy {
+    /// A target that does not count.
+    pub ignore: Option<u32>,
+    /// Label smoothing s in [0, 1).
+    pub smoothing: f32,
+    /// Element type of the logits and of their gradient: f32 or f16.
+    pub logits: DType,
+    /// Most bytes of logits at a time, as far as 64 rows have no more. Never more than the adapter's largest binding is used.
+    pub chunk_bytes: u64,
+}
+
+impl LinearCrossEntropy {
+    /// 64 MiB: enough rows for full tiles of a matrix product at common vocabularies, half of WebGPU's smallest largest binding.
+    pub const CHUNK_BYTES: u64 = 64 << 20;
+}
+
 /// An operation. Inputs and outputs are listed in the order in which a [`Node`](super::Node) holds them.
 /// A value is f32 unless said otherwise; "like x" includes the element type.
 #[derive(Clone, Debug, PartialEq)]
@@ -218,6 +236,18 @@ pub enum Op {
         ignore: Option<u32>,
         /// Label smoothing s in [0, 1).
         smoothing: f32,
+    },
+    /// x [.., D], weight [V, D], targets u32 `[N]`, and if there is one bias `[V]` → as [`Op::CrossEntropy`] of the logits
+    /// x·weightᵀ + bias, N being the rows of x.
+    LinearCrossEntropy(LinearCrossEntropy),
+    /// x, weight, targets, rows, count (both from [`Op::LinearCrossEntropy`]), dloss `[1]`, and if there is one bias →
+    /// dx [.., D] = dlogits·weight, dweight [V, D] = dlogitsᵀ·x in f32, and with a bias dbias `[V]` = Σ_n dlogits in f32;
+    /// dlogits as in [`Op::CrossEntropyGrad`].
+    LinearCrossEntropyGrad {
+        /// As that of the loss.
+        layer: LinearCrossEntropy,
+        /// Element type of dx.
+        dx: DType,
     },
     /// gradients (any number, f32) → `[1]`: √ Σ g².
     GlobalNorm,

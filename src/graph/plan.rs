@@ -96,9 +96,17 @@ fn lives(graph: &Graph, lowered: &Lowered) -> Result<Vec<Life>> {
     let mut index: HashMap<Place, usize> = HashMap::new();
     for (step, work) in lowered.steps.iter().enumerate() {
         for (&place, binding) in work.places.iter().zip(work.kernel.bindings()) {
+            let (place, bytes) = match place {
+                Place::Part { value, .. } => {
+                    let whole = graph.value(value)?;
+                    let layout = Layout::of(&whole.shape, whole.dtype)?;
+                    (Place::Value(value), layout.size_bytes())
+                }
+                place => (place, binding.layout.size_bytes()),
+            };
             let planned = match place {
                 Place::Scratch(_) => true,
-                Place::Run(..) => false,
+                Place::Run(..) | Place::Part { .. } => false,
                 Place::Value(id) => {
                     let computed = matches!(graph.value(id)?.source, Source::Node { .. });
                     computed && !lowered.pinned.contains_key(&id)
@@ -111,7 +119,7 @@ fn lives(graph: &Graph, lowered: &Lowered) -> Result<Vec<Life>> {
                 debug_assert_eq!(binding.access, Access::ReadWrite, "written before read");
                 lives.push(Life {
                     place,
-                    bytes: binding.layout.size_bytes(),
+                    bytes,
                     first: step,
                     last: step,
                 });

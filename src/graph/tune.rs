@@ -299,6 +299,7 @@ mod tests {
 
     const TARGET: Target = Target {
         matrix_units: None,
+        invocations: 256,
         f16: false,
         barrier_free: false,
     };

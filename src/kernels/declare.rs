@@ -13,6 +13,9 @@ pub(crate) enum View {
     Vec4,
     /// One element at a time: `NAME_at(i)`, `NAME_put(i, value)`.
     Scalar,
+    /// 16 bytes at a time, which are one `vec4` of f32 or two of f16. To read: `NAME[i]`, which stays packed in its registers,
+    /// `NAME_part0(block)` and `NAME_part1(block)` of it, and single elements as `NAME_at(i)`. To write, f16 only: `NAME_pair(i, a, b)`.
+    Block,
 }
 
 /// One storage buffer of a kernel. Beside the functions, `NAME_stride` is the distance of rows in units of the view.
@@ -39,6 +42,9 @@ impl Binding {
     }
 
     fn declare(&self, index: usize, target: Target) -> String {
+        if self.view == View::Block {
+            return self.declare_blocks(index, target);
+        }
         let name = &self.name;
         let f16 = if target.f16 { "f16" } else { "u32" };
         let (element, load, store) = match (self.view, self.layout.dtype()) {
@@ -63,17 +69,17 @@ impl Binding {
                 format!("unpack2x16float({name}[i >> 1u])[i & 1u]"),
                 "",
             ),
-            (View::Scalar, dtype) => (dtype.to_string(), format!("{name}[i]"), "value"),
+            (_, dtype) => (dtype.to_string(), format!("{name}[i]"), "value"),
         };
         let number = match (self.view, self.layout.dtype()) {
             (View::Vec4, DType::U32) => "vec4<u32>",
-            (View::Scalar, DType::U32) => "u32",
+            (_, DType::U32) => "u32",
             (View::Vec4, _) => "vec4<f32>",
-            (View::Scalar, _) => "f32",
+            _ => "f32",
         };
         let (get, put, stride) = match self.view {
             View::Vec4 => ("load", "store", self.layout.row_stride() / 4),
-            View::Scalar => ("at", "put", self.layout.row_stride()),
+            _ => ("at", "put", self.layout.row_stride()),
         };
         let access = match self.access {
             Access::Read => "read",
@@ -91,6 +97,54 @@ impl Binding {
         }
         text
     }
+
+    /// Halves are read as pairs in u32, which all devices unpack, so that a block is one load and four registers.
+    fn declare_blocks(&self, index: usize, target: Target) -> String {
+        let name = &self.name;
+        let stride = self.layout.row_bytes() / 16;
+        let half = self.layout.dtype() == DType::F16;
+        if self.access == Access::Read {
+            let (element, parts, at) = match half {
+                true => (
+                    "vec4<u32>",
+                    [("x", "y"), ("z", "w")].map(|(low, high)| {
+                        format!("vec4<f32>(unpack2x16float(b.{low}), unpack2x16float(b.{high}))")
+                    }),
+                    format!("unpack2x16float({name}[i >> 3u][(i >> 1u) & 3u])[i & 1u]"),
+                ),
+                false => (
+                    "vec4<f32>",
+                    ["b".to_owned(), "vec4<f32>()".to_owned()],
+                    format!("{name}[i >> 2u][i & 3u]"),
+                ),
+            };
+            let [part0, part1] = parts;
+            return format!(
+                "@group(0) @binding({index}) var<storage, read> {name}: array<{element}>;\n\
+                 const {name}_stride: u32 = {stride}u;\n\
+                 fn {name}_part0(b: {element}) -> vec4<f32> {{ return {part0}; }}\n\
+                 fn {name}_part1(b: {element}) -> vec4<f32> {{ return {part1}; }}\n\
+                 fn {name}_at(i: u32) -> f32 {{ return {at}; }}\n"
+            );
+        }
+        let (element, value) = match target.f16 {
+            true => ("vec4<f16>", ["vec4<f16>(a)", "vec4<f16>(b)"]),
+            false => (
+                "vec2<u32>",
+                [
+                    "vec2<u32>(pack2x16float(a.xy), pack2x16float(a.zw))",
+                    "vec2<u32>(pack2x16float(b.xy), pack2x16float(b.zw))",
+                ],
+            ),
+        };
+        let [a, b] = value;
+        format!(
+            "struct {name}_block {{ a: {element}, b: {element} }}\n\
+             @group(0) @binding({index}) var<storage, read_write> {name}: array<{name}_block>;\n\
+             const {name}_stride: u32 = {stride}u;\n\
+             fn {name}_pair(at: u32, a: vec4<f32>, b: vec4<f32>) {{ {name}[at] = {name}_block({a}, {b}); }}\n"
+        )
+    }
 }
 
 impl fmt::Display for Binding {
@@ -106,6 +160,7 @@ impl fmt::Display for Binding {
             match self.view {
                 View::Vec4 => "v",
                 View::Scalar => "s",
+                View::Block => "b",
             },
             match self.access {
                 Access::Read => "r",

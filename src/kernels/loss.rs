@@ -67,76 +67,175 @@ pub(crate) fn kd_grad(
         .finish(program)
 }
 
-fn ignored(kernel: Kernel, ignore: Option<u32>) -> Kernel {
-    kernel.with("ignore", ignore.map_or(-1, i64::from))
+/// What the kernels of a cross entropy have in common.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CrossEntropy {
+    pub ignore: Option<u32>,
+    pub smoothing: f32,
 }
 
-/// logits [N, V], targets `[N]` → rows [2, N].
-pub(crate) fn cross_entropy_rows(
-    logits: Layout,
-    targets: Layout,
-    rows: Layout,
-    ignore: Option<u32>,
-    smoothing: f32,
-    target: Target,
-) -> Kernel {
-    let used = logits.cols().div_ceil(4);
-    let (lanes, each) = row_lanes(used, logits.rows(), target);
-    ignored(Kernel::new("cross_entropy"), ignore)
-        .items(logits.rows() * lanes, each * lanes)
-        .with("lanes", lanes)
-        .with("rows", logits.rows())
-        .with("cols", logits.cols())
-        .with("used", used)
-        .with("smoothing", f64::from(smoothing))
-        .read("logits", logits, View::Vec4)
-        .read("targets", targets, View::Scalar)
-        .write("rows", rows, View::Scalar)
-        .flops(5.0 * logits.len() as f64)
+/// The number of counted targets.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Count {
+    /// Known beforehand, positive.
+    Known(usize),
+    /// A value `[1]`.
+    Value(Layout),
 }
 
-/// rows, targets → loss, count.
-pub(crate) fn cross_entropy_total(
-    rows: Layout,
-    targets: Layout,
-    scalars: [Layout; 2],
-    vocabulary: usize,
-    ignore: Option<u32>,
-    target: Target,
-) -> Kernel {
-    let lanes = if target.barrier_free { 1 } else { 256 };
-    ignored(Kernel::new("cross_entropy_total"), ignore)
-        .with("lanes", lanes)
-        .with("size", lanes)
-        .with("rows", targets.cols())
-        .with("cols", 4)
-        .with("vocabulary", vocabulary)
-        .read("rows", rows, View::Scalar)
-        .read("targets", targets, View::Scalar)
-        .write("loss", scalars[0], View::Vec4)
-        .write("count", scalars[1], View::Vec4)
+impl CrossEntropy {
+    fn ignoring(self, kernel: Kernel) -> Kernel {
+        kernel.with("ignore", self.ignore.map_or(-1, i64::from))
+    }
+
+    /// A kernel over logits [N, V].
+    fn kernel(self, template: &'static str, logits: Layout) -> Kernel {
+        self.ignoring(Kernel::new(template))
+            .with("rows", logits.rows())
+            .with("cols", logits.cols())
+            .with("smoothing", f64::from(self.smoothing))
+    }
+
+    /// logits [N, V], targets `[N]` → rows [2, N].
+    pub fn rows(self, logits: Layout, targets: Layout, rows: Layout, target: Target) -> Kernel {
+        let used = logits.cols().div_ceil(4);
+        let (lanes, each) = row_lanes(used, logits.rows(), target);
+        self.kernel("cross_entropy", logits)
+            .items(logits.rows() * lanes, each * lanes)
+            .with("lanes", lanes)
+            .with("used", used)
+            .with("pad", padding(logits, rows))
+            .read("logits", logits, View::Vec4)
+            .read("targets", targets, View::Scalar)
+            .write("rows", rows, View::Scalar)
+            .flops(5.0 * logits.len() as f64)
+    }
+
+    /// rows, targets → loss, count.
+    pub fn total(
+        self,
+        rows: Layout,
+        targets: Layout,
+        scalars: [Layout; 2],
+        vocabulary: usize,
+        target: Target,
+    ) -> Kernel {
+        self.single("cross_entropy_total", targets, target)
+            .with("vocabulary", vocabulary)
+            .read("rows", rows, View::Scalar)
+            .read("targets", targets, View::Scalar)
+            .write("loss", scalars[0], View::Vec4)
+            .write("count", scalars[1], View::Vec4)
+    }
+
+    /// targets → count; without an ignored target it is N, and no kernel is needed.
+    pub fn count(self, targets: Layout, count: Layout, target: Target) -> Kernel {
+        self.single("cross_entropy_count", targets, target)
+            .read("targets", targets, View::Scalar)
+            .write("count", count, View::Vec4)
+    }
+
+    /// A kernel of one workgroup over the targets.
+    fn single(self, template: &'static str, targets: Layout, target: Target) -> Kernel {
+        let lanes = if target.barrier_free { 1 } else { 256 };
+        self.ignoring(Kernel::new(template))
+            .with("lanes", lanes)
+            .with("size", lanes)
+            .with("rows", targets.cols())
+            .with("cols", 4)
+    }
+
+    /// logits, targets, rows, count, dloss → program(dlogits).
+    pub fn grad(
+        self,
+        [logits, targets, rows, count, dloss]: [Layout; 5],
+        program: Program,
+    ) -> Kernel {
+        let width = program.width();
+        self.kernel("cross_entropy_grad", logits)
+            .items(logits.rows() * width, SIZE)
+            .with("used", logits.cols().div_ceil(4))
+            .with("width", width)
+            .read("logits", logits, View::Vec4)
+            .read("targets", targets, View::Scalar)
+            .read("rows", rows, View::Scalar)
+            .read("count", count, View::Scalar)
+            .read("dloss", dloss, View::Scalar)
+            .flops(4.0 * logits.len() as f64)
+            .finish(program)
+    }
+
+    /// logits, targets, count, dloss → rows, program(dlogits), with every logit read once.
+    pub fn value_grad(
+        self,
+        [logits, targets, rows, dloss]: [Layout; 4],
+        count: Count,
+        program: Program,
+        target: Target,
+    ) -> Kernel {
+        // A block of 16 bytes is one `vec4` of f32, two of f16.
+        let parts = 4 / logits.dtype().size();
+        let width = program.width();
+        let cover = width.div_ceil(parts);
+        let (lanes, steps) = blocks(cover, logits.rows(), target);
+        let pairs = parts == 2 && program.stores_pairs();
+        let kernel = self.kernel("cross_entropy_value_grad", logits);
+        let kernel = match target.barrier_free {
+            true => kernel.items(logits.rows(), 16),
+            false => kernel.groups(logits.rows()).with("size", lanes),
+        };
+        let kernel = kernel
+            .with("lanes", lanes)
+            .with("steps", steps)
+            .with("parts", parts)
+            .with("pairs", pairs)
+            .with("stride", logits.row_bytes() / 16)
+            .with("width", width)
+            .with("cover", cover)
+            .with("pad", padding(logits, rows))
+            .read("logits", logits, View::Block)
+            .read("targets", targets, View::Scalar);
+        let kernel = match count {
+            Count::Value(count) => kernel.with("count", 0).read("count", count, View::Scalar),
+            Count::Known(count) => kernel.with("count", count),
+        };
+        let kernel = kernel
+            .read("dloss", dloss, View::Scalar)
+            .write("rows", rows, View::Scalar)
+            .flops(9.0 * logits.len() as f64);
+        match pairs {
+            true => kernel.finish_pairs(program),
+            false => kernel.finish(program),
+        }
+    }
 }
 
-/// logits, targets, rows, count, dloss → program(dlogits).
-pub(crate) fn cross_entropy_grad(
-    [logits, targets, rows, count, dloss]: [Layout; 5],
-    ignore: Option<u32>,
-    smoothing: f32,
-    program: Program,
-) -> Kernel {
-    let width = program.width();
-    ignored(Kernel::new("cross_entropy_grad"), ignore)
-        .items(logits.rows() * width, SIZE)
-        .with("rows", logits.rows())
-        .with("cols", logits.cols())
-        .with("used", logits.cols().div_ceil(4))
-        .with("width", width)
-        .with("smoothing", f64::from(smoothing))
-        .read("logits", logits, View::Vec4)
-        .read("targets", targets, View::Scalar)
-        .read("rows", rows, View::Scalar)
-        .read("count", count, View::Scalar)
-        .read("dloss", dloss, View::Scalar)
-        .flops(4.0 * logits.len() as f64)
-        .finish(program)
+/// Elements behind each row of `rows` to be set to zero: none where the logits are only some of them, and where they end is unknown.
+fn padding(logits: Layout, rows: Layout) -> usize {
+    match logits.rows() == rows.cols() {
+        true => rows.row_stride() - rows.cols(),
+        false => 0,
+    }
+}
+
+/// Invocations that share a row of so many 16-byte blocks, and how many blocks each keeps in registers; 0 where they would not fit.
+fn blocks(row: usize, rows: usize, target: Target) -> (usize, usize) {
+    /// Blocks an invocation that leave room for several workgroups at a time, or, of few rows, for invocations enough.
+    const FEW: usize = 8;
+    const SOME: usize = 16;
+    /// Four registers a block: with 512 invocations three quarters of the register file of current GPUs.
+    const MOST: usize = 24;
+    if target.barrier_free {
+        return (1, 0);
+    }
+    let most_lanes = (target.invocations as usize).min(512);
+    let wanted = if rows < 512 { FEW } else { SOME };
+    let lanes = row
+        .div_ceil(wanted)
+        .next_power_of_two()
+        .clamp(32, most_lanes);
+    match row.div_ceil(lanes) {
+        steps if steps <= MOST => (lanes, steps),
+        _ => (lanes, 0),
+    }
 }

@@ -36,14 +36,20 @@ pub(crate) struct Target {
     pub barrier_free: bool,
     /// Matrix units for products of f16 (and, where they take it, f32) operands.
     pub matrix_units: Option<MatrixUnits>,
+    /// Most invocations of a workgroup.
+    pub invocations: u32,
 }
 
 impl Target {
     pub fn new(capabilities: &Capabilities) -> Self {
+        let limits = &capabilities.limits;
         Self {
             f16: capabilities.f16,
             barrier_free: capabilities.barrier_free,
             matrix_units: capabilities.matrix_units,
+            invocations: limits
+                .max_compute_invocations_per_workgroup
+                .min(limits.max_compute_workgroup_size_x),
         }
     }
 }
@@ -67,6 +73,8 @@ pub(crate) struct Kernel {
     program: Option<Program>,
     /// Uses matrix units.
     cooperative: bool,
+    /// The program takes two `vec4`s at a time and stores them as one [`View::Block`].
+    pairs: bool,
     workgroups: [u32; 3],
     flops: f64,
 }
@@ -80,6 +88,7 @@ impl Kernel {
             writes: Vec::new(),
             program: None,
             cooperative: false,
+            pairs: false,
             workgroups: [1, 1, 1],
             flops: 0.0,
         }
@@ -111,6 +120,13 @@ impl Kernel {
 
     fn cooperative(mut self) -> Self {
         self.cooperative = true;
+        self
+    }
+
+    /// As [`Kernel::finish`], for every two neighbouring `vec4`s of a program that [stores pairs](Program::stores_pairs).
+    fn finish_pairs(mut self, program: Program) -> Self {
+        self.program = Some(program);
+        self.pairs = true;
         self
     }
 
@@ -153,7 +169,13 @@ impl Kernel {
         }
         all.extend(self.writes.iter().cloned());
         if let Some(program) = &self.program {
-            all.extend(program.write_bindings());
+            all.extend(program.write_bindings().map(|binding| match self.pairs {
+                true => Binding {
+                    view: View::Block,
+                    ..binding
+                },
+                false => binding,
+            }));
         }
         all
     }
@@ -191,7 +213,10 @@ impl Kernel {
         let bindings = self.bindings();
         let mut header = declare::header(&bindings, target, self.cooperative);
         if let Some(program) = &self.program {
-            header.push_str(&program.wgsl());
+            header.push_str(&match self.pairs {
+                true => program.pair_wgsl(),
+                false => program.wgsl(),
+            });
         }
         let wgsl = templates::render(self.template, &header, &self.numbers)?;
         let accesses = bindings.iter().map(|binding| binding.access).collect();

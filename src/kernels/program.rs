@@ -4,7 +4,7 @@ use std::fmt::{self, Write};
 
 use super::{Binding, View};
 use crate::gpu::{Access, Layout};
-use crate::graph::{BinaryOp, Broadcast, UnaryOp};
+use crate::graph::{BinaryOp, Broadcast, DType, UnaryOp};
 
 /// A value that a program loads.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -20,6 +20,8 @@ pub(crate) enum Instruction {
     Sum,
     /// Operand by number.
     Load(usize),
+    /// What result number i holds before this kernel stores it: sums over several dispatches. The kernel must yield every place once.
+    Present(usize),
     Constant(f32),
     Unary(UnaryOp, usize),
     Binary(BinaryOp, usize, usize),
@@ -72,30 +74,19 @@ impl Program {
         })
     }
 
+    /// Whether `finish_pair` can store the only result 16 bytes at a time.
+    pub fn stores_pairs(&self) -> bool {
+        let present = |step: &Instruction| matches!(step, Instruction::Present(_));
+        matches!(&*self.results, [(_, layout)] if layout.dtype() == DType::F16)
+            && !self.instructions.iter().any(present)
+    }
+
     /// `finish(row, col, sum)`: `col` counts `vec4`s and may lie in the padding, which becomes zero.
     pub fn wgsl(&self) -> String {
         let used = self.cols.div_ceil(4);
         let width = self.width();
-        let mut body = String::new();
-        // Writing to a String cannot fail.
-        for (r, instruction) in self.instructions.iter().enumerate() {
-            let value = match *instruction {
-                Instruction::Sum => "sum".to_owned(),
-                Instruction::Load(i) => self.load(i),
-                Instruction::Constant(number) => format!("vec4<f32>({})", literal(number)),
-                Instruction::Unary(op, x) => unary(op, &format!("r{x}")),
-                Instruction::Binary(op, a, b) => binary(op, &format!("r{a}"), &format!("r{b}")),
-            };
-            let _ = writeln!(body, "    let r{r} = {value};");
-        }
+        let mut body = self.registers();
         let masked = !self.cols.is_multiple_of(4);
-        if masked {
-            let _ = writeln!(
-                body,
-                "    let valid = vec4<u32>(0u, 1u, 2u, 3u) + 4u * col < vec4<u32>({}u);",
-                self.cols
-            );
-        }
         let mut padding = String::new();
         for (i, (register, layout)) in self.results.iter().enumerate() {
             let at = format!("row * q{i}_stride + col");
@@ -120,6 +111,53 @@ impl Program {
         };
         let functions = self.functions();
         format!("{functions}fn finish(row: u32, col: u32, sum: vec4<f32>) {{\n{padding}{body}}}\n")
+    }
+
+    /// `finish_pair(row, i, a, b)`: two neighbouring `vec4`s, numbers 2i and 2i + 1, of a program that
+    /// [stores pairs](Self::stores_pairs).
+    pub fn pair_wgsl(&self) -> String {
+        let used = self.cols.div_ceil(4);
+        let register = self.results.first().map_or(0, |(register, _)| *register);
+        let padding = match self.width() > used {
+            true => format!("    if (col >= {used}u) {{ return vec4<f32>(); }}\n"),
+            false => String::new(),
+        };
+        let value = match self.cols.is_multiple_of(4) {
+            true => format!("r{register}"),
+            false => format!("select(vec4<f32>(), r{register}, valid)"),
+        };
+        format!(
+            "{}fn finished(row: u32, col: u32, sum: vec4<f32>) -> vec4<f32> {{\n{padding}{}    return {value};\n}}\n\
+             fn finish_pair(row: u32, i: u32, a: vec4<f32>, b: vec4<f32>) {{\n    \
+             q0_pair(row * q0_stride + i, finished(row, 2u * i, a), finished(row, 2u * i + 1u, b));\n}}\n",
+            self.functions(),
+            self.registers(),
+        )
+    }
+
+    /// The instructions, a register each, and `valid`, the lanes that are no padding, where there may be some.
+    fn registers(&self) -> String {
+        let mut body = String::new();
+        // Writing to a String cannot fail.
+        for (r, instruction) in self.instructions.iter().enumerate() {
+            let value = match *instruction {
+                Instruction::Sum => "sum".to_owned(),
+                Instruction::Load(i) => self.load(i),
+                Instruction::Present(i) => format!("q{i}_load(row * q{i}_stride + col)"),
+                Instruction::Constant(number) => format!("vec4<f32>({})", literal(number)),
+                Instruction::Unary(op, x) => unary(op, &format!("r{x}")),
+                Instruction::Binary(op, a, b) => binary(op, &format!("r{a}"), &format!("r{b}")),
+            };
+            let _ = writeln!(body, "    let r{r} = {value};");
+        }
+        if !self.cols.is_multiple_of(4) {
+            let _ = writeln!(
+                body,
+                "    let valid = vec4<u32>(0u, 1u, 2u, 3u) + 4u * col < vec4<u32>({}u);",
+                self.cols
+            );
+        }
+        body
     }
 
     fn load(&self, i: usize) -> String {
@@ -293,6 +331,7 @@ impl fmt::Display for Program {
                 Instruction::Load(i) => {
                     write!(f, " r{r}=load p{i} {:?}", self.operands[*i].broadcast)?;
                 }
+                Instruction::Present(i) => write!(f, " r{r}=present q{i}")?,
                 Instruction::Constant(number) => write!(f, " r{r}={number:?}")?,
                 Instruction::Unary(op, x) => write!(f, " r{r}={op:?}(r{x})")?,
                 Instruction::Binary(op, a, b) => write!(f, " r{r}={op:?}(r{a},r{b})")?,

@@ -271,10 +271,22 @@ fn evaluate(op: &Op, operands: &[&Array]) -> Result<Vec<Vec<f64>>> {
             vec![vec![ce.loss], vec![ce.count], ce.rows]
         }
         (Op::CrossEntropyGrad { ignore, smoothing }, [logits, targets, rows, count, dloss]) => {
-            let (count, dloss) = (count.data()[0], dloss.data()[0]);
+            let scale = dloss.data()[0] / count.data()[0].max(1.0);
             vec![loss::cross_entropy_grad(
-                *ignore, *smoothing, logits, targets, rows, count, dloss,
+                *ignore, *smoothing, logits, targets, rows, scale,
             )?]
+        }
+        (Op::LinearCrossEntropy(layer), [x, weight, targets, bias @ ..]) => {
+            let ce = loss::linear_cross_entropy(layer, x, weight, bias.first().copied(), targets)?;
+            vec![vec![ce.loss], vec![ce.count], ce.rows]
+        }
+        (
+            Op::LinearCrossEntropyGrad { layer, .. },
+            [x, weight, targets, rows, count, dloss, bias @ ..],
+        ) => {
+            let bias = bias.first().copied();
+            let scale = dloss.data()[0] / count.data()[0].max(1.0);
+            loss::linear_cross_entropy_grad(layer, x, weight, bias, targets, rows, scale)?
         }
         (Op::GlobalNorm, gradients) => vec![vec![reduce::global_norm(gradients)]],
         // Every variant once more, without a wildcard, so that a new operation does not compile without its twin here.
@@ -301,6 +313,8 @@ fn evaluate(op: &Op, operands: &[&Array]) -> Result<Vec<Vec<f64>>> {
             | Op::KdLossGrad { .. }
             | Op::CrossEntropy { .. }
             | Op::CrossEntropyGrad { .. }
+            | Op::LinearCrossEntropy(_)
+            | Op::LinearCrossEntropyGrad { .. }
             | Op::AdamW { .. }
             | Op::Assign { .. },
             _,

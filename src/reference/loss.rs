@@ -2,7 +2,11 @@
 
 use super::array::Array;
 use super::embedding::checked_index;
+use super::gemm::matmul;
+use super::precision;
+use super::reduce::sum_rows;
 use crate::error::Result;
+use crate::graph::{LinearCrossEntropy, Trans};
 
 /// What norms are limited to from below, so that a zero vector has a cosine.
 const SMALLEST_NORM: f64 = 1e-6;
@@ -110,18 +114,16 @@ pub(super) fn cross_entropy(
     })
 }
 
-/// [`Op::CrossEntropyGrad`](crate::graph::Op::CrossEntropyGrad)
+/// [`Op::CrossEntropyGrad`](crate::graph::Op::CrossEntropyGrad); `scale` is dloss / max(count, 1).
 pub(super) fn cross_entropy_grad(
     ignore: Option<u32>,
     smoothing: f32,
     logits: &Array,
     targets: &Array,
     rows: &Array,
-    count: f64,
-    dloss: f64,
+    scale: f64,
 ) -> Result<Vec<f64>> {
     let smoothing = f64::from(smoothing);
-    let scale = dloss / count.max(1.0);
     let mut dlogits = Vec::with_capacity(logits.data().len());
     for ((x, &target), lse) in logits.row_iter().zip(targets.data()).zip(rows.row(0)) {
         if Some(target) == ignore.map(f64::from) {
@@ -136,6 +138,61 @@ pub(super) fn cross_entropy_grad(
         }
     }
     Ok(dlogits)
+}
+
+/// [`Op::LinearCrossEntropy`](crate::graph::Op::LinearCrossEntropy)
+pub(super) fn linear_cross_entropy(
+    layer: &LinearCrossEntropy,
+    x: &Array,
+    weight: &Array,
+    bias: Option<&Array>,
+    targets: &Array,
+) -> Result<CrossEntropy> {
+    let logits = logits(layer, x, weight, bias)?;
+    cross_entropy(layer.ignore, layer.smoothing, &logits, targets)
+}
+
+/// [`Op::LinearCrossEntropyGrad`](crate::graph::Op::LinearCrossEntropyGrad); `scale` is dloss / max(count, 1).
+pub(super) fn linear_cross_entropy_grad(
+    layer: &LinearCrossEntropy,
+    x: &Array,
+    weight: &Array,
+    bias: Option<&Array>,
+    targets: &Array,
+    rows: &Array,
+    scale: f64,
+) -> Result<Vec<Vec<f64>>> {
+    let logits = logits(layer, x, weight, bias)?;
+    let (ignore, smoothing) = (layer.ignore, layer.smoothing);
+    let dlogits = cross_entropy_grad(ignore, smoothing, &logits, targets, rows, scale)?;
+    let dlogits = stored(layer, logits.shape().dims(), dlogits)?;
+    let mut gradients = vec![
+        matmul(Trans::NN, &dlogits, weight),
+        matmul(Trans::TN, &dlogits, x),
+    ];
+    gradients.extend(bias.map(|_| sum_rows(&dlogits)));
+    Ok(gradients)
+}
+
+/// x·weightᵀ + bias, as it is stored.
+fn logits(
+    layer: &LinearCrossEntropy,
+    x: &Array,
+    weight: &Array,
+    bias: Option<&Array>,
+) -> Result<Array> {
+    let mut logits = matmul(Trans::NT, x, weight);
+    for (i, logit) in logits.iter_mut().enumerate() {
+        *logit += bias.map_or(0.0, |bias| bias.data()[i % weight.rows()]);
+    }
+    stored(layer, &[x.rows(), weight.rows()], logits)
+}
+
+fn stored(layer: &LinearCrossEntropy, dims: &[usize], mut data: Vec<f64>) -> Result<Array> {
+    for x in &mut data {
+        *x = precision::store(*x, layer.logits);
+    }
+    Array::new(dims, data)
 }
 
 /// ln Σ eˣ, shifted by the largest x so that nothing overflows.

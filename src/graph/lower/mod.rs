@@ -1,6 +1,8 @@
 //! From groups to kernels: the list of dispatches, each with the places it reads and writes.
 
 mod arena;
+mod linear_cross_entropy;
+mod loss;
 mod matmul;
 mod staged;
 
@@ -18,6 +20,12 @@ use crate::kernels::{self, Instruction, Kernel, Operand, Program, Target};
 pub(super) enum Place {
     /// A value of the graph.
     Value(ValueId),
+    /// A stretch of a value's bytes: some of its rows.
+    Part {
+        value: ValueId,
+        offset: u64,
+        bytes: u64,
+    },
     /// Intermediate storage of one operation, by number.
     Scratch(usize),
     /// A run of an arena.
@@ -259,7 +267,8 @@ impl Lowering<'_> {
         };
         let graph = self.fused.graph;
         let node = &graph.nodes()[anchor];
-        if self.staged(node)? {
+        let value = group.value.map(|value| &graph.nodes()[value]);
+        if self.staged(node, value)? {
             return Ok(());
         }
         let (program, loads, stores) = self.program(group)?;
@@ -304,7 +313,13 @@ impl Lowering<'_> {
                 kernels::loss::kd_grad(self.layouts(x)?, [*alpha, *beta], program)
             }
             Op::CrossEntropyGrad { ignore, smoothing } => {
-                kernels::loss::cross_entropy_grad(self.layouts(x)?, *ignore, *smoothing, program)
+                let (ignore, smoothing) = (*ignore, *smoothing);
+                let entropy = kernels::loss::CrossEntropy { ignore, smoothing };
+                if let Some(value) = value {
+                    let (nodes, operands) = ([value, node], [loads, stores]);
+                    return self.cross_entropy_with_gradient(entropy, nodes, program, operands);
+                }
+                entropy.grad(self.layouts(x)?, program)
             }
             op => {
                 return Err(Error::Graph(format!("{} has no kernel", infer::name(op))));

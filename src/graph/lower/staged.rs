@@ -4,18 +4,20 @@ use super::{Lowering, Place};
 use crate::error::{Error, Result};
 use crate::gpu::Layout;
 use crate::graph::{DType, Node, Op, Shape, Source, ValueId};
-use crate::kernels;
+use crate::kernels::{self, loss::CrossEntropy};
 
 impl Lowering<'_> {
     /// Operations that take several dispatches or no program; false for all others.
-    pub(super) fn staged(&mut self, node: &Node) -> Result<bool> {
+    /// `value`: the loss that is computed with its gradient.
+    pub(super) fn staged(&mut self, node: &Node, value: Option<&Node>) -> Result<bool> {
         let x = node.inputs.as_slice();
         let target = self.target;
         match &node.op {
             Op::SumRows => {
                 let input = self.layout(x[0])?;
                 let from = self.place(x[0])?;
-                self.sum_rows(input, from, node.outputs[0])?;
+                let to = (self.layout(node.outputs[0])?, Place::Value(node.outputs[0]));
+                self.sum_rows(input, from, to)?;
             }
             Op::SumCols => {
                 let (input, output) = (self.layout(x[0])?, self.layout(node.outputs[0])?);
@@ -77,23 +79,14 @@ impl Lowering<'_> {
                 self.step(kernel, vec![out[3], out[0], out[1], out[2]]);
             }
             Op::CrossEntropy { ignore, smoothing } => {
-                let [logits, targets] = self.layouts(x)?;
-                let [loss, count, rows] = self.layouts(&node.outputs)?;
-                let out: Vec<Place> = node.outputs.iter().map(|&id| Place::Value(id)).collect();
-                let reads = self.places(x)?;
-                let kernel = kernels::loss::cross_entropy_rows(
-                    logits, targets, rows, *ignore, *smoothing, target,
-                );
-                self.step(kernel, vec![reads[0], reads[1], out[2]]);
-                let kernel = kernels::loss::cross_entropy_total(
-                    rows,
-                    targets,
-                    [loss, count],
-                    logits.cols(),
-                    *ignore,
-                    target,
-                );
-                self.step(kernel, vec![out[2], reads[1], out[0], out[1]]);
+                let (ignore, smoothing) = (*ignore, *smoothing);
+                self.cross_entropy(CrossEntropy { ignore, smoothing }, node)?;
+            }
+            Op::LinearCrossEntropy(layer) => {
+                self.linear_cross_entropy(*layer, Some(node), None)?;
+            }
+            Op::LinearCrossEntropyGrad { layer, .. } => {
+                self.linear_cross_entropy(*layer, value, Some(node))?;
             }
             Op::GlobalNorm => self.global_norm(node)?,
             Op::AdamW { .. } => self.adamw(node)?,
@@ -109,10 +102,13 @@ impl Lowering<'_> {
         Ok(true)
     }
 
-    fn sum_rows(&mut self, input: Layout, from: Place, to: ValueId) -> Result<()> {
-        let output = self.layout(to)?;
+    pub(super) fn sum_rows(
+        &mut self,
+        input: Layout,
+        from: Place,
+        (output, to): (Layout, Place),
+    ) -> Result<()> {
         let chunks = kernels::reduce::chunks(input.rows());
-        let to = Place::Value(to);
         if chunks == 1 {
             let kernel = kernels::reduce::column_sums(input, 0, input.rows(), output);
             self.step(kernel, vec![from, to]);
@@ -147,7 +143,7 @@ impl Lowering<'_> {
         Ok(())
     }
 
-    fn is_output(&self, id: ValueId) -> bool {
+    pub(super) fn is_output(&self, id: ValueId) -> bool {
         let mut outputs = self.graph().outputs().iter();
         outputs.any(|(_, output)| self.fused.root(*output) == id)
     }

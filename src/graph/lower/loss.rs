@@ -1,0 +1,81 @@
+//! Cross entropy: the loss of each row, then their mean; or both together with the gradient.
+
+use super::{Lowering, Place};
+use crate::error::Result;
+use crate::graph::{DType, Node, ValueId};
+use crate::kernels::Program;
+use crate::kernels::loss::{Count, CrossEntropy};
+
+impl Lowering<'_> {
+    /// The value alone.
+    pub(super) fn cross_entropy(&mut self, entropy: CrossEntropy, node: &Node) -> Result<()> {
+        let [logits, targets] = self.layouts(&node.inputs)?;
+        let rows = self.layout(node.outputs[2])?;
+        let mut places = self.places(&node.inputs)?;
+        places.push(Place::Value(node.outputs[2]));
+        self.step(entropy.rows(logits, targets, rows, self.target), places);
+        self.cross_entropy_total(entropy, node, node.inputs[1], logits.cols())
+    }
+
+    /// The value, node `value`, and its gradient, node `node`, with one read of the logits.
+    pub(super) fn cross_entropy_with_gradient(
+        &mut self,
+        entropy: CrossEntropy,
+        [value, node]: [&Node; 2],
+        program: Program,
+        [loads, stores]: [Vec<Place>; 2],
+    ) -> Result<()> {
+        let [logits, targets, rows, _, dloss] = self.layouts(&node.inputs)?;
+        let reads = self.places(&node.inputs)?;
+        let (count, counted) = self.count(entropy, value.inputs[1])?;
+        let kernel =
+            entropy.value_grad([logits, targets, rows, dloss], count, program, self.target);
+        let counted = counted.into_iter().collect();
+        let own = [vec![reads[0], reads[1]], counted, vec![reads[4]]].concat();
+        let places = [own, loads, vec![reads[2]], stores].concat();
+        self.step(kernel, places);
+        let others = |id| {
+            let readers = self.fused.readers(id).iter();
+            self.is_output(id) || readers.clone().count() > usize::from(id == node.inputs[3])
+        };
+        // Where only the gradient is wanted, nobody but it reads the count.
+        match value.outputs[..2].iter().any(|&id| others(id)) {
+            true => self.cross_entropy_total(entropy, value, value.inputs[1], logits.cols()),
+            false => Ok(()),
+        }
+    }
+
+    /// How many targets count, and where that stands if it is not known: the gradient needs it before the rows are summed.
+    pub(super) fn count(
+        &mut self,
+        entropy: CrossEntropy,
+        targets: ValueId,
+    ) -> Result<(Count, Option<Place>)> {
+        let (layout, from) = (self.layout(targets)?, self.place(targets)?);
+        if entropy.ignore.is_none() {
+            return Ok((Count::Known(layout.cols()), None));
+        }
+        let count = Self::vector(1, DType::F32)?;
+        let place = self.scratch(count);
+        let kernel = entropy.count(layout, count, self.target);
+        self.step(kernel, vec![from, place]);
+        Ok((Count::Value(count), Some(place)))
+    }
+
+    /// Loss and count of a node whose row losses are there.
+    pub(super) fn cross_entropy_total(
+        &mut self,
+        entropy: CrossEntropy,
+        node: &Node,
+        targets: ValueId,
+        vocabulary: usize,
+    ) -> Result<()> {
+        let [loss, count, rows] = self.layouts(&node.outputs)?;
+        let (layout, from) = (self.layout(targets)?, self.place(targets)?);
+        let [loss_place, count_place, rows_place] =
+            [0, 1, 2].map(|i| Place::Value(node.outputs[i]));
+        let kernel = entropy.total(rows, layout, [loss, count], vocabulary, self.target);
+        self.step(kernel, vec![rows_place, from, loss_place, count_place]);
+        Ok(())
+    }
+}
