@@ -10,6 +10,7 @@ mod lower;
 mod op;
 mod plan;
 mod session;
+mod shadow;
 mod shape;
 
 use std::collections::HashMap;
