@@ -1,4 +1,4 @@
-// One step over a run of the arenas. hyper: lr, 1 - beta1^t, 1 - beta2^t, gradient scale, apply.
+// One step over a run of the arenas. hyper: lr, 1 - beta1^t, 1 - beta2^t, gradient scale, apply. `shadow` takes p in f16.
 {% include "shared/group" %}
 
 @compute @workgroup_size({{ size }})
@@ -15,5 +15,9 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     v_store(i, v);
     let step = (m / hyper_at(1u)) / (sqrt(v / hyper_at(2u)) + {{ eps }});
     let p = p_load(i);
-    p_store(i, p - lr * ({{ weight_decay }} * p + step));
+    let next = p - lr * ({{ weight_decay }} * p + step);
+    p_store(i, next);
+{% if shadow %}
+    shadow_store(i, next);
+{% endif %}
 }

@@ -11,12 +11,14 @@ use std::task::{Context, Poll};
 use super::lower::{Arena, Arenas, Lowered, Place, lower};
 use super::plan::{Plan, plan};
 use super::session::{Session, Table};
+use super::shadow::ShadowUse;
 use super::{DType, Graph, Source, ValueId};
 use crate::error::{Error, Result};
 use crate::gpu::{
-    BindGroup, Buffer, BufferSlice, Gpu, Layout, Pipeline, ProfileStep, Readback, Tensor, Timing,
+    BindGroup, Buffer, BufferSlice, Gpu, Layout, Pipeline, ProfileStep, Readback, Recorder, Tensor,
+    Timing,
 };
-use crate::kernels::{Cost, MAX_BINDINGS, Target};
+use crate::kernels::{self, Cost, Kernel, MAX_BINDINGS, Target};
 
 /// Data for an input, dense and row-major.
 #[derive(Clone, Copy, Debug)]
@@ -61,12 +63,29 @@ impl<'a> From<&'a Vec<u32>> for Host<'a> {
 }
 
 #[derive(Debug)]
-struct Dispatch {
+pub(super) struct Dispatch {
     name: &'static str,
     pipeline: Arc<Pipeline>,
     bind_group: BindGroup,
     workgroups: [u32; 3],
     cost: Cost,
+}
+
+impl Dispatch {
+    fn new(gpu: &Gpu, target: Target, kernel: &Kernel, slices: &[BufferSlice]) -> Result<Self> {
+        let pipeline = gpu.pipeline(&kernel.key(target), || kernel.source(target))?;
+        Ok(Self {
+            name: kernel.name(),
+            bind_group: gpu.bind_group(&pipeline, slices)?,
+            pipeline,
+            workgroups: kernel.workgroups(),
+            cost: kernel.cost(),
+        })
+    }
+
+    fn record(&self, recorder: &mut Recorder) -> Result<()> {
+        recorder.dispatch(&self.pipeline, &self.bind_group, self.workgroups)
+    }
 }
 
 #[derive(Debug)]
@@ -85,6 +104,7 @@ pub struct Executable {
     inputs: HashMap<String, Input>,
     outputs: Vec<(String, BufferSlice, Layout)>,
     assigns: Vec<(BufferSlice, BufferSlice)>,
+    shadows: ShadowUse,
     /// Everything a run overwrites, for [`Executable::poison`].
     intermediates: Vec<BufferSlice>,
     plan: Plan,
@@ -113,15 +133,7 @@ impl Executable {
                 .zip(&bindings)
                 .map(|(&place, binding)| memory.slice(place, binding.layout.size_bytes()))
                 .collect::<Result<_>>()?;
-            let key = kernel.key(target);
-            let pipeline = gpu.pipeline(&key, || kernel.source(target))?;
-            dispatches.push(Dispatch {
-                name: kernel.name(),
-                bind_group: gpu.bind_group(&pipeline, &slices)?,
-                pipeline,
-                workgroups: kernel.workgroups(),
-                cost: kernel.cost(),
-            });
+            dispatches.push(Dispatch::new(gpu, target, kernel, &slices)?);
         }
         let mut outputs = Vec::new();
         for (name, id) in graph.outputs() {
@@ -146,6 +158,7 @@ impl Executable {
             inputs: memory.inputs_by_name(graph)?,
             outputs,
             assigns,
+            shadows: memory.shadow_use(graph, target)?,
             intermediates: memory.intermediates(graph)?,
             plan,
             order: Mutex::new(()),
@@ -182,18 +195,19 @@ impl Executable {
                 Host::U32(data) => recorder.upload(tensor, data),
             }?;
         }
+        let shadows = self.shadows.begin();
+        for dispatch in shadows.refreshes() {
+            dispatch.record(&mut recorder)?;
+        }
         for dispatch in &self.dispatches {
-            recorder.dispatch(
-                &dispatch.pipeline,
-                &dispatch.bind_group,
-                dispatch.workgroups,
-            )?;
+            dispatch.record(&mut recorder)?;
         }
         for (from, to) in &self.assigns {
             recorder.copy(from, to)?;
         }
         if self.outputs.is_empty() {
             recorder.submit()?;
+            shadows.submitted();
             return Ok(Pending(None));
         }
         let slices: Vec<BufferSlice> = self.outputs.iter().map(|(_, s, _)| s.clone()).collect();
@@ -210,6 +224,7 @@ impl Executable {
                     .collect(),
             ))
         })?;
+        shadows.submitted();
         Ok(Pending(Some(readback)))
     }
 
@@ -276,7 +291,7 @@ impl Executable {
     /// # Errors
     /// [`Error::Unsupported`] without timestamps; [`Error::DeviceLost`].
     pub fn profile(&self) -> Result<Vec<Timing>> {
-        self.gpu.profile(&self.steps())
+        self.measure(Gpu::profile)
     }
 
     /// Runs the dispatches once on whatever the inputs hold, in one pass as a run does, and returns its GPU time in nanoseconds.
@@ -285,7 +300,20 @@ impl Executable {
     /// # Errors
     /// As [`Executable::profile`].
     pub fn time(&self) -> Result<f64> {
-        self.gpu.time(&self.steps())
+        self.measure(Gpu::time)
+    }
+
+    /// Outdated shadows are copied before, in a submission of their own.
+    fn measure<T>(&self, measure: impl Fn(&Gpu, &[ProfileStep]) -> Result<T>) -> Result<T> {
+        let shadows = self.shadows.begin();
+        let mut recorder = self.gpu.recorder("refresh shadows");
+        for dispatch in shadows.refreshes() {
+            dispatch.record(&mut recorder)?;
+        }
+        recorder.submit()?;
+        let measured = measure(&self.gpu, &self.steps())?;
+        shadows.submitted();
+        Ok(measured)
     }
 
     /// The dispatches of a run, for timing them together with others through [`Gpu::time`] and [`Gpu::profile`].
@@ -328,6 +356,8 @@ struct Memory<'a> {
     table: Table,
     inputs: HashMap<ValueId, Tensor>,
     gradients: HashMap<usize, Buffer>,
+    /// By block, of those whose f16 copy is read.
+    shadows: HashMap<usize, Buffer>,
     slots: Vec<Buffer>,
     /// Names of states by value.
     states: HashMap<ValueId, String>,
@@ -367,6 +397,14 @@ impl<'a> Memory<'a> {
                 entry.insert(gpu.zeroed_buffer(bytes, "gradients")?);
             }
         }
+        let mut shadows = HashMap::new();
+        for &param in lowered.shadows.values() {
+            let block = table.run(param)?.block;
+            if let Entry::Vacant(entry) = shadows.entry(block) {
+                let bytes = session.block(block).bytes;
+                entry.insert(session.shadows().buffer(gpu, block, bytes)?);
+            }
+        }
         let slots = plan
             .slots
             .iter()
@@ -377,6 +415,7 @@ impl<'a> Memory<'a> {
             table,
             inputs,
             gradients,
+            shadows,
             slots,
             states,
             lowered,
@@ -406,9 +445,12 @@ impl<'a> Memory<'a> {
                 if let Some(name) = self.states.get(&id) {
                     return self.session.state(name);
                 }
-                match self.lowered.pinned.get(&id) {
-                    Some(&param) => (Arena::Gradients, self.table.run(param)?),
-                    None => (Arena::Parameters, self.table.run(id)?),
+                if let Some(&param) = self.lowered.pinned.get(&id) {
+                    (Arena::Gradients, self.table.run(param)?)
+                } else if let Some(&param) = self.lowered.shadows.get(&id) {
+                    (Arena::Shadows, self.table.run(param)?)
+                } else {
+                    (Arena::Parameters, self.table.run(id)?)
                 }
             }
             // Parts were taken from their value above.
@@ -417,9 +459,38 @@ impl<'a> Memory<'a> {
                 return Err(Error::Graph(format!("scratch {number} was not planned")));
             }
         };
-        let gradients = self.gradients.get(&run.block);
-        let buffer = self.session.block(run.block).arena(arena, gradients)?;
-        buffer.slice(run.offset, bytes)
+        let buffer = match arena {
+            Arena::Gradients => self.gradients.get(&run.block),
+            Arena::Shadows => self.shadows.get(&run.block),
+            _ => self.session.block(run.block).arena(arena),
+        };
+        let missing = || Error::Graph("an arena is used before it is allocated".into());
+        let buffer = buffer.ok_or_else(missing)?;
+        buffer.slice(run.offset_in(arena), bytes)
+    }
+
+    fn shadow_use(&self, graph: &Graph, target: Target) -> Result<ShadowUse> {
+        let gpu = self.session.gpu();
+        let mut reads = Vec::new();
+        for (&block, shadow) in &self.shadows {
+            let block_of = self.session.block(block);
+            let parameters = block_of.arena(Arena::Parameters).map(Buffer::whole);
+            let slices: Vec<BufferSlice> = parameters.into_iter().chain([shadow.whole()]).collect();
+            let kernel = kernels::optimizer::shadow(block_of.bytes as usize / 4, target)?;
+            reads.push((block, Dispatch::new(gpu, target, &kernel, &slices)?));
+        }
+        let mut outdates = Vec::new();
+        for param in graph.nodes().iter().flat_map(|node| node.op.updated()) {
+            let block = self.table.run(*param)?.block;
+            if !self.shadows.contains_key(&block) && !outdates.contains(&block) {
+                outdates.push(block);
+            }
+        }
+        Ok(ShadowUse {
+            shadows: Arc::clone(self.session.shadows()),
+            reads,
+            outdates,
+        })
     }
 
     fn inputs_by_name(&self, graph: &Graph) -> Result<HashMap<String, Input>> {

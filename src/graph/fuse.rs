@@ -5,10 +5,10 @@
 //! operand, so it only ever moves to an earlier place: nothing it reads can be missing or overwritten there.
 //! A loss may be computed by the kernel of its gradient, see `pair.rs`.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use super::pair::pair;
-use super::{Broadcast, Graph, Op, Source, ValueId};
+use super::{Broadcast, DType, Graph, Op, Source, ValueId, shadow};
 use crate::kernels::MAX_BINDINGS;
 
 /// Nodes that become one kernel (an anchor that works in stages may take several dispatches).
@@ -36,6 +36,8 @@ pub(super) struct Fused<'a> {
     /// By value: live nodes that read it.
     readers: Vec<Vec<usize>>,
     outputs: HashSet<ValueId>,
+    /// Casts of parameters that are no work, because the session keeps their result: by value, the parameter.
+    shadows: HashMap<ValueId, ValueId>,
 }
 
 fn is_elementwise(op: &Op) -> bool {
@@ -80,6 +82,7 @@ impl<'a> Fused<'a> {
             roots,
             group_of: vec![None; count],
             readers: vec![Vec::new(); count],
+            shadows: HashMap::new(),
         };
         let live = fused.live();
         for (index, node) in graph.nodes.iter().enumerate() {
@@ -90,11 +93,43 @@ impl<'a> Fused<'a> {
                 }
             }
         }
+        fused.shadows = fused.find_shadows(&live);
         let (order, values) = pair(&fused, &live);
         for index in order {
-            fused.place(index, values.get(&index).copied());
+            let node = &graph.nodes[index];
+            let shadowed = || fused.shadows.contains_key(&node.outputs[0]);
+            if !(is_elementwise(&node.op) && shadowed()) {
+                fused.place(index, values.get(&index).copied());
+            }
         }
         fused
+    }
+
+    /// Casts to f16 of parameters whose elements lie at the same places in both types. Not those that are read when the
+    /// parameter may have changed already: its shadow changes with it.
+    fn find_shadows(&self, live: &[bool]) -> HashMap<ValueId, ValueId> {
+        let nodes = &self.graph.nodes;
+        let mut shadows = HashMap::new();
+        for (index, node) in nodes.iter().enumerate() {
+            if !live[index] || node.op != Op::Cast(DType::F16) {
+                continue;
+            }
+            let (param, copy) = (self.root(node.inputs[0]), node.outputs[0]);
+            let value = &self.graph.values[param.0 as usize];
+            let mut updates = nodes.iter();
+            let update = updates.position(|node| node.op.updated().contains(&param));
+            let in_time = update.is_none_or(|update| {
+                let mut readers = self.readers(copy).iter();
+                readers.all(|&reader| reader < update) && !self.outputs.contains(&copy)
+            });
+            if matches!(value.source, Source::Parameter(_))
+                && shadow::fits(&value.shape, self.graph.shape(copy))
+                && in_time
+            {
+                shadows.insert(copy, param);
+            }
+        }
+        shadows
     }
 
     /// The value that holds the elements of `id`.
@@ -222,6 +257,11 @@ impl<'a> Fused<'a> {
             stored.extend(self.graph.nodes[anchor].outputs.first());
         }
         stored
+    }
+
+    /// Casts that are read from the session's shadows: by value, the parameter.
+    pub fn shadows(&self) -> &HashMap<ValueId, ValueId> {
+        &self.shadows
     }
 
     /// Live nodes that read a value.

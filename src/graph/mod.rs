@@ -11,6 +11,7 @@ mod op;
 mod pair;
 mod plan;
 mod session;
+mod shadow;
 mod shape;
 mod tune;
 

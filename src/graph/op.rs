@@ -282,4 +282,12 @@ impl Op {
             _ => Broadcast::Same,
         }
     }
+
+    /// Parameters that the operation changes.
+    pub(super) fn updated(&self) -> &[ValueId] {
+        match self {
+            Self::AdamW { params, .. } => params,
+            _ => &[],
+        }
+    }
 }

@@ -109,7 +109,7 @@ fn lives(graph: &Graph, lowered: &Lowered) -> Result<Vec<Life>> {
                 Place::Run(..) | Place::Part { .. } => false,
                 Place::Value(id) => {
                     let computed = matches!(graph.value(id)?.source, Source::Node { .. });
-                    computed && !lowered.pinned.contains_key(&id)
+                    computed && !lowered.is_in_arena(id)
                 }
             };
             if !planned {

@@ -8,10 +8,14 @@ use rand_chacha::ChaCha8Rng;
 
 use super::executable::Executable;
 use super::lower::{Arena, Arenas, Run};
+use super::shadow::Shadows;
 use super::{DType, Graph, Init, Shape, Source, ValueId};
 use crate::error::{Error, Result};
 use crate::fnv::fnv1a;
 use crate::gpu::{Buffer, BufferSlice, Gpu, Layout, OFFSET_ALIGNMENT, Tensor};
+
+/// Where parameters begin: their f16 shadows, half as large, must begin where a binding may.
+const PARAMETER_ALIGNMENT: u64 = 2 * OFFSET_ALIGNMENT;
 
 /// Consecutive parameters in one buffer, with parallel buffers for their moments.
 #[derive(Clone, Debug)]
@@ -22,14 +26,13 @@ pub(super) struct Block {
 }
 
 impl Block {
-    pub fn arena(&self, arena: Arena, gradients: Option<&Buffer>) -> Result<Buffer> {
-        let missing = || Error::Graph("an arena is used before it is allocated".into());
+    /// The arenas that belong to the session alone.
+    pub fn arena(&self, arena: Arena) -> Option<&Buffer> {
         match (arena, &self.moments) {
-            (Arena::Parameters, _) => Ok(self.parameters.clone()),
-            (Arena::Gradients, _) => gradients.cloned().ok_or_else(missing),
-            (Arena::FirstMoments, Some([m, _])) => Ok(m.clone()),
-            (Arena::SecondMoments, Some([_, v])) => Ok(v.clone()),
-            (_, None) => Err(missing()),
+            (Arena::Parameters, _) => Some(&self.parameters),
+            (Arena::FirstMoments, Some([m, _])) => Some(m),
+            (Arena::SecondMoments, Some([_, v])) => Some(v),
+            _ => None,
         }
     }
 }
@@ -51,6 +54,9 @@ pub struct SessionStats {
     pub hits: u64,
     /// Graphs compiled.
     pub misses: u64,
+    /// Times that a block of parameters was copied to f16 by a dispatch of its own, because something other than the step of a
+    /// graph that reads the copy had changed a parameter.
+    pub shadow_refreshes: u64,
 }
 
 /// Parameters, optimizer moments and states by name, on one device, shared by all graphs compiled here.
@@ -65,6 +71,7 @@ pub struct Session {
     entries: Vec<Entry>,
     by_name: HashMap<String, usize>,
     states: HashMap<String, Tensor>,
+    shadows: Arc<Shadows>,
     executables: HashMap<String, Arc<Executable>>,
     stats: SessionStats,
 }
@@ -80,6 +87,7 @@ impl Session {
             entries: Vec::new(),
             by_name: HashMap::new(),
             states: HashMap::new(),
+            shadows: Arc::default(),
             executables: HashMap::new(),
             stats: SessionStats::default(),
         }
@@ -91,10 +99,13 @@ impl Session {
         &self.gpu
     }
 
-    /// Hits and misses of [`Session::compile`].
+    /// Hits and misses of [`Session::compile`], and what keeping f16 copies took.
     #[must_use]
     pub fn stats(&self) -> SessionStats {
-        self.stats
+        SessionStats {
+            shadow_refreshes: self.shadows.refreshes(),
+            ..self.stats
+        }
     }
 
     /// The executable of a graph: compiled now, or found because an equal graph was compiled before.
@@ -159,7 +170,12 @@ impl Session {
             return Err(fail(format!("element {i} is {}", data[i])));
         }
         match self.by_name.get(name) {
-            Some(&index) => tensor.upload(&self.gpu, &self.entries[index].to_storage(data)),
+            Some(&index) => {
+                let entry = &self.entries[index];
+                let data = entry.to_storage(data);
+                self.shadows
+                    .write(entry.run.block, || tensor.upload(&self.gpu, &data))
+            }
             None => tensor.upload(&self.gpu, data),
         }
     }
@@ -188,6 +204,10 @@ impl Session {
 
     pub(super) fn block(&self, index: usize) -> &Block {
         &self.blocks[index]
+    }
+
+    pub(super) fn shadows(&self) -> &Arc<Shadows> {
+        &self.shadows
     }
 
     /// Where the parameters of a graph lie.
@@ -222,7 +242,7 @@ impl Session {
                 continue;
             };
             let layout = Layout::of(&value.shape, DType::F32)?;
-            let bytes = layout.size_bytes().next_multiple_of(OFFSET_ALIGNMENT);
+            let bytes = layout.size_bytes().next_multiple_of(PARAMETER_ALIGNMENT);
             // A block is bound as a whole: where the adapter's limit is reached, another begins.
             let offset = match sizes.last_mut() {
                 Some(size) if *size + bytes <= largest => {
@@ -253,6 +273,7 @@ impl Session {
                 moments: None,
                 bytes,
             });
+            self.shadows.add_block();
         }
         for (entry, init) in new {
             let data = self.initial(&entry, init);

@@ -1,7 +1,9 @@
 //! Work over runs of the flat arenas: norm and AdamW.
 
-use super::{Kernel, Target, View};
-use crate::gpu::Layout;
+use super::{Instruction, Kernel, Operand, Program, Target, View, elementwise};
+use crate::error::Result;
+use crate::gpu::{Alignment, Layout};
+use crate::graph::{Broadcast, DType};
 
 const SIZE: usize = 64;
 /// `vec4`s whose squares one row of invocations adds up.
@@ -44,11 +46,11 @@ pub(crate) struct AdamW {
     pub weight_decay: f32,
 }
 
-/// g, hyper → p, m, v in place, over runs of equal layout.
-pub(crate) fn adamw(run: Layout, hyper: Layout, options: AdamW) -> Kernel {
+/// g, hyper → p, m, v in place, over runs of equal layout, and p rounded to f16 where there is a `shadow`.
+pub(crate) fn adamw(run: Layout, hyper: Layout, shadow: Option<Layout>, options: AdamW) -> Kernel {
     let count = run.row_stride() / 4;
     let (beta1, beta2) = (f64::from(options.beta1), f64::from(options.beta2));
-    Kernel::new("adamw")
+    let kernel = Kernel::new("adamw")
         .items(count, SIZE)
         .with("count", count)
         .with("beta1", beta1)
@@ -62,5 +64,27 @@ pub(crate) fn adamw(run: Layout, hyper: Layout, options: AdamW) -> Kernel {
         .write("p", run, View::Vec4)
         .write("m", run, View::Vec4)
         .write("v", run, View::Vec4)
-        .flops(14.0 * run.len() as f64)
+        .with("shadow", shadow.is_some())
+        .flops(14.0 * run.len() as f64);
+    match shadow {
+        Some(shadow) => kernel.write("shadow", shadow, View::Vec4),
+        None => kernel,
+    }
+}
+
+/// `elements` of a block of parameters → their shadow.
+pub(crate) fn shadow(elements: usize, target: Target) -> Result<Kernel> {
+    let vector = |dtype| Layout::new(1, elements, dtype, Alignment::Bytes16);
+    let parameters = Operand {
+        layout: vector(DType::F32)?,
+        broadcast: Broadcast::Same,
+    };
+    let program = Program {
+        rows: 1,
+        cols: elements,
+        operands: vec![parameters],
+        instructions: vec![Instruction::Load(0)],
+        results: vec![(0, vector(DType::F16)?)],
+    };
+    Ok(elementwise::elementwise(program, target))
 }

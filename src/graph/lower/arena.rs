@@ -1,6 +1,6 @@
 //! Work over the flat arenas: which gradients live there, their norm, the optimizer step.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::{Arena, Lowering, Place, Run};
 use crate::error::Result;
@@ -98,6 +98,14 @@ impl Lowering<'_> {
         Ok(())
     }
 
+    /// Blocks whose shadows the graph reads: an update has to write these, too.
+    fn shadowed_blocks(&self) -> Result<HashSet<usize>> {
+        let params = self.fused.shadows().values();
+        params
+            .map(|&param| Ok(self.arenas.run(param)?.block))
+            .collect()
+    }
+
     pub(super) fn adamw(&mut self, node: &Node) -> Result<()> {
         let Op::AdamW {
             params,
@@ -130,17 +138,24 @@ impl Lowering<'_> {
             let source = self.place(gradients[i])?;
             work.push((Run { bytes, ..run }, source));
         }
+        let shadowed = self.shadowed_blocks()?;
         for (run, gradient) in work {
-            let layout = Self::vector(run.bytes as usize / 4, DType::F32)?;
-            let kernel = kernels::optimizer::adamw(layout, hyper_layout, options);
+            let elements = run.bytes as usize / 4;
+            let layout = Self::vector(elements, DType::F32)?;
             let arena = |arena| Place::Run(arena, run);
-            let places = vec![
+            let mut places = vec![
                 gradient,
                 hyper,
                 arena(Arena::Parameters),
                 arena(Arena::FirstMoments),
                 arena(Arena::SecondMoments),
             ];
+            let mut shadow = None;
+            if shadowed.contains(&run.block) {
+                shadow = Some(Self::vector(elements, DType::F16)?);
+                places.push(arena(Arena::Shadows));
+            }
+            let kernel = kernels::optimizer::adamw(layout, hyper_layout, shadow, options);
             self.step(kernel, places);
         }
         Ok(())

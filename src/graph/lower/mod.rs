@@ -39,6 +39,8 @@ pub(super) enum Arena {
     Gradients,
     FirstMoments,
     SecondMoments,
+    /// f16 copies of the parameters, at half their offsets.
+    Shadows,
 }
 
 /// A stretch of consecutive parameters.
@@ -48,6 +50,16 @@ pub(super) struct Run {
     pub block: usize,
     pub offset: u64,
     pub bytes: u64,
+}
+
+impl Run {
+    /// Where the run begins in an arena.
+    pub fn offset_in(&self, arena: Arena) -> u64 {
+        match arena {
+            Arena::Shadows => self.offset / 2,
+            _ => self.offset,
+        }
+    }
 }
 
 /// One dispatch. `places` are in binding order.
@@ -63,10 +75,19 @@ pub(super) struct Lowered {
     pub steps: Vec<Step>,
     /// Gradients that live in the gradient arena, with their parameter.
     pub pinned: HashMap<ValueId, ValueId>,
+    /// Values that lie in the shadow arena, with their parameter.
+    pub shadows: HashMap<ValueId, ValueId>,
     /// (value, state) to copy when the run ends.
     pub assigns: Vec<(ValueId, ValueId)>,
     /// Reshapes resolved: by value, the value that holds its elements.
     pub roots: Vec<ValueId>,
+}
+
+impl Lowered {
+    /// Whether a computed value lies in an arena, so that its memory is not planned.
+    pub fn is_in_arena(&self, id: ValueId) -> bool {
+        self.pinned.contains_key(&id) || self.shadows.contains_key(&id)
+    }
 }
 
 /// Where the session keeps parameters.
@@ -102,6 +123,7 @@ pub(super) fn lower(
     Ok(Lowered {
         steps: lowering.steps,
         pinned: lowering.pinned,
+        shadows: fused.shadows().clone(),
         assigns: lowering.assigns,
         roots: graph.values().map(|(id, _)| fused.root(id)).collect(),
     })

@@ -1,0 +1,150 @@
+//! Shadows: f16 copies of parameters that the session keeps, so that no run casts a weight that has not changed.
+//!
+//! A block of parameters has one shadow, element for element. The optimizer step of a graph that reads a shadow writes it in the
+//! same pass. Every other write to a parameter outdates the shadow of its block; the next run that reads it copies the block
+//! first. Versions decide, under one lock from the question to the submission: no run can see an outdated copy.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::executable::Dispatch;
+use super::{DType, Shape};
+use crate::error::Result;
+use crate::gpu::{Buffer, Gpu, Layout};
+
+/// Whether the elements of an f16 copy have the same offsets, counted in elements, as those of the parameter.
+pub(super) fn fits(parameter: &Shape, copy: &Shape) -> bool {
+    match (
+        Layout::of(parameter, DType::F32),
+        Layout::of(copy, DType::F16),
+    ) {
+        (Ok(from), Ok(to)) => from.rows() == 1 || from.row_stride() == to.row_stride(),
+        _ => false,
+    }
+}
+
+/// The shadow of one block.
+#[derive(Debug, Default)]
+struct Shadow {
+    buffer: Option<Buffer>,
+    /// Number of the last write to the parameters that did not write the shadow, too.
+    written: u64,
+    /// The write that the shadow shows.
+    shown: u64,
+}
+
+impl Shadow {
+    fn is_outdated(&self) -> bool {
+        self.shown != self.written
+    }
+}
+
+#[derive(Debug, Default)]
+struct State {
+    blocks: Vec<Shadow>,
+    refreshes: u64,
+}
+
+/// The shadows of a session.
+#[derive(Debug, Default)]
+pub(super) struct Shadows(Mutex<State>);
+
+impl Shadows {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a block whose shadow does not exist yet.
+    pub fn add_block(&self) {
+        self.lock().blocks.push(Shadow {
+            written: 1,
+            ..Shadow::default()
+        });
+    }
+
+    /// The shadow of a block of `bytes`, allocated when first asked for.
+    pub fn buffer(&self, gpu: &Gpu, block: usize, bytes: u64) -> Result<Buffer> {
+        let shadow = &mut self.lock().blocks[block];
+        if let Some(buffer) = &shadow.buffer {
+            return Ok(buffer.clone());
+        }
+        let buffer = gpu.zeroed_buffer(bytes / 2, "f16 shadows")?;
+        Ok(shadow.buffer.insert(buffer).clone())
+    }
+
+    /// Writes to parameters of a block.
+    pub fn write<T>(&self, block: usize, write: impl FnOnce() -> T) -> T {
+        let mut state = self.lock();
+        state.blocks[block].written += 1;
+        write()
+    }
+
+    /// Blocks copied by a dispatch of their own so far.
+    pub fn refreshes(&self) -> u64 {
+        self.lock().refreshes
+    }
+}
+
+/// What a run of one executable means for the shadows of its session.
+pub(super) struct ShadowUse {
+    pub shadows: Arc<Shadows>,
+    /// Blocks whose shadow is read, with the dispatch that copies the block.
+    pub reads: Vec<(usize, Dispatch)>,
+    /// Blocks whose parameters are updated, but not their shadows.
+    pub outdates: Vec<usize>,
+}
+
+impl ShadowUse {
+    /// Keeps other runs and writes away until the guard is dropped.
+    pub fn begin(&self) -> ShadowGuard<'_> {
+        let matters = !self.reads.is_empty() || !self.outdates.is_empty();
+        ShadowGuard {
+            state: matters.then(|| self.shadows.lock()),
+            user: self,
+        }
+    }
+}
+
+impl fmt::Debug for ShadowUse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let reads: Vec<usize> = self.reads.iter().map(|(block, _)| *block).collect();
+        f.debug_struct("ShadowUse")
+            .field("reads", &reads)
+            .field("outdates", &self.outdates)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A run between the question which shadows are outdated and its submission.
+#[must_use]
+pub(super) struct ShadowGuard<'a> {
+    /// Not locked where the run has nothing to do with shadows.
+    state: Option<MutexGuard<'a, State>>,
+    user: &'a ShadowUse,
+}
+
+impl ShadowGuard<'_> {
+    /// Copies to make before anything else of the run.
+    pub fn refreshes(&self) -> impl Iterator<Item = &Dispatch> {
+        let reads = self.state.iter().flat_map(|state| {
+            let reads = self.user.reads.iter();
+            reads.map(|(block, dispatch)| (&state.blocks[*block], dispatch))
+        });
+        reads.filter_map(|(shadow, dispatch)| shadow.is_outdated().then_some(dispatch))
+    }
+
+    /// The run is submitted.
+    pub fn submitted(mut self) {
+        let Some(state) = self.state.as_deref_mut() else {
+            return;
+        };
+        for (block, _) in &self.user.reads {
+            let shadow = &mut state.blocks[*block];
+            state.refreshes += u64::from(shadow.is_outdated());
+            shadow.shown = shadow.written;
+        }
+        for &block in &self.user.outdates {
+            state.blocks[block].written += 1;
+        }
+    }
+}
