@@ -188,3 +188,50 @@ fn few_rows() {
         }
     }
 }
+
+/// Products of matrices that lie one behind the other, with everything that fuses behind them.
+#[test]
+fn batches() {
+    for dtype in [DType::F32, DType::F16] {
+        for trans in [Trans::NN, Trans::NT, Trans::TN] {
+            for (batch, m, n, k) in [
+                (2, 1, 1, 1),
+                (3, 7, 5, 9),
+                (5, 33, 31, 65),
+                (2, 70, 129, 40),
+            ] {
+                let mut case = Case::new(17, dtype);
+                let ([a0, a1], [b0, b1]) = dims(trans, m, n, k);
+                let (a, b) = (case.input(&[batch, a0, a1]), case.input(&[batch, b0, b1]));
+                let bias = case.parameter(&[n]);
+                let c = case.graph.batch_matmul(a, b, trans).unwrap();
+                assert_eq!(case.graph.value(c).unwrap().shape.dims(), [batch, m, n]);
+                let c = case.graph.add_bias(c, bias).unwrap();
+                case.output("c", c);
+                case.gradients(c, &[a, b, bias]);
+                case.check(tolerance(dtype));
+            }
+        }
+    }
+}
+
+#[test]
+fn batches_by_finite_differences() {
+    for trans in [Trans::NN, Trans::NT, Trans::TN] {
+        let mut case = Case::new(19, DType::F32);
+        let ([a0, a1], [b0, b1]) = dims(trans, 3, 4, 5);
+        let (a, b) = (case.input(&[2, a0, a1]), case.input(&[2, b0, b1]));
+        let c = case.graph.batch_matmul(a, b, trans).unwrap();
+        case.check_finite_differences(c, &[a, b], 1e-7);
+    }
+}
+
+#[test]
+fn batches_that_do_not_fit_are_refused() {
+    let mut case = Case::new(1, DType::F32);
+    let (a, b) = (case.input(&[2, 3, 4]), case.input(&[3, 4, 5]));
+    let matrix = case.input(&[8, 5]);
+    assert!(case.graph.batch_matmul(a, b, Trans::NN).is_err());
+    assert!(case.graph.batch_matmul(a, matrix, Trans::NN).is_err());
+    assert!(case.graph.batch_matmul(matrix, a, Trans::NN).is_err());
+}

@@ -60,28 +60,31 @@ lid / {{ cells }}u
     let k0 = {% if split %}wid.z * {{ steps * bk }}u{% else %}0u{% endif %};
 {# Where an invocation's loads of a tile start: of an operand with k along its rows the column, of the others the rows. Places outside the
    operand are replaced by its last row or column, whose products are never stored. #}
-{% macro start(name, along_k, first, lines, extent, loads, apart) %}
+{% macro start(name, along_k, above, first, lines, extent, loads, apart) %}
 {% if along_k %}
     let {{ name }}_col = min({{ first }} / 4u + {{ name }}_cell, {{ name }}_stride - 1u);
 {% elif extent % lines == 0 %}
-    let {{ name }}_from = ({{ first }} + {{ name }}_line) * {{ name }}_stride;
+    let {{ name }}_from = ({{ above }}{{ first }} + {{ name }}_line) * {{ name }}_stride;
 {% else %}
 {% for r in range(loads) %}
-    let {{ name }}_from{{ r }} = min({{ first }} + {{ name }}_line + {{ r * apart }}u, {{ extent - 1 }}u) * {{ name }}_stride;
+    let {{ name }}_from{{ r }} = ({{ above }}min({{ first }} + {{ name }}_line + {{ r * apart }}u, {{ extent - 1 }}u)) * {{ name }}_stride;
 {% endfor %}
 {% endif %}
 {% endmacro %}
-{{ start("a", trans == "TN", "row0", bm, m, a_loads, a_apart) }}
-{{ start("b", trans != "NT", "col0", bn, n, b_loads, b_apart) }}
+{# Layer z of the grid computes product z of a batch, or part z of K. #}
+{% set a_above = "wid.z * " ~ a_rows ~ "u + " if batch > 1 else "" %}
+{% set b_above = "wid.z * " ~ b_rows ~ "u + " if batch > 1 else "" %}
+{{ start("a", trans == "TN", a_above, "row0", bm, m, a_loads, a_apart) }}
+{{ start("b", trans != "NT", b_above, "col0", bn, n, b_loads, b_apart) }}
 {# Loads tile `t`; `declare` is "var " the first time. Behind the end of K tiles are zero. #}
-{% macro load(name, along_k, lines, extent, loads, apart, declare) %}
+{% macro load(name, along_k, above, lines, extent, loads, apart, declare) %}
 {% for r in range(loads) %}
 {% if along_k %}
 {% if masked %}
         let {{ name }}_k{{ r }} = k + {{ name }}_line + {{ r * apart }}u;
-        {{ declare }}{{ name }}_next{{ r }} = select({{ zero }}, {{ name }}[min({{ name }}_k{{ r }}, {{ full_k - 1 }}u) * {{ name }}_stride + {{ name }}_col], {{ name }}_k{{ r }} < {{ full_k }}u);
+        {{ declare }}{{ name }}_next{{ r }} = select({{ zero }}, {{ name }}[({{ above }}min({{ name }}_k{{ r }}, {{ full_k - 1 }}u)) * {{ name }}_stride + {{ name }}_col], {{ name }}_k{{ r }} < {{ full_k }}u);
 {% else %}
-        {{ declare }}{{ name }}_next{{ r }} = {{ name }}[(k + {{ name }}_line + {{ r * apart }}u) * {{ name }}_stride + {{ name }}_col];
+        {{ declare }}{{ name }}_next{{ r }} = {{ name }}[({{ above }}k + {{ name }}_line + {{ r * apart }}u) * {{ name }}_stride + {{ name }}_col];
 {% endif %}
 {% else %}
 {% set from = name ~ "_from" ~ r if extent % lines != 0 else name ~ "_from + " ~ r * apart ~ "u * " ~ name ~ "_stride" %}
@@ -106,8 +109,8 @@ lid / {{ cells }}u
 {% endfor %}
 {% endmacro %}
 {% macro load_both(declare) %}
-{{ load("a", trans == "TN", bm, m, a_loads, a_apart, declare) }}
-{{ load("b", trans != "NT", bn, n, b_loads, b_apart, declare) }}
+{{ load("a", trans == "TN", a_above, bm, m, a_loads, a_apart, declare) }}
+{{ load("b", trans != "NT", b_above, bn, n, b_loads, b_apart, declare) }}
 {% endmacro %}
 {% macro store_both(h) %}
 {{ store("a", h, a_loads, a_apart, a_row) }}
@@ -210,7 +213,7 @@ lid / {{ cells }}u
         let col = (col0 + sub_col + {{ j * size }}u) / 4u + cell % {{ size // 4 }}u;
         let at = base + 4u * cell;
         if (row < {{ m }}u && col < {{ width }}u) {
-            finish({% if split %}wid.z * {{ m }}u + {% endif %}row, col, vec4<f32>(sums[at], sums[at + 1u], sums[at + 2u], sums[at + 3u]));
+            finish({% if split or batch > 1 %}wid.z * {{ m }}u + {% endif %}row, col, vec4<f32>(sums[at], sums[at + 1u], sums[at + 2u], sums[at + 3u]));
         }
     }
 {% endfor %}

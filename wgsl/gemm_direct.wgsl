@@ -7,6 +7,10 @@ fn main(@builtin(global_invocation_id) gid: vec3<u32>) {
     if (row >= {{ m }}u || col >= {{ width }}u) {
         return;
     }
+{# Layer z of the grid computes product z of a batch. #}
+{% set a_first = "gid.z * " ~ a_rows ~ "u + " if batch > 1 else "" %}
+{% set b_first = "gid.z * " ~ b_rows ~ "u + " if batch > 1 else "" %}
+{% set first = "gid.z * " ~ m ~ "u + " if batch > 1 else "" %}
 {# Rows and columns outside the operands are read from the last one; their products are never stored. #}
 {% if trans == "TN" %}
 {% for i in range(tm // 4) %}
@@ -14,13 +18,13 @@ fn main(@builtin(global_invocation_id) gid: vec3<u32>) {
 {% endfor %}
 {% else %}
 {% for i in range(tm) %}
-    let a_row{{ i }} = min(row + {{ i }}u, {{ m - 1 }}u) * a_stride;
+    let a_row{{ i }} = ({{ a_first }}min(row + {{ i }}u, {{ m - 1 }}u)) * a_stride;
 {% endfor %}
 {% endif %}
 {% for j in range(tn) %}
 {% if trans == "NT" %}
 {% for c in range(4) %}
-    let b_row{{ j }}_{{ c }} = min(4u * (col + {{ j }}u) + {{ c }}u, {{ n - 1 }}u) * b_stride;
+    let b_row{{ j }}_{{ c }} = ({{ b_first }}min(4u * (col + {{ j }}u) + {{ c }}u, {{ n - 1 }}u)) * b_stride;
 {% endfor %}
 {% else %}
     let b_col{{ j }} = min(col + {{ j }}u, b_stride - 1u);
@@ -42,14 +46,14 @@ fn main(@builtin(global_invocation_id) gid: vec3<u32>) {
 {% endfor %}
 {% else %}
 {% for kk in range(depth) %}
-        let b{{ kk }}_{{ j }} = b_load((4u * k + {{ kk }}u) * b_stride + b_col{{ j }});
+        let b{{ kk }}_{{ j }} = b_load(({{ b_first }}4u * k + {{ kk }}u) * b_stride + b_col{{ j }});
 {% endfor %}
 {% endif %}
 {% endfor %}
 {% if trans == "TN" %}
 {% for kk in range(depth) %}
 {% for i in range(tm // 4) %}
-        let a{{ kk }}_{{ i }} = a_load((4u * k + {{ kk }}u) * a_stride + a_col{{ i }});
+        let a{{ kk }}_{{ i }} = a_load(({{ a_first }}4u * k + {{ kk }}u) * a_stride + a_col{{ i }});
 {% endfor %}
 {% for i in range(tm) %}
 {% for j in range(tn) %}
@@ -88,10 +92,10 @@ fn main(@builtin(global_invocation_id) gid: vec3<u32>) {
     if (row + {{ i }}u < {{ m }}u) {
 {% for j in range(tn) %}
 {% if width % tn == 0 %}
-        finish(row + {{ i }}u, col + {{ j }}u, c{{ i }}_{{ j }});
+        finish({{ first }}row + {{ i }}u, col + {{ j }}u, c{{ i }}_{{ j }});
 {% else %}
         if (col + {{ j }}u < {{ width }}u) {
-            finish(row + {{ i }}u, col + {{ j }}u, c{{ i }}_{{ j }});
+            finish({{ first }}row + {{ i }}u, col + {{ j }}u, c{{ i }}_{{ j }});
         }
 {% endif %}
 {% endfor %}

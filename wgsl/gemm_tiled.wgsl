@@ -21,7 +21,10 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
 {% endfor %}
 {% endfor %}
 {# Stages an operand stored with k along its columns: 4 x 4 blocks, turned in registers. Padding behind K is zero. #}
-{% macro turned(name, blocks, first, count) %}
+{# Layer z of the grid computes product z of a batch, or part z of K. #}
+{% set a_above = "wid.z * " ~ a_rows ~ "u + " if batch > 1 else "" %}
+{% set b_above = "wid.z * " ~ b_rows ~ "u + " if batch > 1 else "" %}
+{% macro turned(name, blocks, above, first, count) %}
 {% for q in range((bk // 4 * blocks + threads - 1) // threads) %}
         {
             let q = lid + {{ q * threads }}u;
@@ -32,7 +35,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
             let block = q / {{ bk // 4 }}u;
             let at = k0 / 4u + kb;
 {% for r in range(4) %}
-            let v{{ r }} = {{ name }}_load(min(4u * ({{ first }} + block) + {{ r }}u, {{ count - 1 }}u) * {{ name }}_stride + at);
+            let v{{ r }} = {{ name }}_load(({{ above }}min(4u * ({{ first }} + block) + {{ r }}u, {{ count - 1 }}u)) * {{ name }}_stride + at);
 {% endfor %}
 {% for c in range(4) %}
             tile_{{ name }}[(4u * kb + {{ c }}u) * {{ blocks }}u + block] = vec4<f32>(v0[{{ c }}], v1[{{ c }}], v2[{{ c }}], v3[{{ c }}]);
@@ -44,7 +47,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
 {% endfor %}
 {% endmacro %}
 {# Stages an operand stored with k along its rows; rows behind K do not exist. #}
-{% macro straight(name, blocks, first) %}
+{% macro straight(name, blocks, above, first) %}
 {% for q in range((bk * blocks + threads - 1) // threads) %}
         {
             let q = lid + {{ q * threads }}u;
@@ -54,11 +57,11 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
             let kk = k0 + q / {{ blocks }}u;
             let at = min({{ first }} + q % {{ blocks }}u, {{ name }}_stride - 1u);
 {% if k % bk == 0 %}
-            tile_{{ name }}[q] = {{ name }}_load(kk * {{ name }}_stride + at);
+            tile_{{ name }}[q] = {{ name }}_load(({{ above }}kk) * {{ name }}_stride + at);
 {% else %}
             var v = vec4<f32>();
             if (kk < {{ k }}u) {
-                v = {{ name }}_load(kk * {{ name }}_stride + at);
+                v = {{ name }}_load(({{ above }}kk) * {{ name }}_stride + at);
             }
             tile_{{ name }}[q] = v;
 {% endif %}
@@ -76,14 +79,14 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     for (var k0 = 0u; k0 < {{ k }}u; k0 += {{ bk }}u) {
 {% endif %}
 {% if trans == "TN" %}
-{{ straight("a", am, "row0") }}
+{{ straight("a", am, a_above, "row0") }}
 {% else %}
-{{ turned("a", am, "row0", m) }}
+{{ turned("a", am, a_above, "row0", m) }}
 {% endif %}
 {% if trans == "NT" %}
-{{ turned("b", bn4, "col0", n) }}
+{{ turned("b", bn4, b_above, "col0", n) }}
 {% else %}
-{{ straight("b", bn4, "col0") }}
+{{ straight("b", bn4, b_above, "col0") }}
 {% endif %}
         workgroupBarrier();
 {% for kk in range(bk) %}
@@ -109,7 +112,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
 {% for j in range(tn // 4) %}
         let to{{ j }} = col0 + {{ j * tx }}u + x;
         if (row < {{ m }}u && to{{ j }} < {{ width }}u) {
-            finish({% if split %}wid.z * {{ m }}u + {% endif %}row, to{{ j }}, c{{ i }}_{{ j }});
+            finish({% if split or batch > 1 %}wid.z * {{ m }}u + {% endif %}row, to{{ j }}, c{{ i }}_{{ j }});
         }
 {% endfor %}
     }

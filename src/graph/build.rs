@@ -311,7 +311,20 @@ impl Graph {
         trans: Trans,
         out: DType,
     ) -> Result<ValueId> {
-        self.apply1(Op::MatMul { trans, out }, &[a, b])
+        let batch = 1;
+        self.apply1(Op::MatMul { batch, trans, out }, &[a, b])
+    }
+
+    /// A product of each pair of matrices: a [batch, M, K], b [batch, K, N] → [batch, M, N] in the element type of `a`; either stored
+    /// transposed as `trans` says.
+    pub fn batch_matmul(&mut self, a: ValueId, b: ValueId, trans: Trans) -> Result<ValueId> {
+        let value = self.value(a)?;
+        if value.shape.rank() != 3 {
+            let reason = "operands must be [batch, rows, columns]";
+            return Err(Error::shape("batch_matmul", &[&value.shape], reason));
+        }
+        let (batch, out) = (value.shape.dims()[0], value.dtype);
+        self.apply1(Op::MatMul { batch, trans, out }, &[a, b])
     }
 
     /// LayerNorm over the last extent with gamma `[C]` and beta `[C]`.

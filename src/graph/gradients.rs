@@ -186,7 +186,7 @@ impl Backward<'_> {
             },
             Op::Binary(op, broadcast) => self.binary(node, *op, *broadcast, d),
             Op::Cast(_) | Op::Reshape => self.accumulate(x[0], d),
-            Op::MatMul { trans, .. } => self.matmul(x[0], x[1], *trans, d),
+            Op::MatMul { batch, trans, .. } => self.matmul(x[0], x[1], (*batch, *trans), d),
             Op::LayerNorm { .. } => {
                 let statistics = node.outputs[1];
                 if self.wants(x[0]) {
@@ -328,7 +328,13 @@ impl Backward<'_> {
         Ok(())
     }
 
-    fn matmul(&mut self, a: ValueId, b: ValueId, trans: Trans, d: ValueId) -> Result<()> {
+    fn matmul(
+        &mut self,
+        a: ValueId,
+        b: ValueId,
+        (batch, trans): (usize, Trans),
+        d: ValueId,
+    ) -> Result<()> {
         let (for_a, for_b) = match trans {
             Trans::NN => ((d, b, Trans::NT), (a, d, Trans::TN)),
             Trans::NT => ((d, b, Trans::NN), (d, a, Trans::TN)),
@@ -336,8 +342,9 @@ impl Backward<'_> {
         };
         for (operand, (left, right, trans)) in [(a, for_a), (b, for_b)] {
             if self.wants(operand) {
-                let dtype = self.dtype_for(operand);
-                let gradient = self.graph.matmul_as(left, right, trans, dtype)?;
+                let out = self.dtype_for(operand);
+                let op = Op::MatMul { batch, trans, out };
+                let gradient = self.graph.apply(op, &[left, right])?[0];
                 self.accumulate(operand, gradient)?;
             }
         }

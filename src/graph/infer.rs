@@ -205,24 +205,34 @@ pub(super) fn infer(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Result<Vec<(S
             vec![(o.shapes[0].clone(), *dtype)]
         }
         Op::Reshape => return o.fail("use Graph::reshape, which carries the new shape"),
-        Op::MatMul { trans, out } => {
+        Op::MatMul { batch, trans, out } => {
             o.count(2)?;
             let (a, b) = (o.shapes[0], o.shapes[1]);
+            let batched = |shape: &Shape| shape.rank() == 3 && shape.dims()[0] == *batch;
+            o.require(
+                *batch == 1 || (*batch > 1 && batched(a) && batched(b)),
+                "a batch of products needs operands of rank 3 with as many matrices each",
+            )?;
+            let rows = |shape: &Shape| shape.rows() / batch;
             o.require(*out != DType::U32, "a product is f32 or f16")?;
             let (m, k) = match trans {
-                Trans::TN => (a.cols(), a.rows()),
-                Trans::NN | Trans::NT => (a.rows(), a.cols()),
+                Trans::TN => (a.cols(), rows(a)),
+                Trans::NN | Trans::NT => (rows(a), a.cols()),
             };
             let (n, kb) = match trans {
-                Trans::NT => (b.rows(), b.cols()),
-                Trans::NN | Trans::TN => (b.cols(), b.rows()),
+                Trans::NT => (rows(b), b.cols()),
+                Trans::NN | Trans::TN => (b.cols(), rows(b)),
             };
             o.require(
                 a.rank() > 1 && b.rank() > 1,
                 "operands need rank 2 or 3; reshape vectors",
             )?;
             o.require(k == kb, "inner extents differ")?;
-            vec![(Shape::matrix(m, n), *out)]
+            let shape = match batch {
+                1 => Shape::matrix(m, n),
+                _ => Shape::new(&[*batch, m, n])?,
+            };
+            vec![(shape, *out)]
         }
         Op::LayerNorm { eps } => {
             o.count(3)?;

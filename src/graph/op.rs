@@ -150,8 +150,10 @@ pub enum Op {
     Cast(DType),
     /// x → same elements in another shape with the same number of rows and columns; moves nothing.
     Reshape,
-    /// a, b → [M, N] in `out`. Sums in f32.
+    /// a, b → [M, N] in `out`, or, of operands [batch, ..], [batch, M, N]: a product of each pair of matrices. Sums in f32.
     MatMul {
+        /// Number of products; 1 for one product, whose operands may have any rank of 2 or more.
+        batch: usize,
         /// Stored orientation of the operands.
         trans: Trans,
         /// Element type of the product.

@@ -61,13 +61,21 @@ impl fmt::Display for Choice {
 /// Operands of a product, and how it is computed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Gemm {
+    operands: Operands,
+    target: Target,
+    choice: Choice,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Operands {
     a: Layout,
     b: Layout,
     trans: Trans,
+    /// Products, each of which has its own rows of both operands.
+    batch: usize,
+    /// Extents of one product.
     m: usize,
     k: usize,
-    target: Target,
-    choice: Choice,
 }
 
 /// Workgroups that keep a large GPU busy.
@@ -78,35 +86,48 @@ const SKINNY: usize = 8;
 impl Gemm {
     /// a·b, whose result has `width` `vec4`s a row, padding included.
     pub fn new(a: Layout, b: Layout, trans: Trans, width: usize, target: Target) -> Result<Self> {
+        Self::batched(1, [a, b], trans, width, target)
+    }
+
+    /// So many products of matrices that lie one behind the other in a and in b.
+    pub fn batched(
+        batch: usize,
+        [a, b]: [Layout; 2],
+        trans: Trans,
+        width: usize,
+        target: Target,
+    ) -> Result<Self> {
         let (m, k) = match trans {
-            Trans::TN => (a.cols(), a.rows()),
-            Trans::NN | Trans::NT => (a.rows(), a.cols()),
+            Trans::TN => (a.cols(), a.rows() / batch),
+            Trans::NN | Trans::NT => (a.rows() / batch, a.cols()),
         };
-        let rows = m.div_ceil(8);
-        if rows > super::MAX_GRID as usize {
+        let most = batch.max(m.div_ceil(8));
+        if most > super::MAX_GRID as usize {
             return Err(Error::Limit {
-                what: format!("matrix product of {m} rows"),
+                what: format!("{batch} matrix products of {m} rows"),
                 limit: "max_compute_workgroups_per_dimension",
-                needed: rows as u64,
+                needed: most as u64,
                 available: u64::from(super::MAX_GRID),
             });
         }
-        let choice = choices(a, b, trans, [m, width, k], target)[0];
-        Ok(Self {
+        let operands = Operands {
             a,
             b,
             trans,
+            batch,
             m,
             k,
+        };
+        Ok(Self {
+            operands,
             target,
-            choice,
+            choice: choices(operands, width, target)[0],
         })
     }
 
     /// Ways to compute the same product, the built-in choice first.
     pub fn candidates(&self, program: &Program) -> Vec<Self> {
-        let extents = [self.m, program.width(), self.k];
-        choices(self.a, self.b, self.trans, extents, self.target)
+        choices(self.operands, program.width(), self.target)
             .into_iter()
             .map(|choice| Self { choice, ..*self })
             .collect()
@@ -137,8 +158,8 @@ impl Gemm {
     pub fn add_up(&self, partial: Layout, program: Program) -> Kernel {
         let width = program.width();
         Kernel::new("split_sums")
-            .items(self.m * width, 64)
-            .with("rows", self.m)
+            .items(self.operands.m * width, 64)
+            .with("rows", self.operands.m)
             .with("used", program.cols.div_ceil(4))
             .with("width", width)
             .with("splits", self.choice.splits)
@@ -149,38 +170,52 @@ impl Gemm {
 
     fn kernel(&self, program: Program) -> Kernel {
         let splits = self.choice.splits;
+        let Operands {
+            a,
+            b,
+            trans,
+            batch,
+            m,
+            k,
+        } = self.operands;
         let (n, width) = (program.cols, program.width());
         let kernel = match self.choice.tier {
-            Tier::Direct => direct(self.m, width),
+            Tier::Direct => direct(m, width).layers(batch),
             Tier::Skinny => Kernel::new("gemm_skinny").groups(width).with("size", 64),
             Tier::Tiled(tile) => {
                 let chunk = match splits {
-                    1 => self.k,
-                    _ => self.k.div_ceil(splits).next_multiple_of(tile.bk),
+                    1 => k,
+                    _ => k.div_ceil(splits).next_multiple_of(tile.bk),
                 };
-                tiled(tile, self.m, width, splits).with("chunk", chunk)
+                tiled(tile, m, width, splits)
+                    .layers(splits.max(batch))
+                    .with("chunk", chunk)
             }
             Tier::Cooperative(tile, units) => {
                 let work = Work {
-                    a: self.a,
-                    b: self.b,
-                    trans: self.trans,
-                    m: self.m,
-                    k: self.k,
+                    a,
+                    b,
+                    trans,
+                    m,
+                    k,
                     splits,
+                    batch,
                 };
                 return cooperative::kernel(tile, work, units, program);
             }
         };
         kernel
-            .read("a", self.a, View::Vec4)
-            .read("b", self.b, View::Vec4)
-            .with("m", self.m)
+            .read("a", a, View::Vec4)
+            .read("b", b, View::Vec4)
+            .with("batch", batch)
+            .with("a_rows", a.rows() / batch)
+            .with("b_rows", b.rows() / batch)
+            .with("m", m)
             .with("n", n)
-            .with("k", self.k)
+            .with("k", k)
             .with("width", width)
-            .with("trans", format!("{:?}", self.trans))
-            .flops(2.0 * self.m as f64 * n as f64 * self.k as f64)
+            .with("trans", format!("{trans:?}"))
+            .flops(2.0 * batch as f64 * m as f64 * n as f64 * k as f64)
             .finish(program)
     }
 }
@@ -193,24 +228,19 @@ impl fmt::Display for Gemm {
 }
 
 /// Kernels and numbers of parts of K that are worth trying for a product, the one expected to be the fastest first; at least one.
-fn choices(
-    a: Layout,
-    b: Layout,
-    trans: Trans,
-    [m, width, k]: [usize; 3],
-    target: Target,
-) -> Vec<Choice> {
-    if trans == Trans::NT && m <= SKINNY && !target.barrier_free {
+fn choices(x: Operands, width: usize, target: Target) -> Vec<Choice> {
+    let Operands { batch, m, k, .. } = x;
+    if x.trans == Trans::NT && batch == 1 && m <= SKINNY && !target.barrier_free {
         return vec![Choice {
             tier: Tier::Skinny,
             splits: 1,
         }];
     }
     if let Some(units) = target.matrix_units
-        && a.dtype() == b.dtype()
+        && x.a.dtype() == x.b.dtype()
     {
-        let tiles = cooperative::tiles(trans, a.dtype(), units);
-        let ranked = cooperative::rank(tiles, [m, 4 * width, k], units);
+        let tiles = cooperative::tiles(x.trans, x.a.dtype(), units);
+        let ranked = cooperative::rank(tiles, batch, [m, 4 * width, k], units);
         if !ranked.is_empty() {
             let choice = |(tile, splits)| Choice {
                 tier: Tier::Cooperative(tile, units),
@@ -225,12 +255,16 @@ fn choices(
             splits: 1,
         }];
     }
-    let (tile, splits) = cut(m, width, k);
+    let (tile, splits) = cut(batch * m, width, k);
     let mut all = vec![(tile, splits)];
     for tile in [LARGE, MEDIUM, SMALL] {
         let tiles = m.div_ceil(tile.bm) * (4 * width).div_ceil(tile.bn);
         let filling = (k / (2 * tile.bm)).min(BUSY.div_ceil(tiles));
         all.extend([(tile, 1), (tile, filling.max(1))]);
+    }
+    if batch > 1 {
+        // Layers of the grid are products of the batch.
+        all.retain(|(_, splits)| *splits == 1);
     }
     let mut choices: Vec<Choice> = Vec::new();
     for (tile, splits) in all {
@@ -307,5 +341,4 @@ fn tiled(tile: Tile, m: usize, width: usize, splits: usize) -> Kernel {
         .with("tn", tile.tn)
         .with("split", splits > 1)
         .grid((4 * width).div_ceil(tile.bn), m.div_ceil(tile.bm))
-        .layers(splits)
 }

@@ -141,11 +141,12 @@ const ADD: f64 = 1.6;
 /// more of the GPU busy. Costs are in multiply-adds of a core at the speed of the best tile.
 pub(super) fn rank(
     tiles: impl Iterator<Item = Tile>,
+    batch: usize,
     [m, n, k]: [usize; 3],
     units: MatrixUnits,
 ) -> Vec<(Tile, usize)> {
     let cost = |tile: Tile, splits: usize| {
-        let groups = m.div_ceil(tile.bm) * n.div_ceil(tile.bn) * splits;
+        let groups = batch * m.div_ceil(tile.bm) * n.div_ceil(tile.bn) * splits;
         let depth = k.div_ceil(splits).next_multiple_of(tile.bk) as f64 + OVERHEAD;
         let work = (tile.bm * tile.bn) as f64 * depth;
         let rounds = match tile.busy > tile.alone {
@@ -161,7 +162,8 @@ pub(super) fn rank(
     };
     let mut ranked: Vec<(f64, Tile, usize)> = Vec::new();
     for tile in tiles {
-        let worth = (2..=MAX_SPLITS).filter(|splits| k >= splits * MIN_STEPS * tile.bk);
+        let worth =
+            (2..=MAX_SPLITS).filter(|splits| batch == 1 && k >= splits * MIN_STEPS * tile.bk);
         let split = worth
             .map(|splits| (cost(tile, splits), tile, splits))
             .min_by(|(a, ..), (b, ..)| a.total_cmp(b));
@@ -183,6 +185,8 @@ pub(super) struct Work {
     pub k: usize,
     /// Parts of K that are summed on their own.
     pub splits: usize,
+    /// Products, each of which has its own rows of both operands; 1 where K is split.
+    pub batch: usize,
 }
 
 /// a·b → program; its domain is m × n, or splits·m × n where K is split.
@@ -226,12 +230,15 @@ pub(super) fn kernel(tile: Tile, work: Work, units: MatrixUnits, program: Progra
         .with("steps", steps)
         .with("masked", reach > readable)
         .with("split", work.splits > 1)
+        .with("batch", work.batch)
+        .with("a_rows", work.a.rows() / work.batch)
+        .with("b_rows", work.b.rows() / work.batch)
         .with("width", width)
         .with("trans", format!("{:?}", work.trans))
         .read("a", work.a, View::Vec4)
         .read("b", work.b, View::Vec4)
         .grid((4 * width).div_ceil(tile.bn), work.m.div_ceil(tile.bm))
-        .layers(work.splits)
-        .flops(2.0 * work.m as f64 * n as f64 * work.k as f64)
+        .layers(work.splits.max(work.batch))
+        .flops(2.0 * work.batch as f64 * work.m as f64 * n as f64 * work.k as f64)
         .finish(program)
 }

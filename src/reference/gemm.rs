@@ -4,20 +4,33 @@ use super::array::Array;
 use crate::graph::Trans;
 
 /// [`Op::MatMul`](crate::graph::Op::MatMul)
+pub(super) fn batch_matmul(batch: usize, trans: Trans, a: &Array, b: &Array) -> Vec<f64> {
+    let (a_rows, a_cols) = (a.rows() / batch, a.cols());
+    let (b_rows, b_cols) = (b.rows() / batch, b.cols());
+    let matrices = |x: &Array, each: usize| -> Vec<Vec<f64>> {
+        x.data().chunks_exact(each).map(<[f64]>::to_vec).collect()
+    };
+    let pairs = matrices(a, a_rows * a_cols)
+        .into_iter()
+        .zip(matrices(b, b_rows * b_cols));
+    pairs
+        .flat_map(|(a, b)| match trans {
+            Trans::NN => product(&a, &b, a_rows, a_cols, b_cols),
+            Trans::NT => {
+                let b = transpose(&b, b_rows, b_cols);
+                product(&a, &b, a_rows, a_cols, b_rows)
+            }
+            Trans::TN => {
+                let a = transpose(&a, a_rows, a_cols);
+                product(&a, &b, a_cols, a_rows, b_cols)
+            }
+        })
+        .collect()
+}
+
+/// A single product.
 pub(super) fn matmul(trans: Trans, a: &Array, b: &Array) -> Vec<f64> {
-    let (a_rows, a_cols) = (a.rows(), a.cols());
-    let (b_rows, b_cols) = (b.rows(), b.cols());
-    match trans {
-        Trans::NN => product(a.data(), b.data(), a_rows, a_cols, b_cols),
-        Trans::NT => {
-            let b = transpose(b.data(), b_rows, b_cols);
-            product(a.data(), &b, a_rows, a_cols, b_rows)
-        }
-        Trans::TN => {
-            let a = transpose(a.data(), a_rows, a_cols);
-            product(&a, b.data(), a_cols, a_rows, b_cols)
-        }
-    }
+    batch_matmul(1, trans, a, b)
 }
 
 /// A [m, k] · B [k, n], both row-major.

@@ -220,7 +220,7 @@ fn evaluate(op: &Op, operands: &[&Array]) -> Result<Vec<Vec<f64>>> {
         (Op::Unary(f), [x]) => vec![elementwise::unary(*f, x)],
         (Op::Binary(f, broadcast), [a, b]) => vec![elementwise::binary(*f, *broadcast, a, b)],
         (Op::Cast(_) | Op::Reshape, [x]) => vec![x.data().to_vec()],
-        (Op::MatMul { trans, .. }, [a, b]) => vec![gemm::matmul(*trans, a, b)],
+        (Op::MatMul { batch, trans, .. }, [a, b]) => vec![gemm::batch_matmul(*batch, *trans, a, b)],
         (Op::LayerNorm { eps }, [x, gamma, beta]) => {
             let (y, statistics) = layer_norm::layer_norm(x, gamma, beta, *eps);
             vec![y, statistics]

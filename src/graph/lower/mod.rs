@@ -299,9 +299,10 @@ impl Lowering<'_> {
         let reads = self.places(x)?;
         let mut side = Vec::new();
         let kernel = match &node.op {
-            Op::MatMul { trans, .. } => {
-                let [a, b] = self.layouts(x)?;
-                let gemm = kernels::gemm::Gemm::new(a, b, *trans, program.width(), target)?;
+            Op::MatMul { batch, trans, .. } => {
+                let ab = self.layouts(x)?;
+                let width = program.width();
+                let gemm = kernels::gemm::Gemm::batched(*batch, ab, *trans, width, target)?;
                 let ab = [reads[0], reads[1]];
                 return self.matmul(gemm, &program, &Operands { ab, loads, stores });
             }

@@ -3,7 +3,8 @@ use crate::graph::{Trans, Window};
 
 fn matmul(trans: Trans, a: &Array, b: &Array, dims: [usize; 2]) -> Result<Array> {
     let out = DType::F32;
-    apply_f32(Op::MatMul { trans, out }, [a, b], &dims)
+    let batch = 1;
+    apply_f32(Op::MatMul { batch, trans, out }, [a, b], &dims)
 }
 
 #[test]
