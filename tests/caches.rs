@@ -123,7 +123,7 @@ fn store_large_tiles(files: &[PathBuf]) {
     reseal(tuning, |_, payload| {
         let mut choices: serde_json::Value = serde_json::from_slice(payload).unwrap();
         for choice in choices.as_object_mut().unwrap().values_mut() {
-            choice["candidate"] = "tiled 128x128x16/8x8".into();
+            choice["candidate"] = "128x128x16 8x8 /1".into();
         }
         *payload = serde_json::to_vec(&choices).unwrap();
     });

@@ -21,6 +21,7 @@ fn wrong_calls() -> Vec<Wrong> {
     };
     let binary = |broadcast| Op::Binary(BinaryOp::Add, broadcast);
     let matmul = |trans| Op::MatMul {
+        batch: 1,
         trans,
         out: DType::F32,
     };

@@ -11,8 +11,10 @@ var<workgroup> tile_b: array<vec4<f32>, {{ bk * bn4 }}>;
 
 @compute @workgroup_size({{ threads }})
 fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
-    let x = lid % {{ tx }}u;
-    let y = lid / {{ tx }}u;
+    // Neighbours form clusters of 8 x 4, which read 8 + 4 vec4s of a row of the tiles together.
+    let cluster = lid / 32u;
+    let x = cluster % {{ tx // 8 }}u * 8u + lid % 8u;
+    let y = cluster / {{ tx // 8 }}u * 4u + lid % 32u / 8u;
     let row0 = wid.y * {{ am }}u;
     let col0 = wid.x * {{ bn4 }}u;
 {% for i in range(tm) %}
@@ -20,11 +22,18 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     var c{{ i }}_{{ j }} = vec4<f32>();
 {% endfor %}
 {% endfor %}
-{# Stages an operand stored with k along its columns: 4 x 4 blocks, turned in registers. Padding behind K is zero. #}
 {# Layer z of the grid computes product z of a batch, or part z of K. #}
 {% set a_above = "wid.z * " ~ a_rows ~ "u + " if batch > 1 else "" %}
 {% set b_above = "wid.z * " ~ b_rows ~ "u + " if batch > 1 else "" %}
-{% macro turned(name, blocks, above, first, count) %}
+{# An operand stored with k along its columns: 4 x 4 blocks, turned in registers. Padding behind K is zero. #}
+{% macro fetch_turned(name, blocks, above, first, count, declare) %}
+{% for q in range((bk // 4 * blocks + threads - 1) // threads) %}
+{% for r in range(4) %}
+        {{ declare }}{{ name }}_next{{ q }}_{{ r }} = {{ name }}_load(({{ above }}min(4u * ({{ first }} + min(lid + {{ q * threads }}u, {{ bk // 4 * blocks - 1 }}u) / {{ bk // 4 }}u) + {{ r }}u, {{ count - 1 }}u)) * {{ name }}_stride + k0 / 4u + lid % {{ bk // 4 }}u);
+{% endfor %}
+{% endfor %}
+{% endmacro %}
+{% macro stage_turned(name, blocks) %}
 {% for q in range((bk // 4 * blocks + threads - 1) // threads) %}
         {
             let q = lid + {{ q * threads }}u;
@@ -33,12 +42,8 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
 {% endif %}
             let kb = q % {{ bk // 4 }}u;
             let block = q / {{ bk // 4 }}u;
-            let at = k0 / 4u + kb;
-{% for r in range(4) %}
-            let v{{ r }} = {{ name }}_load(({{ above }}min(4u * ({{ first }} + block) + {{ r }}u, {{ count - 1 }}u)) * {{ name }}_stride + at);
-{% endfor %}
 {% for c in range(4) %}
-            tile_{{ name }}[(4u * kb + {{ c }}u) * {{ blocks }}u + block] = vec4<f32>(v0[{{ c }}], v1[{{ c }}], v2[{{ c }}], v3[{{ c }}]);
+            tile_{{ name }}[(4u * kb + {{ c }}u) * {{ blocks }}u + block] = vec4<f32>({{ name }}_next{{ q }}_0[{{ c }}], {{ name }}_next{{ q }}_1[{{ c }}], {{ name }}_next{{ q }}_2[{{ c }}], {{ name }}_next{{ q }}_3[{{ c }}]);
 {% endfor %}
 {% if (q + 1) * threads > bk // 4 * blocks %}
             }
@@ -46,48 +51,64 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
         }
 {% endfor %}
 {% endmacro %}
-{# Stages an operand stored with k along its rows; rows behind K do not exist. #}
-{% macro straight(name, blocks, above, first) %}
+{# An operand stored with k along its rows; rows behind K do not exist. #}
+{% macro fetch_straight(name, blocks, above, first, declare) %}
 {% for q in range((bk * blocks + threads - 1) // threads) %}
-        {
-            let q = lid + {{ q * threads }}u;
-{% if (q + 1) * threads > bk * blocks %}
-            if (q < {{ bk * blocks }}u) {
-{% endif %}
-            let kk = k0 + q / {{ blocks }}u;
-            let at = min({{ first }} + q % {{ blocks }}u, {{ name }}_stride - 1u);
+{% set row = "k0 + min(lid + " ~ q * threads ~ "u, " ~ (bk * blocks - 1) ~ "u) / " ~ blocks ~ "u" %}
+{% set at = "min(" ~ first ~ " + (lid + " ~ q * threads ~ "u) % " ~ blocks ~ "u, " ~ name ~ "_stride - 1u)" %}
 {% if k % bk == 0 %}
-            tile_{{ name }}[q] = {{ name }}_load(({{ above }}kk) * {{ name }}_stride + at);
+        {{ declare }}{{ name }}_next{{ q }} = {{ name }}_load(({{ above }}{{ row }}) * {{ name }}_stride + {{ at }});
 {% else %}
-            var v = vec4<f32>();
-            if (kk < {{ k }}u) {
-                v = {{ name }}_load(({{ above }}kk) * {{ name }}_stride + at);
-            }
-            tile_{{ name }}[q] = v;
+        {{ declare }}{{ name }}_next{{ q }} = select(vec4<f32>(), {{ name }}_load(({{ above }}min({{ row }}, {{ k - 1 }}u)) * {{ name }}_stride + {{ at }}), {{ row }} < {{ k }}u);
 {% endif %}
-{% if (q + 1) * threads > bk * blocks %}
-            }
-{% endif %}
-        }
 {% endfor %}
 {% endmacro %}
+{% macro stage_straight(name, blocks) %}
+{% for q in range((bk * blocks + threads - 1) // threads) %}
+{% if (q + 1) * threads > bk * blocks %}
+        if (lid + {{ q * threads }}u < {{ bk * blocks }}u) {
+            tile_{{ name }}[lid + {{ q * threads }}u] = {{ name }}_next{{ q }};
+        }
+{% else %}
+        tile_{{ name }}[lid + {{ q * threads }}u] = {{ name }}_next{{ q }};
+{% endif %}
+{% endfor %}
+{% endmacro %}
+{% macro fetch(declare) %}
+{% if trans == "TN" %}
+{{ fetch_straight("a", am, a_above, "row0", declare) }}
+{% else %}
+{{ fetch_turned("a", am, a_above, "row0", m, declare) }}
+{% endif %}
+{% if trans == "NT" %}
+{{ fetch_turned("b", bn4, b_above, "col0", n, declare) }}
+{% else %}
+{{ fetch_straight("b", bn4, b_above, "col0", declare) }}
+{% endif %}
+{% endmacro %}
+{# The tile of the next step is fetched into registers before the current one is multiplied. Behind the last step the last is fetched again. #}
 {% if split %}
     let begin = wid.z * {{ chunk }}u;
     let end = min(begin + {{ chunk }}u, {{ k }}u);
-    for (var k0 = begin; k0 < end; k0 += {{ bk }}u) {
 {% else %}
-    for (var k0 = 0u; k0 < {{ k }}u; k0 += {{ bk }}u) {
+    let begin = 0u;
+    let end = {{ k }}u;
 {% endif %}
+    var k0 = begin;
+{{ fetch("var ") }}
+    for (var step = begin; step < end; step += {{ bk }}u) {
 {% if trans == "TN" %}
-{{ straight("a", am, a_above, "row0") }}
+{{ stage_straight("a", am) }}
 {% else %}
-{{ turned("a", am, a_above, "row0", m) }}
+{{ stage_turned("a", am) }}
 {% endif %}
 {% if trans == "NT" %}
-{{ turned("b", bn4, b_above, "col0", n) }}
+{{ stage_turned("b", bn4) }}
 {% else %}
-{{ straight("b", bn4, b_above, "col0") }}
+{{ stage_straight("b", bn4) }}
 {% endif %}
+        k0 = min(step + {{ bk }}u, {{ (k - 1) // bk * bk }}u);
+{{ fetch("") }}
         workgroupBarrier();
 {% for kk in range(bk) %}
         {

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use half::f16;
-use wgpu::{Backend, CooperativeScalarType, DeviceType};
+use wgpu::{Backend, CooperativeScalarType};
 
 use super::device::Gpu;
 use super::layout::{Alignment, Layout};
@@ -33,8 +33,6 @@ pub struct MatrixUnits {
     pub(crate) storage: usize,
     /// Invocations a workgroup.
     pub(crate) invocations: usize,
-    /// Cores that run workgroups at once, guessed from the type of the adapter: none of the APIs tells.
-    pub(crate) cores: usize,
 }
 
 impl MatrixUnits {
@@ -66,11 +64,6 @@ impl MatrixUnits {
                 subgroup_barrier: capabilities.subgroup_barrier,
                 storage: limits.max_compute_workgroup_storage_size as usize,
                 invocations: limits.max_compute_invocations_per_workgroup.min(256) as usize,
-                cores: match capabilities.device_type {
-                    DeviceType::DiscreteGpu => 132,
-                    DeviceType::Cpu => 2,
-                    _ => 20,
-                },
             })
         })
     }

@@ -300,6 +300,7 @@ mod tests {
     const TARGET: Target = Target {
         matrix_units: None,
         invocations: 256,
+        cores: 2,
         f16: false,
         barrier_free: false,
     };

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::gemm_choice::Speed;
 use super::{Kernel, Program, View};
 use crate::gpu::{Layout, MatrixUnits};
 use crate::graph::{DType, Trans};
@@ -14,9 +15,7 @@ pub(super) struct Tile {
     bk: usize,
     wm: usize,
     wn: usize,
-    /// Speed of one workgroup alone on a core, relative to the best tile.
     alone: f64,
-    /// Speed of a core that runs as many of them as it can.
     busy: f64,
 }
 
@@ -64,10 +63,23 @@ const SMALL: [Tile; 2] = [
     tile([16, 16, 16], [8, 8], [0.5, 0.5]),
 ];
 
+/// Multiply-adds of a core in a microsecond, measured on an H200.
+pub(super) const RATE: f64 = 1e6;
+
 /// Elements that rows in workgroup memory are apart more than they are long.
 const PAD: usize = 8;
 
 impl Tile {
+    pub(super) fn speed(self) -> Speed {
+        Speed {
+            rows: self.bm,
+            cols: self.bn,
+            depth: self.bk,
+            alone: self.alone,
+            busy: self.busy,
+        }
+    }
+
     fn subgroups(&self) -> (usize, usize) {
         (self.bm / self.wm, self.bn / self.wn)
     }
@@ -126,53 +138,6 @@ pub(super) fn tiles(
             && tile.invocations(units) <= units.invocations
             && tile.divides(trans, units)
     })
-}
-
-const MAX_SPLITS: usize = 16;
-/// Steps of a part of K that are worth starting for.
-const MIN_STEPS: usize = 8;
-/// What a workgroup does before and after its steps, as depth of K.
-const OVERHEAD: f64 = 64.0;
-/// Multiply-adds that a core of a large GPU makes while a second dispatch starts, and while it reads and adds one element of a part.
-const SECOND_PASS: f64 = 4e6;
-const ADD: f64 = 1.6;
-
-/// Tiles and numbers of parts of K, the pair expected to be the fastest first. Large tiles reuse more; small ones and parts keep
-/// more of the GPU busy. Costs are in multiply-adds of a core at the speed of the best tile.
-pub(super) fn rank(
-    tiles: impl Iterator<Item = Tile>,
-    batch: usize,
-    [m, n, k]: [usize; 3],
-    units: MatrixUnits,
-) -> Vec<(Tile, usize)> {
-    let cost = |tile: Tile, splits: usize| {
-        let groups = batch * m.div_ceil(tile.bm) * n.div_ceil(tile.bn) * splits;
-        let depth = k.div_ceil(splits).next_multiple_of(tile.bk) as f64 + OVERHEAD;
-        let work = (tile.bm * tile.bn) as f64 * depth;
-        let rounds = match tile.busy > tile.alone {
-            // Several workgroups share a core and fill each other's gaps.
-            true => groups as f64 / units.cores as f64,
-            false => groups.div_ceil(units.cores) as f64,
-        };
-        let second_pass = match splits {
-            1 => 0.0,
-            _ => SECOND_PASS + ADD * (splits * m * n) as f64,
-        };
-        (work / tile.alone).max(rounds * work / tile.busy) + second_pass
-    };
-    let mut ranked: Vec<(f64, Tile, usize)> = Vec::new();
-    for tile in tiles {
-        let worth =
-            (2..=MAX_SPLITS).filter(|splits| batch == 1 && k >= splits * MIN_STEPS * tile.bk);
-        let split = worth
-            .map(|splits| (cost(tile, splits), tile, splits))
-            .min_by(|(a, ..), (b, ..)| a.total_cmp(b));
-        ranked.push((cost(tile, 1), tile, 1));
-        ranked.extend(split);
-    }
-    ranked.sort_by(|(a, ..), (b, ..)| a.total_cmp(b));
-    let pairs = ranked.into_iter().map(|(_, tile, splits)| (tile, splits));
-    pairs.collect()
 }
 
 /// What a product needs to know besides its tile.

@@ -7,6 +7,7 @@ mod declare;
 pub(crate) mod elementwise;
 pub(crate) mod embedding;
 pub(crate) mod gemm;
+mod gemm_choice;
 mod gemm_cooperative;
 pub(crate) mod layer_norm;
 pub(crate) mod loss;
@@ -38,6 +39,8 @@ pub(crate) struct Target {
     pub matrix_units: Option<MatrixUnits>,
     /// Most invocations of a workgroup.
     pub invocations: u32,
+    /// Cores that run workgroups at once, guessed from the type of the adapter: none of the APIs tells.
+    pub cores: usize,
 }
 
 impl Target {
@@ -50,6 +53,11 @@ impl Target {
             invocations: limits
                 .max_compute_invocations_per_workgroup
                 .min(limits.max_compute_workgroup_size_x),
+            cores: match capabilities.device_type {
+                wgpu::DeviceType::DiscreteGpu => 132,
+                wgpu::DeviceType::Cpu => 2,
+                _ => 20,
+            },
         }
     }
 }

@@ -1,0 +1,241 @@
+//! Every kernel and every way to cut a product, whatever the model would choose, at shapes around its tile. Operands are small
+//! integers: all sums are exact, whatever their order, and must be equal.
+
+use super::*;
+use crate::gpu::{Access, Alignment, BufferSlice, Gpu, GpuOptions, Recorder, Tensor};
+use crate::graph::DType;
+
+const DTYPES: [DType; 2] = [DType::F32, DType::F16];
+const ORIENTATIONS: [Trans; 3] = [Trans::NN, Trans::NT, Trans::TN];
+
+fn matrix(rows: usize, cols: usize, dtype: DType) -> Result<Layout> {
+    Layout::new(rows, cols, dtype, Alignment::Bytes64)
+}
+
+fn integers(n: usize, seed: usize) -> Vec<f32> {
+    (0..n)
+        .map(|i| ((i * i + seed * i + seed) % 7) as f32 - 3.0)
+        .collect()
+}
+
+struct Product {
+    trans: Trans,
+    batch: usize,
+    m: usize,
+    n: usize,
+    k: usize,
+}
+
+impl Product {
+    fn layouts(&self, dtype: DType) -> Result<[Layout; 2]> {
+        let Self {
+            trans,
+            batch,
+            m,
+            n,
+            k,
+        } = *self;
+        let (a, b) = match trans {
+            Trans::NN => ((m, k), (k, n)),
+            Trans::NT => ((m, k), (n, k)),
+            Trans::TN => ((k, m), (k, n)),
+        };
+        Ok([
+            matrix(batch * a.0, a.1, dtype)?,
+            matrix(batch * b.0, b.1, dtype)?,
+        ])
+    }
+
+    fn expected(&self, a: &[f32], b: &[f32]) -> Vec<f32> {
+        let Self { m, n, k, .. } = *self;
+        let element = |z: usize, i: usize, j: usize| -> f32 {
+            let (a, b) = (&a[z * m * k..], &b[z * k * n..]);
+            (0..k)
+                .map(|l| {
+                    let x = match self.trans {
+                        Trans::TN => a[l * m + i],
+                        Trans::NN | Trans::NT => a[i * k + l],
+                    };
+                    let y = match self.trans {
+                        Trans::NT => b[j * k + l],
+                        Trans::NN | Trans::TN => b[l * n + j],
+                    };
+                    x * y
+                })
+                .sum()
+        };
+        (0..self.batch * m * n)
+            .map(|at| element(at / (m * n), at / n % m, at % n))
+            .collect()
+    }
+
+    /// Computes the product by `choice` and compares.
+    fn check(&self, gpu: &Gpu, dtype: DType, choice: Choice) -> Result<()> {
+        let target = Target::new(gpu.capabilities());
+        let [a, b] = self.layouts(dtype)?;
+        let c = matrix(self.batch * self.m, self.n, DType::F32)?;
+        let operands = Operands {
+            a,
+            b,
+            trans: self.trans,
+            batch: self.batch,
+            m: self.m,
+            k: self.k,
+        };
+        let gemm = Gemm {
+            operands,
+            target,
+            choice,
+        };
+        let (x, y) = (integers(a.len(), 3), integers(b.len(), 5));
+        let [a, b] = [(a, &x), (b, &y)].map(|(layout, data)| {
+            let tensor = Tensor::zeroed(gpu, layout)?;
+            tensor.upload(gpu, data)?;
+            Ok::<_, Error>(tensor)
+        });
+        let (a, b, c) = (a?, b?, Tensor::uninit(gpu, c)?);
+        c.poison(gpu)?;
+        let program = |layout: Layout| Program {
+            rows: layout.rows(),
+            cols: layout.cols(),
+            operands: Vec::new(),
+            instructions: vec![Instruction::Sum],
+            results: vec![(0, layout)],
+        };
+        let slices = |tensors: &[&Tensor]| -> Vec<BufferSlice> {
+            tensors
+                .iter()
+                .map(|tensor| tensor.slice().clone())
+                .collect()
+        };
+        let mut recorder = gpu.recorder("product");
+        if choice.splits == 1 {
+            let kernel = gemm.single(program(*c.layout()));
+            dispatch(gpu, &mut recorder, &kernel, &slices(&[&a, &b, &c]))?;
+        } else {
+            let partial = matrix(choice.splits * self.m, self.n, DType::F32)?;
+            let parts = Tensor::uninit(gpu, partial)?;
+            parts.poison(gpu)?;
+            let kernel = gemm.partial(partial);
+            dispatch(gpu, &mut recorder, &kernel, &slices(&[&a, &b, &parts]))?;
+            let kernel = gemm.add_up(partial, program(*c.layout()));
+            dispatch(gpu, &mut recorder, &kernel, &slices(&[&parts, &c]))?;
+        }
+        recorder.submit()?;
+        let got: Vec<f32> = c.download(gpu)?.wait()?;
+        let expected = self.expected(&x, &y);
+        let wrong = got.iter().zip(&expected).position(|(a, b)| a != b);
+        assert_eq!(
+            wrong.map(|i| (i, got[i], expected[i])),
+            None,
+            "{:?} {}x{}x{}x{} {dtype} by {choice}",
+            self.trans,
+            self.batch,
+            self.m,
+            self.n,
+            self.k
+        );
+        Ok(())
+    }
+}
+
+fn dispatch(
+    gpu: &Gpu,
+    recorder: &mut Recorder,
+    kernel: &Kernel,
+    slices: &[BufferSlice],
+) -> Result<()> {
+    let target = Target::new(gpu.capabilities());
+    let bindings = kernel.bindings();
+    assert_eq!(bindings.len(), slices.len());
+    assert_eq!(bindings.last().map(|b| b.access), Some(Access::ReadWrite));
+    let pipeline = gpu.pipeline(&kernel.key(target), || kernel.source(target))?;
+    let group = gpu.bind_group(&pipeline, slices)?;
+    recorder.dispatch(&pipeline, &group, kernel.workgroups())
+}
+
+/// Shapes around a tile, with odd and even numbers of steps, whole and not.
+fn around(gpu: &Gpu, speed: Speed, dtype: DType, trans: Trans, tier: Tier) -> Result<()> {
+    let Speed {
+        rows, cols, depth, ..
+    } = speed;
+    for (batch, m, n, k, splits) in [
+        (1, rows, cols, 2 * depth, 1),
+        (1, rows + 1, cols - 1, 3 * depth - 1, 1),
+        (1, rows - 1, cols + 1, depth + 1, 1),
+        (1, 5, 3, 1, 1),
+        (1, rows + 3, cols + 2, 7 * depth + 5, 3),
+        (2, rows - 2, cols + 6, 2 * depth + 3, 1),
+    ] {
+        let product = Product {
+            trans,
+            batch,
+            m,
+            n,
+            k,
+        };
+        product.check(gpu, dtype, Choice { tier, splits })?;
+    }
+    Ok(())
+}
+
+fn tiled(dtype: DType) -> Result<()> {
+    let gpu = Gpu::new(&GpuOptions::default().cooperative(false))?;
+    for tile in TILES {
+        for trans in ORIENTATIONS {
+            around(&gpu, tile.speed(), dtype, trans, Tier::Tiled(tile))?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn every_tile_f32() -> Result<()> {
+    tiled(DType::F32)
+}
+
+#[test]
+fn every_tile_f16() -> Result<()> {
+    tiled(DType::F16)
+}
+
+#[test]
+fn without_workgroup_memory() -> Result<()> {
+    let gpu = Gpu::new(&GpuOptions::default().cooperative(false))?;
+    for dtype in DTYPES {
+        for trans in ORIENTATIONS {
+            for (batch, m, n, k) in [(1, 17, 7, 5), (1, 1, 1, 1), (3, 15, 9, 8)] {
+                let product = Product {
+                    trans,
+                    batch,
+                    m,
+                    n,
+                    k,
+                };
+                let tier = Tier::Direct;
+                product.check(&gpu, dtype, Choice { tier, splits: 1 })?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs matrix units"]
+fn every_tile_of_the_matrix_units() -> Result<()> {
+    let gpu = Gpu::new(&GpuOptions::default().cooperative(true))?;
+    let units = gpu.capabilities().matrix_units;
+    let units = units.expect("the test needs an adapter with matrix units");
+    let mut tried = 0;
+    for dtype in DTYPES {
+        for trans in ORIENTATIONS {
+            for tile in cooperative::tiles(trans, dtype, units) {
+                let tier = Tier::Cooperative(tile, units);
+                around(&gpu, tile.speed(), dtype, trans, tier)?;
+                tried += 1;
+            }
+        }
+    }
+    assert!(tried >= 6, "{tried} tiles");
+    Ok(())
+}

@@ -1,0 +1,140 @@
+//! Which tile, and how many parts of K: a model of the time of a product, fitted to measurements.
+
+/// A workgroup's tile, as far as its speed is concerned.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Speed {
+    pub rows: usize,
+    pub cols: usize,
+    /// Depth of a step.
+    pub depth: usize,
+    /// Speed of one workgroup alone on a core, relative to the best tile.
+    pub alone: f64,
+    /// Speed of a core that runs as many of them as it can.
+    pub busy: f64,
+}
+
+/// Extents of the products.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Extents {
+    pub batch: usize,
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+}
+
+/// What runs them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Machine {
+    pub cores: usize,
+    /// Multiply-adds a core makes in a microsecond with the best tile.
+    pub rate: f64,
+}
+
+const MAX_SPLITS: usize = 16;
+/// Steps of a part of K that are worth starting for.
+const MIN_STEPS: usize = 8;
+/// What a workgroup does before and after its steps, as depth of K.
+const OVERHEAD: f64 = 64.0;
+/// Microseconds that a second dispatch takes to start, and that all cores take to read and add a million elements of parts.
+const SECOND_PASS: f64 = 4.0;
+const ADD: f64 = 1.6;
+
+/// Microseconds of a product.
+fn time(tile: Speed, splits: usize, x: Extents, machine: Machine) -> f64 {
+    let groups = x.batch * x.m.div_ceil(tile.rows) * x.n.div_ceil(tile.cols) * splits;
+    let depth = x.k.div_ceil(splits).next_multiple_of(tile.depth) as f64 + OVERHEAD;
+    let work = (tile.rows * tile.cols) as f64 * depth / machine.rate;
+    let rounds = match tile.busy > tile.alone {
+        // Several workgroups share a core and fill each other's gaps.
+        true => groups as f64 / machine.cores as f64,
+        false => groups.div_ceil(machine.cores) as f64,
+    };
+    let second_pass = match splits {
+        1 => 0.0,
+        _ => SECOND_PASS + ADD * (splits * x.m * x.n) as f64 * 1e-6,
+    };
+    (work / tile.alone).max(rounds * work / tile.busy) + second_pass
+}
+
+/// Tiles with numbers of parts of K, the pair expected to be the fastest first. Large tiles reuse more; small ones and parts keep
+/// more of the machine busy.
+pub(super) fn rank<T: Copy>(
+    tiles: impl Iterator<Item = T>,
+    speed: impl Fn(T) -> Speed,
+    x: Extents,
+    machine: Machine,
+) -> Vec<(T, usize)> {
+    let mut ranked: Vec<(f64, T, usize)> = Vec::new();
+    for tile in tiles {
+        let speed = speed(tile);
+        // Layers of the grid are either products of a batch or parts of K.
+        let worth = |splits: &usize| x.batch == 1 && x.k >= splits * MIN_STEPS * speed.depth;
+        let split = (2..=MAX_SPLITS)
+            .filter(worth)
+            .map(|splits| (time(speed, splits, x, machine), tile, splits))
+            .min_by(|(a, ..), (b, ..)| a.total_cmp(b));
+        ranked.push((time(speed, 1, x, machine), tile, 1));
+        ranked.extend(split);
+    }
+    ranked.sort_by(|(a, ..), (b, ..)| a.total_cmp(b));
+    let pairs = ranked.into_iter().map(|(_, tile, splits)| (tile, splits));
+    pairs.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LARGE: Speed = Speed {
+        rows: 128,
+        cols: 128,
+        depth: 16,
+        alone: 1.0,
+        busy: 1.0,
+    };
+    const SMALL: Speed = Speed {
+        rows: 32,
+        cols: 32,
+        depth: 16,
+        alone: 0.1,
+        busy: 0.5,
+    };
+    const MACHINE: Machine = Machine {
+        cores: 132,
+        rate: 1.6e5,
+    };
+
+    fn best(m: usize, n: usize, k: usize) -> (Speed, usize) {
+        let x = Extents { batch: 1, m, n, k };
+        rank([LARGE, SMALL].into_iter(), |tile| tile, x, MACHINE)[0]
+    }
+
+    #[test]
+    fn large_products_take_large_tiles_in_one_pass() {
+        assert_eq!(best(4096, 4096, 4096), (LARGE, 1));
+    }
+
+    #[test]
+    fn small_products_take_small_tiles_or_parts() {
+        let (tile, splits) = best(256, 256, 256);
+        assert!(tile == SMALL || splits > 1);
+        assert_eq!(best(33, 65, 13), (SMALL, 1));
+    }
+
+    #[test]
+    fn a_long_k_is_split() {
+        assert!(best(256, 256, 65_536).1 > 1);
+    }
+
+    #[test]
+    fn batches_are_not_split() {
+        let x = Extents {
+            batch: 2,
+            m: 64,
+            n: 64,
+            k: 65_536,
+        };
+        let ranked = rank([LARGE, SMALL].into_iter(), |tile| tile, x, MACHINE);
+        assert!(ranked.iter().all(|(_, splits)| *splits == 1));
+    }
+}
