@@ -24,6 +24,8 @@ const TEMPLATES: &[(&str, &str)] = templates![
     "gather",
     "gather_grad",
     "gather_links",
+    "gather_links_sorted",
+    "gather_sort",
     "gemm_direct",
     "gemm_tiled",
     "group_sums",
