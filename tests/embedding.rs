@@ -65,6 +65,26 @@ fn a_table_of_one_row_and_one_id() {
     }
 }
 
+/// Around the runs of 1024 places that are sorted together; few ids, many, and one that occurs everywhere.
+#[test]
+fn more_ids_than_are_sorted_at_once() {
+    for (n, rows) in [
+        (1023, 7),
+        (1024, 2000),
+        (1025, 3),
+        (2049, 1500),
+        (5000, 11),
+        (4099, 1),
+    ] {
+        let mut case = Case::new(n as u64, DType::F32);
+        let (table, ids) = (case.parameter(&[rows, 5]), case.ids(n, rows as u32));
+        let y = case.graph.gather(table, ids, Some(1)).unwrap();
+        case.output("y", y);
+        case.gradients(y, &[table]);
+        case.check(F32);
+    }
+}
+
 #[test]
 fn only_padding() {
     let mut case = Case::new(4, DType::F32);

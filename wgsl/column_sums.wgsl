@@ -1,39 +1,89 @@
-// Sums over `chunk` rows of each column: an invocation a vec4 of columns and chunk. Run again on its own result (one chunk)
-// it gives the whole sum, so the order is fixed.
+// Sums over `chunk` rows of each column: a workgroup takes `across` vec4s of columns, `down` invocations share the rows of each.
+// Run again on its own result (one chunk) it gives the whole sum, so the order is fixed. With two results, one a chunk.
 {% include "shared/group" %}
+{% set size = across * down %}
+{% set parts = ["sum", "dot"] if param_grad else ["sum"] %}
+{% if down > 1 %}
+{% for part in parts %}
+var<workgroup> {{ part }}s: array<vec4<f32>, {{ size }}>;
+{% endfor %}
+{% endif %}
+
+{% macro load(n, row) %}
+            let v{{ n }} = x_load(({{ row }}) * x_stride + col);
+{% if param_grad %}
+            let d{{ n }} = v{{ n }} * (input_load(({{ row }}) * input_stride + col) - stats_at({{ row }})) * stats_at(stats_stride + {{ row }});
+{% endif %}
+{% endmacro %}
 
 @compute @workgroup_size({{ size }})
 fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
-    let i = group_id(wid) * {{ size }}u + lid;
-    let col = i % {{ width }}u;
-    let chunk = i / {{ width }}u;
+    let group = group_id(wid);
+    let chunk = group / {{ tiles }}u;
+    let col = group % {{ tiles }}u * {{ across }}u + lid % {{ across }}u;
     if (chunk >= {{ chunks }}u) {
         return;
     }
     var sum = vec4<f32>();
-{% if param_grad %}
     var dot = vec4<f32>();
-{% endif %}
     if (col < {{ used }}u) {
         let end = {{ first }}u + min((chunk + 1u) * {{ chunk }}u, {{ rows }}u);
-        for (var row = {{ first }}u + chunk * {{ chunk }}u; row < end; row++) {
-            let v = x_load(row * x_stride + col);
+        var row = {{ first }}u + chunk * {{ chunk }}u + lid / {{ across }}u;
+        // Four rows in flight.
+        for (; row + {{ 3 * down }}u < end; row += {{ 4 * down }}u) {
+{% for n in range(4) %}
+{{ load(n, "row + " ~ n * down ~ "u") }}
+{% endfor %}
+            sum += (v0 + v1) + (v2 + v3);
 {% if param_grad %}
-            sum += v;
-            dot += v * (input_load(row * input_stride + col) - stats_at(row)) * stats_at(stats_stride + row);
-{% else %}
-            sum += v;
+            dot += (d0 + d1) + (d2 + d3);
 {% endif %}
         }
+        for (; row < end; row += {{ down }}u) {
+{{ load(0, "row") }}
+            sum += v0;
+{% if param_grad %}
+            dot += d0;
+{% endif %}
+        }
+    }
+{% if down > 1 %}
+{% for part in parts %}
+    {{ part }}s[lid] = {{ part }};
+{% endfor %}
+    for (var s = {{ size // 2 }}u; s >= {{ across }}u; s = s >> 1u) {
+        workgroupBarrier();
+        if (lid < s) {
+{% for part in parts %}
+            {{ part }}s[lid] = {{ part }}s[lid] + {{ part }}s[lid + s];
+{% endfor %}
+        }
+    }
+    // Below `across` an invocation reads only what it wrote itself.
+    if (lid >= {{ across }}u) {
+        return;
+    }
+{% for part in parts %}
+    {{ part }} = {{ part }}s[lid];
+{% endfor %}
+{% endif %}
+    if (col >= {{ width }}u) {
+        return;
     }
 {% if cols % 4 != 0 %}
     let valid = vec4<u32>(0u, 1u, 2u, 3u) + 4u * col < vec4<u32>({{ cols }}u);
     sum = select(vec4<f32>(), sum, valid);
-{% if param_grad %}
     dot = select(vec4<f32>(), dot, valid);
 {% endif %}
-{% endif %}
+{% if pair %}
+    if (chunk == 0u) {
+        y_store(col, sum);
+    } else {
+        z_store(col, sum);
+    }
+{% else %}
     y_store(chunk * y_stride + col, sum);
+{% endif %}
 {% if param_grad %}
     y_store(({{ chunks }}u + chunk) * y_stride + col, dot);
 {% endif %}

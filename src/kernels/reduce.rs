@@ -4,45 +4,92 @@ use super::{Kernel, Program, Target, View, row_lanes};
 use crate::gpu::Layout;
 
 const SIZE: usize = 64;
-/// Rows that one invocation adds up before the second stage.
-const CHUNK: usize = 64;
-
-/// Rows of partial sums that [`column_sums`] leaves for a matrix of `rows`.
-pub(crate) fn chunks(rows: usize) -> usize {
-    rows.div_ceil(CHUNK)
+/// Columns of a matrix and how their sums are shared out.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ColumnSums {
+    /// `vec4`s of columns a workgroup.
+    across: usize,
+    /// Invocations that share the rows of a `vec4` of columns.
+    down: usize,
 }
 
-/// Rows `first..first + rows` of x → y: sums over runs of rows, one row of y a run (`y.rows()` runs).
-pub(crate) fn column_sums(x: Layout, first: usize, rows: usize, y: Layout) -> Kernel {
-    sums(x, rows, y, y.rows(), false)
-        .with("first", first)
-        .read("x", x, View::Vec4)
-        .write("y", y, View::Vec4)
-}
+impl ColumnSums {
+    /// For matrices of `cols` columns.
+    pub fn new(cols: usize, target: Target) -> Self {
+        if target.barrier_free {
+            return Self {
+                across: SIZE,
+                down: 1,
+            };
+        }
+        // 16 neighbours read a whole cache line, in f16, too.
+        let across = cols.div_ceil(4).next_power_of_two().min(16);
+        Self {
+            across,
+            down: 256 / across,
+        }
+    }
 
-/// dy, x, statistics → y: per run of rows Σ dy in the first half of y, Σ dy·x̂ in the second.
-pub(crate) fn layer_norm_param_sums([dy, x, stats]: [Layout; 3], y: Layout) -> Kernel {
-    sums(x, x.rows(), y, y.rows() / 2, true)
-        .with("first", 0)
-        .read("x", dy, View::Vec4)
-        .read("input", x, View::Vec4)
-        .read("stats", stats, View::Scalar)
-        .write("y", y, View::Vec4)
-        .flops(4.0 * x.len() as f64)
-}
+    /// Runs of rows whose sums are added up in a second stage; with 1 there is none.
+    pub fn chunks(&self, rows: usize, cols: usize) -> usize {
+        /// Workgroups that keep a large GPU busy.
+        const BUSY: usize = 1024;
+        if self.down == 1 {
+            return rows.div_ceil(64);
+        }
+        let tiles = cols.div_ceil(4 * self.across);
+        // An invocation with less than four rows waits more than it adds.
+        rows.div_ceil(4 * self.down).min(BUSY.div_ceil(tiles))
+    }
 
-fn sums(x: Layout, rows: usize, y: Layout, chunks: usize, param_grad: bool) -> Kernel {
-    let width = y.row_stride() / 4;
-    Kernel::new("column_sums")
-        .items(chunks * width, SIZE)
-        .with("rows", rows)
-        .with("cols", x.cols())
-        .with("used", x.cols().div_ceil(4))
-        .with("width", width)
-        .with("chunks", chunks)
-        .with("chunk", rows.div_ceil(chunks))
-        .with("param_grad", param_grad)
-        .flops(x.len() as f64)
+    /// Rows `first..first + rows` of x → y: sums over runs of rows, one row of y a run (`y.rows()` runs).
+    pub fn sums(&self, x: Layout, first: usize, rows: usize, y: Layout) -> Kernel {
+        self.kernel(x, rows, y, y.rows())
+            .with("first", first)
+            .read("x", x, View::Vec4)
+            .write("y", y, View::Vec4)
+    }
+
+    /// The two halves of the rows of x → y, z.
+    pub fn two_sums(&self, x: Layout, [y, z]: [Layout; 2]) -> Kernel {
+        self.kernel(x, x.rows(), y, 2)
+            .with("first", 0)
+            .with("pair", true)
+            .read("x", x, View::Vec4)
+            .write("y", y, View::Vec4)
+            .write("z", z, View::Vec4)
+    }
+
+    /// dy, x, statistics → y: per run of rows Σ dy in the first half of y, Σ dy·x̂ in the second.
+    pub fn layer_norm_params(&self, [dy, x, stats]: [Layout; 3], y: Layout) -> Kernel {
+        self.kernel(x, x.rows(), y, y.rows() / 2)
+            .with("first", 0)
+            .with("param_grad", true)
+            .read("x", dy, View::Vec4)
+            .read("input", x, View::Vec4)
+            .read("stats", stats, View::Scalar)
+            .write("y", y, View::Vec4)
+            .flops(4.0 * x.len() as f64)
+    }
+
+    fn kernel(&self, x: Layout, rows: usize, y: Layout, chunks: usize) -> Kernel {
+        let width = y.row_stride() / 4;
+        let tiles = width.div_ceil(self.across);
+        Kernel::new("column_sums")
+            .groups(chunks * tiles)
+            .with("across", self.across)
+            .with("down", self.down)
+            .with("tiles", tiles)
+            .with("rows", rows)
+            .with("cols", x.cols())
+            .with("used", x.cols().div_ceil(4))
+            .with("width", width)
+            .with("chunks", chunks)
+            .with("chunk", rows.div_ceil(chunks))
+            .with("param_grad", false)
+            .with("pair", false)
+            .flops(x.len() as f64)
+    }
 }
 
 /// x [.., C] → y `[rows]`.

@@ -26,6 +26,8 @@ const TEMPLATES: &[(&str, &str)] = templates![
     "gather",
     "gather_grad",
     "gather_links",
+    "gather_links_sorted",
+    "gather_sort",
     "gemm_cooperative",
     "gemm_direct",
     "gemm_skinny",

@@ -44,8 +44,21 @@ impl Lowering<'_> {
                 let chain = self.scratch(links);
                 let reads = self.places(x)?;
                 self.fill(table, 0.0, result);
-                let kernel = kernels::embedding::links(ids, links, *padding);
-                self.step(kernel, vec![reads[0], chain]);
+                match kernels::embedding::run_length(table.rows(), target) {
+                    None => {
+                        let kernel = kernels::embedding::links(ids, links, *padding);
+                        self.step(kernel, vec![reads[0], chain]);
+                    }
+                    Some(run) => {
+                        let keys = ids.cols().next_multiple_of(run);
+                        let sorted = Self::vector(keys, DType::U32)?;
+                        let place = self.scratch(sorted);
+                        let kernel = kernels::embedding::sort(ids, sorted, run);
+                        self.step(kernel, vec![reads[0], place]);
+                        let kernel = kernels::embedding::links_sorted(sorted, links, run, *padding);
+                        self.step(kernel, vec![place, chain]);
+                    }
+                }
                 let kernel = kernels::embedding::gather_grad([ids, links, dy], table);
                 self.step(kernel, vec![reads[0], chain, reads[1], result]);
             }
@@ -108,17 +121,18 @@ impl Lowering<'_> {
         from: Place,
         (output, to): (Layout, Place),
     ) -> Result<()> {
-        let chunks = kernels::reduce::chunks(input.rows());
+        let columns = ColumnSums::new(input.cols(), self.target);
+        let chunks = columns.chunks(input.rows(), input.cols());
         if chunks == 1 {
-            let kernel = kernels::reduce::column_sums(input, 0, input.rows(), output);
+            let kernel = columns.sums(input, 0, input.rows(), output);
             self.step(kernel, vec![from, to]);
             return Ok(());
         }
         let partial = Layout::of(&Shape::matrix(chunks, input.cols()), DType::F32)?;
         let place = self.scratch(partial);
-        let kernel = kernels::reduce::column_sums(input, 0, input.rows(), partial);
+        let kernel = columns.sums(input, 0, input.rows(), partial);
         self.step(kernel, vec![from, place]);
-        let kernel = kernels::reduce::column_sums(partial, 0, chunks, output);
+        let kernel = columns.sums(partial, 0, chunks, output);
         self.step(kernel, vec![place, to]);
         Ok(())
     }
@@ -126,20 +140,25 @@ impl Lowering<'_> {
     fn layer_norm_params(&mut self, node: &Node) -> Result<()> {
         let [x, stats, dy] = self.layouts(&node.inputs)?;
         let reads = self.places(&node.inputs)?;
-        let chunks = kernels::reduce::chunks(x.rows());
+        let columns = ColumnSums::new(x.cols(), self.target);
+        let chunks = columns.chunks(x.rows(), x.cols());
         let partial = Layout::of(&Shape::matrix(2 * chunks, x.cols()), DType::F32)?;
         let place = self.scratch(partial);
-        let kernel = kernels::reduce::layer_norm_param_sums([dy, x, stats], partial);
+        let kernel = columns.layer_norm_params([dy, x, stats], partial);
         self.step(kernel, vec![reads[2], reads[0], reads[1], place]);
-        for (output, first) in [(0, chunks), (1, 0)] {
-            let id = node.outputs[output];
-            if self.fused.readers(id).is_empty() && !self.is_output(id) {
-                continue;
-            }
-            let layout = self.layout(id)?;
-            let kernel = kernels::reduce::column_sums(partial, first, chunks, layout);
-            self.step(kernel, vec![place, Place::Value(id)]);
+        let [gamma, beta] = [node.outputs[0], node.outputs[1]];
+        let wanted = |id| !self.fused.readers(id).is_empty() || self.is_output(id);
+        if wanted(gamma) && wanted(beta) {
+            let kernel = columns.two_sums(partial, self.layouts(&[beta, gamma])?);
+            self.step(kernel, vec![place, Place::Value(beta), Place::Value(gamma)]);
+            return Ok(());
         }
+        let (id, first) = match wanted(beta) {
+            true => (beta, 0),
+            false => (gamma, chunks),
+        };
+        let kernel = columns.sums(partial, first, chunks, self.layout(id)?);
+        self.step(kernel, vec![place, Place::Value(id)]);
         Ok(())
     }
 
