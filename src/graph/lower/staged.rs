@@ -4,7 +4,8 @@ use super::{Lowering, Place};
 use crate::error::{Error, Result};
 use crate::gpu::Layout;
 use crate::graph::{DType, Node, Op, Shape, Source, ValueId};
-use crate::kernels::{self, loss::CrossEntropy};
+use crate::kernels::loss::CrossEntropy;
+use crate::kernels::{self, reduce::ColumnSums};
 
 impl Lowering<'_> {
     /// Operations that take several dispatches or no program; false for all others.
