@@ -224,8 +224,8 @@ fn a_tcn_block() {
         let y = case.graph.add(y, x).unwrap();
         let y = case.graph.mul_rows(y, mask).unwrap();
         case.output("y", y);
-        // Layer norm, windows, two products; and the weights as halves.
-        let expected = if dtype == DType::F16 { 6 } else { 4 };
+        // Layer norm, windows, two products; of the weights as halves one is kept beside the parameter, the rows of the other do not fit.
+        let expected = if dtype == DType::F16 { 5 } else { 4 };
         assert_eq!(case.dispatches(), expected);
         let parameters: Vec<ValueId> = case.graph.parameters().map(|(id, _)| id).collect();
         case.gradients(y, &[vec![x], parameters].concat());

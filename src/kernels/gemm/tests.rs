@@ -239,3 +239,178 @@ fn every_tile_of_the_matrix_units() -> Result<()> {
     assert!(tried >= 6, "{tried} tiles");
     Ok(())
 }
+
+/// Metal, Direct3D and Vulkan get every tile of every tier, also those that no device here chooses.
+mod translation {
+    use naga::back::{hlsl, msl, spv};
+    use naga::valid::{Capabilities, ValidationFlags, Validator};
+
+    use super::*;
+    use crate::gpu::MatrixUnits;
+
+    struct Translated {
+        metal: String,
+        spirv: Vec<u32>,
+    }
+
+    fn translate(kernel: &Kernel, target: Target, direct3d: bool) -> Translated {
+        let key = kernel.key(target);
+        let source = kernel.source(target).unwrap();
+        let module = naga::front::wgsl::parse_str(source.wgsl())
+            .unwrap_or_else(|error| panic!("{key}: {}", error.emit_to_string(source.wgsl())));
+        let info = Validator::new(ValidationFlags::all(), Capabilities::all())
+            .validate(&module)
+            .unwrap_or_else(|error| panic!("{key}: {}", error.emit_to_string(source.wgsl())));
+        let options = msl::Options {
+            lang_version: (2, 4),
+            ..Default::default()
+        };
+        let pipeline = msl::PipelineOptions::default();
+        let (metal, translation) = msl::write_string(&module, &info, &options, &pipeline)
+            .unwrap_or_else(|error| panic!("{key}: Metal: {error}"));
+        assert!(translation.entry_point_names.iter().all(Result::is_ok));
+        if direct3d {
+            let options = hlsl::Options {
+                shader_model: hlsl::ShaderModel::V6_2,
+                ..Default::default()
+            };
+            let mut text = String::new();
+            hlsl::Writer::new(&mut text, &options, &hlsl::PipelineOptions::default())
+                .write(&module, &info, None)
+                .unwrap_or_else(|error| panic!("{key}: Direct3D: {error}"));
+        }
+        let options = spv::Options {
+            lang_version: (1, 3),
+            use_storage_input_output_16: false,
+            ..Default::default()
+        };
+        let spirv = spv::write_vec(&module, &info, &options, None)
+            .unwrap_or_else(|error| panic!("{key}: SPIR-V: {error}"));
+        Translated { metal, spirv }
+    }
+
+    /// A kernel for each way in which the text differs: whole and not, split, of a batch.
+    fn kernels(speed: Speed, dtype: DType, target: Target, tier: Tier) -> Vec<Kernel> {
+        let Speed {
+            rows, cols, depth, ..
+        } = speed;
+        let mut kernels = Vec::new();
+        for trans in ORIENTATIONS {
+            for (batch, m, n, k, splits) in [
+                (1, rows, cols, 4 * depth, 1),
+                (1, rows + 1, cols + 1, 3 * depth + 1, 1),
+                (1, rows, cols, 8 * depth + 3, 3),
+                (2, rows - 1, cols, depth, 1),
+            ] {
+                let product = Product {
+                    trans,
+                    batch,
+                    m,
+                    n,
+                    k,
+                };
+                let [a, b] = product.layouts(dtype).unwrap();
+                let operands = Operands {
+                    a,
+                    b,
+                    trans,
+                    batch,
+                    m,
+                    k,
+                };
+                let choice = Choice { tier, splits };
+                let gemm = Gemm {
+                    operands,
+                    target,
+                    choice,
+                };
+                let layout = matrix(batch.max(splits) * m, n, DType::F32).unwrap();
+                kernels.push(gemm.partial(layout));
+            }
+        }
+        kernels
+    }
+
+    fn target(f16: bool, matrix_units: Option<MatrixUnits>) -> Target {
+        Target {
+            f16,
+            barrier_free: false,
+            matrix_units,
+            invocations: 256,
+            cores: 132,
+        }
+    }
+
+    #[test]
+    fn every_vector_tile() {
+        for tile in TILES {
+            for (dtype, f16) in [(DType::F32, true), (DType::F16, true), (DType::F16, false)] {
+                let target = target(f16, None);
+                for kernel in kernels(tile.speed(), dtype, target, Tier::Tiled(tile)) {
+                    translate(&kernel, target, true);
+                }
+            }
+        }
+    }
+
+    fn units(size: usize, lanes: usize, scalar: bool) -> MatrixUnits {
+        MatrixUnits {
+            size,
+            lanes,
+            f16: true,
+            f32: scalar,
+            scalar,
+            subgroup_barrier: true,
+            storage: if scalar { 32 << 10 } else { 48 << 10 },
+            invocations: 256,
+        }
+    }
+
+    fn cooperative_kernels(units: MatrixUnits, dtype: DType) -> Vec<Kernel> {
+        let target = target(true, Some(units));
+        let mut all = Vec::new();
+        for trans in ORIENTATIONS {
+            for tile in cooperative::tiles(trans, dtype, units) {
+                let tier = Tier::Cooperative(tile, units);
+                all.extend(kernels(tile.speed(), dtype, target, tier));
+            }
+        }
+        assert!(!all.is_empty(), "{units} {dtype}");
+        all
+    }
+
+    #[test]
+    fn every_tile_of_matrix_units_on_vulkan() {
+        for (size, lanes) in [(16, 32), (8, 8), (8, 32)] {
+            let units = units(size, lanes, false);
+            for kernel in cooperative_kernels(units, DType::F16) {
+                let spirv = translate(&kernel, target(true, Some(units)), false).spirv;
+                // OpCapability CooperativeMatrixKHR
+                assert!(spirv.contains(&6022));
+            }
+        }
+    }
+
+    #[test]
+    fn every_tile_of_matrix_units_on_metal() {
+        let units = units(8, 32, true);
+        for dtype in DTYPES {
+            for kernel in cooperative_kernels(units, dtype) {
+                let metal = translate(&kernel, target(true, Some(units)), false).metal;
+                let operand = match dtype {
+                    DType::F16 => "simdgroup_half8x8",
+                    _ => "simdgroup_float8x8",
+                };
+                for text in [
+                    operand,
+                    "simdgroup_float8x8",
+                    "simdgroup_load",
+                    "simdgroup_store",
+                    "simdgroup_multiply_accumulate",
+                ] {
+                    assert!(metal.contains(text), "{text}\n{metal}");
+                }
+            }
+        }
+    }
+}
