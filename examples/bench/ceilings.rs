@@ -9,21 +9,24 @@ use energyflow::{DType, Gpu, Result, Session};
 /// Best rates of the device.
 #[derive(Clone, Copy, Debug)]
 pub struct Ceilings {
-    /// f32 multiply-adds out of registers, in operations a second. Every kernel computes in f32, whatever it stores.
+    /// f32 multiply-adds out of registers, in operations a second: what kernels without matrix units can reach, whatever they store.
     pub flops: f64,
+    /// Multiply-adds of the matrix units out of registers, f16 operands and f32 sums; none where products do not use them.
+    pub matrix_flops: Option<f64>,
     /// Elementwise copy, bytes read and written a second.
     pub bytes: f64,
     /// Nanoseconds that an empty pass takes: part of every time.
     pub empty_pass: f64,
 }
 
-const REPEATS: usize = 10;
+const REPEATS: usize = 20;
 
 impl Ceilings {
     /// Takes less than a second on a GPU.
     pub fn measure(gpu: &Gpu) -> Result<Self> {
         Ok(Self {
             flops: arithmetic(gpu)?,
+            matrix_flops: matrices(gpu)?,
             bytes: copy(gpu)?,
             empty_pass: fastest(|| gpu.time(&[]))?,
         })
@@ -84,6 +87,71 @@ fn arithmetic(gpu: &Gpu) -> Result<f64> {
     let each = CHAINS * UNROLLED * 4 * 2;
     let invocations = WORKGROUPS as usize * INVOCATIONS;
     Ok(f64::from(count) * (each * invocations) as f64 / seconds)
+}
+
+/// Independent sums a subgroup: enough to hide the latency of a multiplication.
+const SUMS: usize = 8;
+const ROUNDS: usize = 512;
+const SUBGROUPS: usize = 4;
+
+fn matrices(gpu: &Gpu) -> Result<Option<f64>> {
+    const GROUPS: u32 = 2112;
+    let Some(units) = gpu.capabilities().matrix_units.filter(|units| units.f16) else {
+        return Ok(None);
+    };
+    let (size, area) = (units.size, units.size * units.size);
+    let each = |statement: &dyn Fn(usize) -> String| (0..SUMS).map(statement).collect::<String>();
+    let zero = each(&|i| format!("    var c{i} = coop_mat{size}x{size}<f32, C>();\n"));
+    let round = each(&|i| format!("        c{i} = coopMultiplyAdd(a, b, c{i});\n"));
+    let store = each(&|i| {
+        format!("    coopStoreT(c{i}, &y[(subgroup * {SUMS}u + {i}u) * {area}u], {size}u);\n")
+    });
+    let wgsl = format!(
+        "enable f16;
+enable wgpu_cooperative_matrix;
+@group(0) @binding(0) var<storage, read> x: array<f16>;
+@group(0) @binding(1) var<storage, read_write> y: array<f32>;
+var<workgroup> tile: array<f16, {both}>;
+@compute @workgroup_size({threads})
+fn main(@builtin(local_invocation_index) lid: u32, @builtin(subgroup_id) subgroup: u32) {{
+    for (var i = lid; i < {both}u; i += {threads}u) {{
+        tile[i] = x[i];
+    }}
+    workgroupBarrier();
+    let a = coopLoadT<coop_mat{size}x{size}<f16, A>>(&tile[0], {size}u);
+    let b = coopLoadT<coop_mat{size}x{size}<f16, B>>(&tile[{area}], {size}u);
+{zero}    for (var n = 0u; n < {ROUNDS}u; n++) {{
+{round}    }}
+{store}}}
+",
+        both = 2 * area,
+        threads = SUBGROUPS * units.lanes,
+    );
+    let pipeline = gpu.pipeline("bench.matrices", || {
+        let bindings = vec![Access::Read, Access::ReadWrite];
+        Ok(KernelSource::new(wgsl, bindings))
+    })?;
+    let operands = Tensor::zeroed(
+        gpu,
+        Layout::new(1, 2 * area, DType::F16, Alignment::Bytes64)?,
+    )?;
+    // Neither zero nor equal: the units take less power, and run faster, on those.
+    let data: Vec<f32> = (0..2 * area)
+        .map(|i| ((i * 37 % 101) as f32 - 50.0) / 1024.0)
+        .collect();
+    operands.upload(gpu, &data)?;
+    let sums = Layout::new(1, SUBGROUPS * SUMS * area, DType::F32, Alignment::Bytes64)?;
+    let sums = Tensor::zeroed(gpu, sums)?;
+    let slices = [operands.slice().clone(), sums.slice().clone()];
+    let step = ProfileStep {
+        label: "matrices".to_owned(),
+        bind_group: gpu.bind_group(&pipeline, &slices)?,
+        pipeline,
+        workgroups: [GROUPS, 1, 1],
+    };
+    let seconds = fastest(|| gpu.time(std::slice::from_ref(&step)))? * 1e-9;
+    let products = GROUPS as usize * SUBGROUPS * SUMS * ROUNDS;
+    Ok(Some(2.0 * (products * size * area) as f64 / seconds))
 }
 
 fn multiply_adds(gpu: &Gpu) -> Result<Arc<Pipeline>> {

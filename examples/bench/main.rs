@@ -8,9 +8,9 @@
 //! ```
 //!
 //! A time is that of a whole run, all dispatches and what lies between them, by GPU timestamps around as many runs as make a
-//! millisecond, on rotating data. The bound of a case is
-//! the time its operations would take at the device's f32 multiply-add rate, or its bytes at the device's copy rate, whichever is
-//! longer; both rates are measured first. Operations and bytes are those of the definition (`cases.rs`), however it is computed.
+//! millisecond, on rotating data. The bound of a case is the time its operations would take at the device's f32 multiply-add rate
+//! (that of its matrix units where the case uses them), or its bytes at the device's copy rate, whichever is longer; the rates are
+//! measured first. Operations and bytes are those of the definition (`cases.rs`), however it is computed.
 
 mod cases;
 mod ceilings;
@@ -114,7 +114,20 @@ fn run(args: &Args) -> Result<(), Failure> {
 
 /// Milliseconds that a case takes at least.
 fn bound(ceilings: &Ceilings, measured: &Measured) -> f64 {
-    1e3 * (measured.flops / ceilings.flops).max(measured.bytes / ceilings.bytes)
+    let flops = match ceilings.matrix_flops {
+        Some(flops) if measured.matrix_units => flops,
+        _ => ceilings.flops,
+    };
+    1e3 * (measured.flops / flops).max(measured.bytes / ceilings.bytes)
+}
+
+/// The kernels that a case's products use.
+fn tier(gpu: &Gpu, measured: &Measured) -> &'static str {
+    match (measured.matrix_units, gpu.capabilities().barrier_free) {
+        (true, _) => "cooperative",
+        (false, false) => "vector, workgroup tiles",
+        (false, true) => "vector, barrier-free",
+    }
 }
 
 fn print_header(gpu: &Gpu, ceilings: &Ceilings) {
@@ -125,6 +138,9 @@ fn print_header(gpu: &Gpu, ceilings: &Ceilings) {
         capabilities.kernel_tier(),
         capabilities.f16_storage()
     );
+    if let Some(flops) = ceilings.matrix_flops {
+        println!("matrix units at best {:.2} TFLOP/s", flops * 1e-12);
+    }
     println!(
         "at best {:.2} TFLOP/s in f32, {:.1} GB/s; an empty pass takes {:.4} ms",
         ceilings.flops * 1e-12,
@@ -179,6 +195,7 @@ struct Line<'a> {
     peak_mem_mib: f64,
     device: &'a str,
     ceiling_tflops: f64,
+    ceiling_matrix_tflops: Option<f64>,
     ceiling_gbps: f64,
     empty_pass_ms: f64,
 }
@@ -226,10 +243,11 @@ fn json_line(
         gbps: rate(measured.bytes, 1e9),
         bound_ms: round(bound, 6),
         bound_pct: round(100.0 * bound / measured.median, 2),
-        tier: capabilities.kernel_tier(),
+        tier: tier(gpu, measured),
         peak_mem_mib: round(measured.memory, 1),
         device: &capabilities.adapter,
         ceiling_tflops: round(ceilings.flops * 1e-12, 4),
+        ceiling_matrix_tflops: ceilings.matrix_flops.map(|flops| round(flops * 1e-12, 4)),
         ceiling_gbps: round(ceilings.bytes * 1e-9, 4),
         empty_pass_ms: round(ceilings.empty_pass * 1e-6, 6),
     })
