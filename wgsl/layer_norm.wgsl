@@ -1,4 +1,9 @@
-// `lanes` invocations a row, `size / lanes` rows a workgroup. Two passes over the row: mean, then variance around it.
+// `lanes` invocations a row, `size / lanes` rows a workgroup. Mean, then variance around it.
+{% if held > 0 %}
+// An invocation holds its {{ held }} vec4s of the row in registers: x is read once.
+{% else %}
+// The row is read three times, but for the first from a cache.
+{% endif %}
 {% include "shared/group" %}
 {% include "shared/reduce" %}
 
@@ -8,19 +13,58 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     let wanted = group_id(wid) * {{ size // lanes }}u + lid / {{ lanes }}u;
     let row = min(wanted, {{ rows - 1 }}u);
     var sum = vec4<f32>();
+{% if held > 0 %}
+{% for h in range(held) %}
+    let col{{ h }} = lane + {{ h * lanes }}u;
+{% if (h + 1) * lanes > used %}
+    let x{{ h }} = select(vec4<f32>(), x_load(row * x_stride + min(col{{ h }}, {{ used - 1 }}u)), col{{ h }} < {{ used }}u);
+{% else %}
+    let x{{ h }} = x_load(row * x_stride + col{{ h }});
+{% endif %}
+{% endfor %}
+{% for h in range(held) %}
+    sum += x{{ h }};
+{% endfor %}
+{% else %}
     for (var col = lane; col < {{ used }}u; col += {{ lanes }}u) {
         sum += x_load(row * x_stride + col);
     }
+{% endif %}
     let mean = across(reduce(sum, lid)) * {{ 1.0 / cols }};
     sum = vec4<f32>();
+{% if held > 0 %}
+{% for h in range(held) %}
+    {
+        let d = tail(col{{ h }}, x{{ h }} - mean);
+{% if (h + 1) * lanes > used %}
+        sum += select(vec4<f32>(), d * d, col{{ h }} < {{ used }}u);
+{% else %}
+        sum += d * d;
+{% endif %}
+    }
+{% endfor %}
+{% else %}
     for (var col = lane; col < {{ used }}u; col += {{ lanes }}u) {
         let d = tail(col, x_load(row * x_stride + col) - mean);
         sum += d * d;
     }
+{% endif %}
     let rstd = inverseSqrt(across(reduce(sum, lid)) * {{ 1.0 / cols }} + {{ eps }});
     if (wanted >= {{ rows }}u) {
         return;
     }
+{% if held > 0 %}
+{% for h in range(held) %}
+{% if (h + 1) * lanes > used %}
+    if (col{{ h }} < {{ width }}u) {
+        let at = min(col{{ h }}, {{ used - 1 }}u);
+        finish(row, col{{ h }}, (x{{ h }} - mean) * rstd * gamma_load(at) + beta_load(at));
+    }
+{% else %}
+    finish(row, col{{ h }}, (x{{ h }} - mean) * rstd * gamma_load(col{{ h }}) + beta_load(col{{ h }}));
+{% endif %}
+{% endfor %}
+{% else %}
     for (var col = lane; col < {{ width }}u; col += {{ lanes }}u) {
         var y = vec4<f32>();
         if (col < {{ used }}u) {
@@ -28,6 +72,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
         }
         finish(row, col, y);
     }
+{% endif %}
     if (lane == 0u) {
         stats_put(row, mean);
         stats_put(stats_stride + row, rstd);

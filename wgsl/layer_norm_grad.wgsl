@@ -1,4 +1,7 @@
 // dx = rstd (g - mean(g) - xhat mean(g xhat)), g = dy gamma. Both means in one reduction.
+{% if held > 0 %}
+// An invocation holds its {{ held }} vec4s of g and xhat in registers: x and dy are read once.
+{% endif %}
 {% include "shared/group" %}
 {% include "shared/reduce" %}
 
@@ -11,15 +14,44 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     let rstd = stats_at(stats_stride + row);
     var g_sum = vec4<f32>();
     var gx_sum = vec4<f32>();
+{% if held > 0 %}
+{% for h in range(held) %}
+    let col{{ h }} = lane + {{ h * lanes }}u;
+{% if (h + 1) * lanes > used %}
+    let at{{ h }} = min(col{{ h }}, {{ used - 1 }}u);
+    let g{{ h }} = select(vec4<f32>(), tail(at{{ h }}, dy_load(row * dy_stride + at{{ h }}) * gamma_load(at{{ h }})), col{{ h }} < {{ used }}u);
+{% else %}
+    let at{{ h }} = col{{ h }};
+    let g{{ h }} = tail(at{{ h }}, dy_load(row * dy_stride + at{{ h }}) * gamma_load(at{{ h }}));
+{% endif %}
+    let xhat{{ h }} = (x_load(row * x_stride + at{{ h }}) - mean) * rstd;
+{% endfor %}
+{% for h in range(held) %}
+    g_sum += g{{ h }};
+    gx_sum += g{{ h }} * xhat{{ h }};
+{% endfor %}
+{% else %}
     for (var col = lane; col < {{ used }}u; col += {{ lanes }}u) {
         let g = tail(col, dy_load(row * dy_stride + col) * gamma_load(col));
         g_sum += g;
         gx_sum += g * (x_load(row * x_stride + col) - mean) * rstd;
     }
+{% endif %}
     let sums = reduce(vec4<f32>(across(g_sum), across(gx_sum), 0.0, 0.0), lid) * {{ 1.0 / cols }};
     if (wanted >= {{ rows }}u) {
         return;
     }
+{% if held > 0 %}
+{% for h in range(held) %}
+{% if (h + 1) * lanes > used %}
+    if (col{{ h }} < {{ width }}u) {
+        finish(row, col{{ h }}, rstd * (g{{ h }} - sums.x - xhat{{ h }} * sums.y));
+    }
+{% else %}
+    finish(row, col{{ h }}, rstd * (g{{ h }} - sums.x - xhat{{ h }} * sums.y));
+{% endif %}
+{% endfor %}
+{% else %}
     for (var col = lane; col < {{ width }}u; col += {{ lanes }}u) {
         var dx = vec4<f32>();
         if (col < {{ used }}u) {
@@ -29,4 +61,5 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
         }
         finish(row, col, dx);
     }
+{% endif %}
 }

@@ -3,6 +3,9 @@
 use super::{Kernel, Program, Target, View, row_lanes};
 use crate::gpu::Layout;
 
+/// `vec4`s of a row that an invocation keeps in registers; wider rows are read again.
+const MOST_HELD: usize = 8;
+
 /// x, gamma, beta → program(y), statistics [2, rows].
 pub(crate) fn layer_norm(
     [x, gamma, beta]: [Layout; 3],
@@ -39,9 +42,12 @@ pub(crate) fn layer_norm_grad(
 fn rows(template: &'static str, x: Layout, program: &Program, target: Target) -> Kernel {
     let width = program.width();
     let (lanes, rows) = row_lanes(width, x.rows(), target);
+    let each = width.div_ceil(lanes);
+    let held = if each <= MOST_HELD { each } else { 0 };
     Kernel::new(template)
         .items(x.rows() * lanes, rows * lanes)
         .with("lanes", lanes)
+        .with("held", held)
         .with("rows", x.rows())
         .with("cols", x.cols())
         .with("used", x.cols().div_ceil(4))

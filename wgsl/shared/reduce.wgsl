@@ -1,19 +1,37 @@
-// Adds up a vec4 over the `lanes` invocations of a row, in a fixed order.
+// Adds up a vec4 over the `lanes` invocations of a row, in a fixed order: in one round, or in two where there are many, each of which
+// waits for one barrier.
 {% if lanes > 1 %}
+{% set fold = 1 if lanes <= 16 else (8 if lanes <= 64 else 16) %}
 var<workgroup> scratch: array<vec4<f32>, {{ size }}>;
+{% if fold > 1 %}
+var<workgroup> folded: array<vec4<f32>, {{ size // fold }}>;
+{% endif %}
 
 fn reduce(value: vec4<f32>, lid: u32) -> vec4<f32> {
     let lane = lid % {{ lanes }}u;
     workgroupBarrier();
     scratch[lid] = value;
     workgroupBarrier();
-    for (var s = {{ lanes // 2 }}u; s > 0u; s = s >> 1u) {
-        if (lane < s) {
-            scratch[lid] = scratch[lid] + scratch[lid + s];
-        }
-        workgroupBarrier();
+    var sum = vec4<f32>();
+{% if fold > 1 %}
+    let row = lid / {{ lanes }}u * {{ lanes // fold }}u;
+    if (lane < {{ lanes // fold }}u) {
+{% for k in range(fold) %}
+        sum += scratch[lid + {{ k * (lanes // fold) }}u];
+{% endfor %}
+        folded[row + lane] = sum;
     }
-    return scratch[lid - lane];
+    workgroupBarrier();
+    sum = vec4<f32>();
+{% for k in range(lanes // fold) %}
+    sum += folded[row + {{ k }}u];
+{% endfor %}
+{% else %}
+{% for k in range(lanes) %}
+    sum += scratch[lid - lane + {{ k }}u];
+{% endfor %}
+{% endif %}
+    return sum;
 }
 {% else %}
 fn reduce(value: vec4<f32>, lid: u32) -> vec4<f32> {
