@@ -45,6 +45,17 @@ fn many_rows_of_few_columns() {
     gradient(DType::F32, &[1025, 6]).check(F32);
 }
 
+/// More columns than the invocations of a row hold in registers, and just as many.
+#[test]
+fn few_rows_of_many_columns() {
+    for dtype in [DType::F32, DType::F16] {
+        for cols in [8191, 8192, 8197] {
+            normalised(dtype, &[3, cols], -1.0, 1.0).check(tolerance(dtype));
+            gradient(dtype, &[3, cols]).check(tolerance(dtype));
+        }
+    }
+}
+
 #[test]
 fn gradients() {
     // The f16 reference rounds y and every gradient to f16, too.
