@@ -123,7 +123,7 @@ fn store_large_tiles(files: &[PathBuf]) {
     reseal(tuning, |_, payload| {
         let mut choices: serde_json::Value = serde_json::from_slice(payload).unwrap();
         for choice in choices.as_object_mut().unwrap().values_mut() {
-            choice["candidate"] = "128x128x16 8x8 /1".into();
+            choice["candidate"] = "128x128x8 16x8 /1".into();
         }
         *payload = serde_json::to_vec(&choices).unwrap();
     });
@@ -216,7 +216,7 @@ fn the_store_decides_and_only_while_tuning_is_on() {
     // A candidate of another version: measured again.
     reseal(files.last().unwrap(), |_, payload| {
         let text = String::from_utf8(payload.clone()).unwrap();
-        *payload = text.replace("tiled 128", "tiled 7").into_bytes();
+        *payload = text.replace("128x128x8 16x8", "7x7x7 1x1").into_bytes();
     });
     let gpu = open(&options(folder.path()));
     assert_eq!(product(&gpu).len(), bits.len());

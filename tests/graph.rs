@@ -419,7 +419,7 @@ fn a_graph_reads_line_by_line() {
 %2 = Parameter(Uniform(0.5)) \"w\" : f32 [2, 3], 1 taps
 %3 = Parameter(Constant(0.0)) \"taps\" : f32 [2, 6], 2 taps
 %4 = State(1.0) \"count\" : f32 [1]
-%5 = MatMul { trans: NT, out: F16 }(%0, %2) : f16 [2, 2]
+%5 = MatMul { batch: 1, trans: NT, out: F16 }(%0, %2) : f16 [2, 2]
 %6 = Unary(Affine { scale: 0.5, offset: 0.0 })(%5) : f16 [2, 2]
 %7 = Gather { padding: Some(0) }(%6, %1) : f16 [4, 2]
 %8 = Unary(Affine { scale: 1.0, offset: 1.0 })(%4) : f32 [1]

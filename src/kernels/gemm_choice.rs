@@ -44,11 +44,7 @@ fn time(tile: Speed, splits: usize, x: Extents, machine: Machine) -> f64 {
     let groups = x.batch * x.m.div_ceil(tile.rows) * x.n.div_ceil(tile.cols) * splits;
     let depth = x.k.div_ceil(splits).next_multiple_of(tile.depth) as f64 + OVERHEAD;
     let work = (tile.rows * tile.cols) as f64 * depth / machine.rate;
-    let rounds = match tile.busy > tile.alone {
-        // Several workgroups share a core and fill each other's gaps.
-        true => groups as f64 / machine.cores as f64,
-        false => groups.div_ceil(machine.cores) as f64,
-    };
+    let rounds = groups.div_ceil(machine.cores) as f64;
     let second_pass = match splits {
         1 => 0.0,
         _ => SECOND_PASS + ADD * (splits * x.m * x.n) as f64 * 1e-6,
@@ -68,7 +64,12 @@ pub(super) fn rank<T: Copy>(
     for tile in tiles {
         let speed = speed(tile);
         // Layers of the grid are either products of a batch or parts of K.
-        let worth = |splits: &usize| x.batch == 1 && x.k >= splits * MIN_STEPS * speed.depth;
+        let steps = x.k.div_ceil(speed.depth);
+        let worth = |splits: &usize| {
+            // Every part has a step.
+            let last = (splits - 1) * steps.div_ceil(*splits);
+            x.batch == 1 && steps >= splits * MIN_STEPS && last < steps
+        };
         let split = (2..=MAX_SPLITS)
             .filter(worth)
             .map(|splits| (time(speed, splits, x, machine), tile, splits))
