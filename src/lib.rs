@@ -26,6 +26,7 @@
 #![warn(missing_docs)]
 
 mod atomic;
+pub mod direct;
 pub mod error;
 mod fnv;
 pub mod gpu;

@@ -17,7 +17,11 @@ const SETS: usize = 3;
 /// More copies than this many bytes hold are not needed for that.
 const ENOUGH: u64 = 2 << 30;
 const WARM_UPS: usize = 5;
-const WARM_SECONDS: f64 = 0.3;
+const WARM_SECONDS: f64 = 1.0;
+const MOST_WARM_SECONDS: f64 = 4.0;
+/// How long passes are compared with those of the window before, and what of their time counts as no longer falling.
+const WINDOW_SECONDS: f64 = 0.25;
+const STEADY: f64 = 0.99;
 /// How long a pass is made.
 const PASS_NANOSECONDS: f64 = 1e6;
 const MOST_REPEATS: f64 = 50.0;
@@ -110,9 +114,19 @@ pub fn measure(gpu: &Gpu, case: &Case, dtype: DType, seconds: f64) -> Result<Mea
 
     let begin = Instant::now();
     let mut warm_ups = 0;
-    while warm_ups < WARM_UPS || begin.elapsed().as_secs_f64() < WARM_SECONDS {
-        gpu.time(&pass)?;
-        warm_ups += 1;
+    let (mut before, mut now) = (f64::INFINITY, f64::INFINITY);
+    // Preparing the data left the device idle, and its clock takes its time to rise: until times no longer fall.
+    while warm_ups < WARM_UPS
+        || begin.elapsed().as_secs_f64() < WARM_SECONDS
+        || (now < STEADY * before && begin.elapsed().as_secs_f64() < MOST_WARM_SECONDS)
+    {
+        let window = Instant::now();
+        before = now;
+        now = f64::INFINITY;
+        while window.elapsed().as_secs_f64() < WINDOW_SECONDS {
+            now = now.min(gpu.time(&pass)?);
+            warm_ups += 1;
+        }
     }
     let begin = Instant::now();
     let mut times = Vec::new();

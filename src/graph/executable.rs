@@ -65,9 +65,9 @@ impl<'a> From<&'a Vec<u32>> for Host<'a> {
 #[derive(Debug)]
 pub(super) struct Dispatch {
     name: &'static str,
-    pipeline: Arc<Pipeline>,
-    bind_group: BindGroup,
-    workgroups: [u32; 3],
+    pub(super) pipeline: Arc<Pipeline>,
+    pub(super) bind_group: BindGroup,
+    pub(super) workgroups: [u32; 3],
     cost: Cost,
 }
 
@@ -89,8 +89,8 @@ impl Dispatch {
 }
 
 #[derive(Debug)]
-struct Input {
-    tensor: Tensor,
+pub(super) struct Input {
+    pub(super) tensor: Tensor,
     below: Option<u32>,
 }
 
@@ -100,9 +100,9 @@ struct Input {
 #[derive(Debug)]
 pub struct Executable {
     gpu: Gpu,
-    dispatches: Vec<Dispatch>,
-    inputs: HashMap<String, Input>,
-    outputs: Vec<(String, BufferSlice, Layout)>,
+    pub(super) dispatches: Vec<Dispatch>,
+    pub(super) inputs: HashMap<String, Input>,
+    pub(super) outputs: Vec<(String, BufferSlice, Layout)>,
     assigns: Vec<(BufferSlice, BufferSlice)>,
     shadows: ShadowUse,
     /// Everything a run overwrites, for [`Executable::poison`].

@@ -10,6 +10,7 @@ mod lower;
 mod op;
 mod pair;
 mod plan;
+mod record;
 mod session;
 mod shadow;
 mod shape;
