@@ -1,0 +1,99 @@
+//! What the host does for the device: recording and submitting a run, and finding what is compiled already.
+//!
+//! ```text
+//! cargo bench --bench host
+//! ```
+
+use std::hint::black_box;
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use energyflow::direct::{Direct, Weight};
+use energyflow::gpu::{Access, KernelSource, Layout, Recorder, Tensor};
+use energyflow::graph::{DType, Graph, Host, Shape};
+use energyflow::nn::Linear;
+use energyflow::{Gpu, GpuOptions, Result, Session};
+
+const WIDTH: usize = 32;
+const LAYERS: usize = 16;
+
+/// A chain of small layers, so that the device is done before the host.
+fn network() -> Result<Graph> {
+    let mut graph = Graph::new();
+    let mut x = graph.input("x", &[4, WIDTH], DType::F32)?;
+    for i in 0..LAYERS {
+        let layer = Linear::new(&mut graph, &format!("layer{i}"), WIDTH, WIDTH, true)?;
+        x = layer.forward(&mut graph, x)?;
+    }
+    graph.output("y", x)?;
+    Ok(graph)
+}
+
+fn host(criterion: &mut Criterion) -> Result<()> {
+    let gpu = Gpu::new(&GpuOptions::default())?;
+    let graph = network()?;
+    let mut session = Session::new(&gpu, 0);
+    let executable = session.compile(&graph)?;
+    let dispatches = executable.plan().dispatches;
+    let data = [0.5; 4 * WIDTH];
+
+    let name = format!("run of {dispatches} dispatches, submitted and awaited");
+    criterion.bench_function(&name, |bencher| {
+        bencher.iter(|| {
+            let pending = executable.run(&[("x", Host::F32(&data))]);
+            pending.and_then(|pending| pending.wait()).map(black_box)
+        });
+    });
+
+    let steps = executable.steps();
+    criterion.bench_function(&format!("record {dispatches} dispatches"), |bencher| {
+        bencher.iter(|| -> Result<Recorder> {
+            let mut recorder = gpu.recorder("bench");
+            for step in &steps {
+                recorder.dispatch(&step.pipeline, &step.bind_group, step.workgroups)?;
+            }
+            Ok(black_box(recorder))
+        });
+    });
+
+    criterion.bench_function("compile an equal graph again", |bencher| {
+        bencher.iter(|| session.compile(&graph).map(black_box));
+    });
+
+    let source = || {
+        let text = "@group(0) @binding(0) var<storage, read_write> y: array<u32>;
+@compute @workgroup_size(1) fn main() { y[0] = 1u; }";
+        Ok(KernelSource::new(text, vec![Access::ReadWrite]))
+    };
+    let pipeline = gpu.pipeline("bench.one", source)?;
+    criterion.bench_function("find a pipeline", |bencher| {
+        bencher.iter(|| gpu.pipeline("bench.one", source).map(black_box));
+    });
+
+    let tensor = |dims: &[usize]| Tensor::zeroed(&gpu, Layout::of(&Shape::new(dims)?, DType::F32)?);
+    let bound = [tensor(&[1])?.slice().clone()];
+    criterion.bench_function("find a bind group", |bencher| {
+        bencher.iter(|| gpu.bind_group(&pipeline, &bound).map(black_box));
+    });
+
+    let (x, w, y) = (tensor(&[4, 32])?, tensor(&[32, 32])?, tensor(&[4, 32])?);
+    let direct = Direct::new(&gpu);
+    criterion.bench_function("record a direct function", |bencher| {
+        bencher.iter(|| -> Result<Recorder> {
+            let mut recorder = gpu.recorder("bench");
+            let weight = Weight {
+                weight: &w,
+                bias: None,
+            };
+            direct.gelu_gemm(&mut recorder, &x, weight, &y)?;
+            Ok(black_box(recorder))
+        });
+    });
+    Ok(())
+}
+
+fn run(criterion: &mut Criterion) {
+    host(criterion).expect("the benches need a GPU adapter");
+}
+
+criterion_group!(benches, run);
+criterion_main!(benches);
