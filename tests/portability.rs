@@ -175,6 +175,27 @@ fn products(dtype: DType) -> Graph {
     graph
 }
 
+/// A loss whose gradient needs its value first, so that they are computed apart; and a product of a few rows.
+fn rest(dtype: DType) -> Graph {
+    let mut graph = Graph::new();
+    let logits = graph.input("logits", &[10, VOCABULARY], dtype).unwrap();
+    let targets = graph.index_input("targets", 10, VOCABULARY as u32).unwrap();
+    let loss = graph
+        .cross_entropy(logits, targets, None, 0.0)
+        .unwrap()
+        .loss;
+    let square = graph.mul(loss, loss).unwrap();
+    let gradients = graph.gradients(square, &[logits]).unwrap();
+    graph.output("dlogits", gradients[0]).unwrap();
+    let (x, w) = (
+        graph.input("x", &[3, 33], dtype).unwrap(),
+        graph.input("w", &[7, 33], dtype).unwrap(),
+    );
+    let y = graph.matmul(x, w, Trans::NT).unwrap();
+    graph.output("y", y).unwrap();
+    graph
+}
+
 fn collect(gpu: &Gpu, graph: &Graph, sources: &mut BTreeMap<String, String>) {
     let executable = Session::new(gpu, 0).compile(graph).unwrap();
     for (key, wgsl) in executable.sources() {
@@ -189,11 +210,11 @@ fn collect(gpu: &Gpu, graph: &Graph, sources: &mut BTreeMap<String, String>) {
 fn translate(key: &str, wgsl: &str) {
     let module = naga::front::wgsl::parse_str(wgsl)
         .unwrap_or_else(|error| panic!("{key}\n{}", error.emit_to_string(wgsl)));
-    // The second is unpack2x16float, which is part of WebGPU's baseline.
-    let capabilities = match wgsl.contains("enable f16;") {
-        true => Capabilities::SHADER_FLOAT16,
-        false => Capabilities::SHADER_FLOAT16_IN_FLOAT32,
-    };
+    // unpack2x16float, which is part of WebGPU's baseline; kernels with native halves may use it, too.
+    let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+    if wgsl.contains("enable f16;") {
+        capabilities |= Capabilities::SHADER_FLOAT16;
+    }
     let info = Validator::new(ValidationFlags::all(), capabilities)
         .validate(&module)
         .unwrap_or_else(|error| panic!("{key}\n{}", error.emit_to_string(wgsl)));
@@ -252,6 +273,7 @@ fn every_kernel_translates_to_every_platform() {
     let gpus = [gpu(), tiled_gpu(), packed_gpu(), baseline_gpu()];
     for gpu in &gpus {
         for dtype in [DType::F32, DType::F16] {
+            collect(gpu, &rest(dtype), &mut sources);
             for width in [8, 7] {
                 collect(gpu, &training(dtype, width), &mut sources);
                 collect(gpu, &elements(dtype, width), &mut sources);
