@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Case, F16, SIZES, cooperative_gpu, tolerance};
+use common::{Case, F16, cooperative_gpu, tolerance};
 use energyflow::graph::{DType, Trans, UnaryOp};
 use energyflow::{Gpu, GpuOptions};
 
@@ -43,10 +43,12 @@ fn check(case: &Case, out: DType) -> Vec<String> {
 
 /// Every size once in every position, paired with others: K with zero, one and several steps behind the first.
 fn straddle(trans: Trans) {
+    // A driver without a GPU takes seconds to compile each: unit tests of the kernels have every tile.
+    const SIZES: [usize; 4] = [1, 33, 64, 129];
     for (i, &size) in SIZES.iter().enumerate() {
         let out = [DType::F16, DType::F32][i % 2];
-        let other = SIZES[(i + 5) % SIZES.len()];
-        let third = SIZES[(i + 8) % SIZES.len()];
+        let other = SIZES[(i + 1) % SIZES.len()];
+        let third = SIZES[(i + 2) % SIZES.len()];
         check(&product(trans, size, other, third, out), out);
     }
 }
@@ -74,7 +76,7 @@ fn tn() {
 #[ignore = "needs matrix units"]
 fn every_number_of_steps() {
     for trans in [Trans::NN, Trans::NT, Trans::TN] {
-        for k in [1, 16, 17, 33, 48, 65, 97] {
+        for k in [16, 33, 65] {
             check(&product(trans, 37, 21, k, DType::F16), DType::F16);
         }
     }
@@ -84,9 +86,7 @@ fn every_number_of_steps() {
 #[ignore = "needs matrix units"]
 fn long_k() {
     for trans in [Trans::NN, Trans::NT, Trans::TN] {
-        for (m, n, k) in [(33, 65, 4099), (64, 64, 4096)] {
-            check(&product(trans, m, n, k, DType::F32), DType::F32);
-        }
+        check(&product(trans, 33, 65, 4099, DType::F32), DType::F32);
     }
 }
 
@@ -107,7 +107,7 @@ fn batches() {
 #[test]
 #[ignore = "needs matrix units"]
 fn epilogue_of_bias_gelu_residual_and_mask() {
-    for (m, n, k) in [(33, 65, 13), (64, 32, 128), (5, 1, 7), (130, 300, 70)] {
+    for (m, n, k) in [(33, 65, 13), (130, 300, 70)] {
         let mut case = Case::new(7, DType::F16);
         let (x, w) = (case.input(&[m, k]), case.input(&[n, k]));
         let bias = case.parameter(&[n]);
