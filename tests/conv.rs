@@ -1,4 +1,5 @@
-//! Causal dilated convolutions: windows, their transpose, and the product of both with a weight.
+//! 1-D convolutions with a matrix of windows: the windows, their transpose, and the product of both with a weight.
+//! Those that gather their windows are in `conv_implicit.rs`.
 
 mod common;
 
@@ -33,11 +34,7 @@ fn windows_and_back() {
             let columns = case.graph.im2col(x, kernel, dilation).unwrap();
             case.output("im2col", columns);
             let given = case.input(&[b * time, kernel * channels]);
-            let window = Window {
-                time,
-                kernel,
-                dilation,
-            };
+            let window = Window::causal(time, kernel, dilation).unwrap();
             let back = case.graph.apply(Op::Col2im(window), &[given]).unwrap()[0];
             case.output("col2im", back);
             case.check(tolerance(dtype));
@@ -94,11 +91,7 @@ fn gradients_agree_with_finite_differences() {
 
         let mut case = Case::new(4, DType::F32);
         let columns = case.input(&[b * time, kernel * channels]);
-        let window = Window {
-            time,
-            kernel,
-            dilation,
-        };
+        let window = Window::causal(time, kernel, dilation).unwrap();
         let y = case.graph.apply(Op::Col2im(window), &[columns]).unwrap()[0];
         case.check_finite_differences(y, &[columns], 1e-7);
     }

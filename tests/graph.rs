@@ -14,15 +14,15 @@ fn input(graph: &mut Graph, dims: &[usize]) -> ValueId {
 type Wrong = (Op, &'static str, Vec<Vec<usize>>, &'static str);
 
 fn wrong_calls() -> Vec<Wrong> {
-    let window = |time, kernel, dilation| Window {
-        time,
-        kernel,
-        dilation,
-    };
+    let window = |time, kernel, dilation| Window::causal(time, kernel, dilation).unwrap();
     let binary = |broadcast| Op::Binary(BinaryOp::Add, broadcast);
     let matmul = |trans| Op::MatMul {
         batch: 1,
         trans,
+        out: DType::F32,
+    };
+    let conv = |window| Op::Conv {
+        window,
         out: DType::F32,
     };
     let unary = |min, max| Op::Unary(UnaryOp::Clamp { min, max });
@@ -127,22 +127,49 @@ fn wrong_calls() -> Vec<Wrong> {
             "multiple of the time",
         ),
         (
-            Op::Im2col(window(2, 0, 1)),
-            "im2col",
-            vec![vec![4, 3]],
-            "at least 1",
-        ),
-        (
-            Op::Im2col(window(2, 1, 0)),
-            "im2col",
-            vec![vec![4, 3]],
-            "at least 1",
-        ),
-        (
             Op::Col2im(window(2, 2, 1)),
             "col2im",
             vec![vec![4, 3]],
             "multiple of the kernel",
+        ),
+        (
+            conv(window(3, 2, 1)),
+            "conv",
+            vec![vec![4, 3], vec![5, 6]],
+            "multiple of the time",
+        ),
+        (
+            conv(window(2, 2, 1)),
+            "conv",
+            vec![vec![4, 3], vec![5, 7]],
+            "[H, k·C]",
+        ),
+        (
+            Op::ConvGradInput {
+                window: window(2, 2, 1),
+                out: DType::F32,
+            },
+            "conv_grad_input",
+            vec![vec![4, 3], vec![5, 6]],
+            "[H, k·C]",
+        ),
+        (
+            Op::ConvGradInput {
+                window: window(2, 2, 1),
+                out: DType::F32,
+            },
+            "conv_grad_input",
+            vec![vec![4, 3], vec![3, 7]],
+            "multiple of the kernel",
+        ),
+        (
+            Op::ConvGradWeight {
+                window: window(2, 2, 1),
+                out: DType::F32,
+            },
+            "conv_grad_weight",
+            vec![vec![4, 3], vec![6, 2]],
+            "rows of the result",
         ),
         (
             Op::SumGroups { period: 3 },

@@ -131,11 +131,7 @@ fn windows_and_back() {
     for dtype in TYPES {
         let mut case = Case::new(7, dtype);
         let x = case.input(&[2, 8, 3]);
-        let window = Window {
-            time: 8,
-            kernel: 3,
-            dilation: 2,
-        };
+        let window = Window::causal(8, 3, 2).unwrap();
         let columns = case.graph.im2col(x, 3, 2).unwrap();
         let given = case.input(&[16, 9]);
         let back = case.graph.apply(Op::Col2im(window), &[given]).unwrap()[0];

@@ -1,5 +1,6 @@
 // The transpose of im2col as a gather: every step collects from the windows that read it, in the order of the taps.
 {% include "shared/group" %}
+{% include "shared/window" %}
 
 @compute @workgroup_size({{ size }})
 fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
@@ -7,13 +8,14 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
 
     var v = vec4<f32>();
     if (col < {{ used }}u) {
+        let start = origin(row);
         for (var j = 0u; j < {{ kernel }}u; j++) {
-            let ahead = ({{ kernel - 1 }}u - j) * {{ dilation }}u;
-            if (row % {{ time }}u + ahead < {{ time }}u) {
+            let source = source_row(start, j);
+            if (source != NOWHERE) {
 {% if channels % 4 == 0 %}
-                v += x_load((row + ahead) * x_stride + j * {{ channels // 4 }}u + col);
+                v += x_load(source * x_stride + j * {{ channels // 4 }}u + col);
 {% else %}
-                let base = (row + ahead) * x_stride + j * {{ channels }}u;
+                let base = source * x_stride + j * {{ channels }}u;
                 for (var lane = 0u; lane < min(4u, {{ channels }}u - 4u * col); lane++) {
                     v[lane] += x_at(base + 4u * col + lane);
                 }

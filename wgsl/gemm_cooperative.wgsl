@@ -6,6 +6,10 @@
 // registers to the buffer that tile i was read from, and the loads of tile i + 3 start. And the matrices of the next multiplication are read from workgroup
 // memory before the current one is made: also across the barrier, so that no multiplication waits behind it.
 //
+// With `windows` the product is a convolution, whose matrix of windows exists in workgroup memory only. "forward": row r, column (tap, c) of A
+// is x at `source_row`, the weight is B. "input": the same of dy, and row (tap, h) of B is row h of the weight at the columns of the
+// tap. "weight": row r, column (tap, c) of B is x at `source_row`, A is dy. Where `whole`, a tile has a single tap (or sample step).
+//
 // Rows in workgroup memory are {{ pad }} elements apart more than they are long, so that eight rows touch all banks once.
 {% set mt = wm // size %}
 {% set nt = wn // size %}
@@ -29,6 +33,9 @@ var<workgroup> tile_a{{ h }}: array<{{ element if scalar else "vec4<" ~ element 
 var<workgroup> tile_b{{ h }}: array<{{ element if scalar else "vec4<" ~ element ~ ">" }}, {{ b_lines * b_row // each }}>;
 {% endfor %}
 var<workgroup> sums: array<f32, {{ rows * cols * size * size }}>;
+{% if windows %}
+{% include "shared/window" %}
+{% endif %}
 
 @compute @workgroup_size({{ threads }})
 fn main(
@@ -61,7 +68,17 @@ lid / {{ cells }}u
 {# Where an invocation's loads of a tile start: of an operand with k along its rows the column, of the others the rows. Places outside the
    operand are replaced by its last row or column, whose products are never stored. #}
 {% macro start(name, along_k, above, first, lines, extent, loads, apart) %}
-{% if along_k %}
+{% if name == "a" and windows in ["forward", "input"] %}
+{% for r in range(loads) %}
+    let a_start{{ r }} = origin(min({{ first }} + a_line + {{ r * apart }}u, {{ extent - 1 }}u));
+{% endfor %}
+{% elif name == "b" and windows == "input" %}
+    let b_col = min({{ first }} / 4u + b_cell, {{ tap_cells - 1 }}u);
+{% elif name == "b" and windows == "weight" %}
+    let b_column = min({{ first }} / 4u + b_cell, {{ n // 4 - 1 }}u);
+    let b_tap = b_column / {{ cells }}u;
+    let b_col = b_column % {{ cells }}u;
+{% elif along_k %}
     let {{ name }}_col = min({{ first }} / 4u + {{ name }}_cell, {{ name }}_stride - 1u);
 {% elif extent % lines == 0 %}
     let {{ name }}_from = ({{ above }}{{ first }} + {{ name }}_line) * {{ name }}_stride;
@@ -78,8 +95,43 @@ lid / {{ cells }}u
 {{ start("b", trans != "NT", b_above, "col0", bn, n, b_loads, b_apart) }}
 {# Loads tile `t`; `declare` is "var " the first time. Behind the end of K tiles are zero. #}
 {% macro load(name, along_k, above, lines, extent, loads, apart, declare) %}
+{% if name == "a" and windows in ["forward", "input"] %}
+{% if whole %}
+        let a_tap = k / {{ 4 * cells }}u;
+        let a_column = k % {{ 4 * cells }}u / 4u + a_cell;
+{% else %}
+        let a_tap = (k / 4u + a_cell) / {{ cells }}u;
+        let a_column = (k / 4u + a_cell) % {{ cells }}u;
+{% endif %}
+{% endif %}
 {% for r in range(loads) %}
-{% if along_k %}
+{% if name == "a" and windows in ["forward", "input"] %}
+        let a_source{{ r }} = source_row(a_start{{ r }}, a_tap);
+        {{ declare }}a_next{{ r }} = {{ zero }};
+        if (a_source{{ r }} != NOWHERE{% if masked %} && k / 4u + a_cell < {{ full_k // 4 }}u{% endif %}) {
+            a_next{{ r }} = a[a_source{{ r }} * a_stride + a_column];
+        }
+{% elif name == "b" and windows == "input" %}
+{% if whole %}
+        let b_tap{{ r }} = min(k / {{ 4 * cells }}u, {{ full_k // (4 * cells) - 1 }}u);
+        let b_row{{ r }} = k % {{ 4 * cells }}u + b_line + {{ r * apart }}u;
+{% else %}
+        let b_k{{ r }} = k + b_line + {{ r * apart }}u;
+        let b_tap{{ r }} = min(b_k{{ r }}, {{ full_k - 1 }}u) / {{ 4 * cells }}u;
+        let b_row{{ r }} = min(b_k{{ r }}, {{ full_k - 1 }}u) % {{ 4 * cells }}u;
+{% endif %}
+{% if masked %}
+        {{ declare }}b_next{{ r }} = select({{ zero }}, b[b_row{{ r }} * b_stride + b_tap{{ r }} * {{ tap_cells }}u + b_col], k + b_line + {{ r * apart }}u < {{ full_k }}u);
+{% else %}
+        {{ declare }}b_next{{ r }} = b[b_row{{ r }} * b_stride + b_tap{{ r }} * {{ tap_cells }}u + b_col];
+{% endif %}
+{% elif name == "b" and windows == "weight" %}
+        let b_source{{ r }} = source_row(origin(k + b_line + {{ r * apart }}u), b_tap);
+        {{ declare }}b_next{{ r }} = {{ zero }};
+        if (b_source{{ r }} != NOWHERE{% if masked %} && k + b_line + {{ r * apart }}u < {{ full_k }}u{% endif %}) {
+            b_next{{ r }} = b[b_source{{ r }} * b_stride + b_col];
+        }
+{% elif along_k %}
 {% if masked %}
         let {{ name }}_k{{ r }} = k + {{ name }}_line + {{ r * apart }}u;
         {{ declare }}{{ name }}_next{{ r }} = select({{ zero }}, {{ name }}[({{ above }}min({{ name }}_k{{ r }}, {{ full_k - 1 }}u)) * {{ name }}_stride + {{ name }}_col], {{ name }}_k{{ r }} < {{ full_k }}u);

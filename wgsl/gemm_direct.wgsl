@@ -1,5 +1,31 @@
 // GEMM without workgroup memory: every invocation reads the operands of its {{ tm }} x {{ 4 * tn }} tile straight from the storage buffers.
 // For software adapters, where barriers cost more than repeated loads. Neighbouring invocations take neighbouring columns.
+// With `windows` the product is a convolution, see gemm_cooperative.
+{% set a_windows = windows in ["forward", "input"] %}
+{% set b_windows = windows == "weight" %}
+{% set b_taps = windows == "input" %}
+{% if windows %}
+{% include "shared/window" %}
+
+{% if a_windows %}
+fn a_window(start: vec2<u32>, tap: u32, cell: u32) -> vec4<f32> {
+    let source = source_row(start, tap);
+    if (source == NOWHERE) {
+        return vec4<f32>();
+    }
+    return a_load(source * a_stride + cell);
+}
+{% else %}
+fn b_window(start: vec2<u32>, tap: u32, cell: u32) -> vec4<f32> {
+    let source = source_row(start, tap);
+    if (source == NOWHERE) {
+        return vec4<f32>();
+    }
+    return b_load(source * b_stride + cell);
+}
+{% endif %}
+{% endif %}
+
 @compute @workgroup_size({{ wx }}, {{ wy }})
 fn main(@builtin(global_invocation_id) gid: vec3<u32>) {
     let row = gid.y * {{ tm }}u;
@@ -18,7 +44,11 @@ fn main(@builtin(global_invocation_id) gid: vec3<u32>) {
 {% endfor %}
 {% else %}
 {% for i in range(tm) %}
+{% if a_windows %}
+    let a_start{{ i }} = origin(min(row + {{ i }}u, {{ m - 1 }}u));
+{% else %}
     let a_row{{ i }} = ({{ a_first }}min(row + {{ i }}u, {{ m - 1 }}u)) * a_stride;
+{% endif %}
 {% endfor %}
 {% endif %}
 {% for j in range(tn) %}
@@ -26,8 +56,12 @@ fn main(@builtin(global_invocation_id) gid: vec3<u32>) {
 {% for c in range(4) %}
     let b_row{{ j }}_{{ c }} = ({{ b_first }}min(4u * (col + {{ j }}u) + {{ c }}u, {{ n - 1 }}u)) * b_stride;
 {% endfor %}
+{% elif b_windows %}
+    let b_column{{ j }} = min(col + {{ j }}u, {{ n // 4 - 1 }}u);
+    let b_tap{{ j }} = b_column{{ j }} / {{ cells }}u;
+    let b_col{{ j }} = b_column{{ j }} % {{ cells }}u;
 {% else %}
-    let b_col{{ j }} = min(col + {{ j }}u, b_stride - 1u);
+    let b_col{{ j }} = min(col + {{ j }}u, {{ ((tap_cells - 1) ~ "u") if b_taps else "b_stride - 1u" }});
 {% endif %}
 {% endfor %}
 {% for i in range(tm) %}
@@ -36,6 +70,10 @@ fn main(@builtin(global_invocation_id) gid: vec3<u32>) {
 {% endfor %}
 {% endfor %}
 {% macro step(depth) %}
+{% if a_windows %}
+        let tap = k / {{ cells }}u;
+        let cell = k % {{ cells }}u;
+{% endif %}
 {% for j in range(tn) %}
 {% if trans == "NT" %}
 {% for c in range(4) %}
@@ -46,7 +84,13 @@ fn main(@builtin(global_invocation_id) gid: vec3<u32>) {
 {% endfor %}
 {% else %}
 {% for kk in range(depth) %}
+{% if b_windows %}
+        let b{{ kk }}_{{ j }} = b_window(origin(4u * k + {{ kk }}u), b_tap{{ j }}, b_col{{ j }});
+{% elif b_taps %}
+        let b{{ kk }}_{{ j }} = b_load((4u * cell + {{ kk }}u) * b_stride + tap * {{ tap_cells }}u + b_col{{ j }});
+{% else %}
         let b{{ kk }}_{{ j }} = b_load(({{ b_first }}4u * k + {{ kk }}u) * b_stride + b_col{{ j }});
+{% endif %}
 {% endfor %}
 {% endif %}
 {% endfor %}
@@ -63,7 +107,11 @@ fn main(@builtin(global_invocation_id) gid: vec3<u32>) {
 {% endfor %}
 {% else %}
 {% for i in range(tm) %}
+{% if a_windows %}
+        let a{{ i }} = a_window(a_start{{ i }}, tap, cell);
+{% else %}
         let a{{ i }} = a_load(a_row{{ i }} + k);
+{% endif %}
 {% for kk in range(depth) %}
 {% for j in range(tn) %}
         c{{ i }}_{{ j }} += a{{ i }}[{{ kk }}] * b{{ kk }}_{{ j }};

@@ -6,6 +6,8 @@
 //
 // An operand that is stored with k along its rows is staged as it is, [k][column]. One with k along its columns is turned into that by
 // blocks of 4 x 4 in registers, or, with `keep`, stays as it is, [row][k], and the multiply-adds take four k at a time.
+//
+// With `windows` the product is a convolution, see gemm_cooperative.
 {% set am = bm // 4 %}
 {% set bn4 = bn // 4 %}
 {% set ty = bm // tm %}
@@ -24,6 +26,20 @@
 {% set b_size = 8 * bn4 %}
 var<workgroup> tile_a: array<vec4<f32>, {{ 2 * a_size }}>;
 var<workgroup> tile_b: array<vec4<f32>, {{ 2 * b_size }}>;
+{% if windows %}
+{% include "shared/window" %}
+
+{% if windows == "input" %}
+{# Row k of B: row h of the weight at the columns of a tap. #}
+fn b_row(k: u32) -> u32 {
+    let at = min(k, {{ k - 1 }}u);
+    return at % {{ 4 * cells }}u * b_stride + at / {{ 4 * cells }}u * {{ tap_cells }}u;
+}
+{% endif %}
+{% endif %}
+{% set a_windows = windows in ["forward", "input"] %}
+{% set b_windows = windows == "weight" %}
+{% set b_taps = windows == "input" %}
 
 @compute @workgroup_size({{ threads }})
 fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
@@ -59,9 +75,16 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     let {{ name }}_block = {{ half }} / 2u;
     let {{ name }}_part = {{ half }} % 2u;
 {% for r in range(4) %}
+{% if name == "a" and a_windows %}
+    let a_start{{ r }} = origin(min(4u * ({{ begin }} + a_block) + {{ r }}u, {{ count - 1 }}u));
+{% else %}
     var {{ name }}_from{{ r }} = ({{ above }}min(4u * ({{ begin }} + {{ name }}_block) + {{ r }}u, {{ count - 1 }}u)) * {{ name }}_stride + 2u * first + {{ name }}_part;
+{% endif %}
     var {{ name }}_next{{ r }} = vec4<f32>();
 {% endfor %}
+{% if name == "a" and a_windows %}
+    var a_cell0 = 2u * first + a_part;
+{% endif %}
     // Blocks of the upper half of k change places, or they would lie in the banks of the lower half.
     let {{ name }}_to = 4u * {{ name }}_part * {{ blocks }}u + ({{ name }}_block ^ (4u * {{ name }}_part));
 {% else %}
@@ -77,7 +100,20 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
 {% else %}
     let {{ name }}_at{{ q }} = {{ name }}_row{{ q }};
 {% endif %}
+{% if name == "a" and a_windows %}
+    let a_start{{ q }} = origin(min(4u * {{ begin }} + a_at{{ q }}, {{ count - 1 }}u));
+    var a_cell{{ q }} = 2u * first + a_part{{ q }};
+{% else %}
     var {{ name }}_from{{ q }} = ({{ above }}min(4u * {{ begin }} + {{ name }}_at{{ q }}, {{ count - 1 }}u)) * {{ name }}_stride + 2u * first + {{ name }}_part{{ q }};
+{% endif %}
+{% elif name == "b" and b_windows %}
+    var b_k{{ q }} = first * 8u + b_to{{ q }} / {{ blocks }}u;
+    let b_column{{ q }} = min({{ begin }} + b_to{{ q }} % {{ blocks }}u, {{ n // 4 - 1 }}u);
+    let b_tap{{ q }} = b_column{{ q }} / {{ cells }}u;
+    let b_col{{ q }} = b_column{{ q }} % {{ cells }}u;
+{% elif name == "b" and b_taps %}
+    var b_k{{ q }} = first * 8u + b_to{{ q }} / {{ blocks }}u;
+    let b_col{{ q }} = min({{ begin }} + b_to{{ q }} % {{ blocks }}u, {{ tap_cells - 1 }}u);
 {% else %}
     var {{ name }}_k{{ q }} = first * 8u + {{ name }}_to{{ q }} / {{ blocks }}u;
     let {{ name }}_col{{ q }} = min({{ begin }} + {{ name }}_to{{ q }} % {{ blocks }}u, {{ name }}_stride - 1u);
@@ -86,17 +122,53 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
 {% endfor %}
 {% endif %}
 {% endmacro %}
+{# Four columns of windows: those of cell number `cell` of row `start`, one of K where that has no whole number of steps. #}
+{% macro window(r, cell) %}
+            {
+                let source = source_row(a_start{{ r }}, {{ cell }} / {{ cells }}u);
+                a_next{{ r }} = vec4<f32>();
+                if (source != NOWHERE{% if k % 8 != 0 %} && {{ cell }} < {{ k // 4 }}u{% endif %}) {
+                    a_next{{ r }} = a_load(source * a_stride + {{ cell }} % {{ cells }}u);
+                }
+            }
+{% endmacro %}
 {% macro load(name, above, size, kept, turned, mine) %}
 {% if turned %}
 {% if mine %}
         if ({{ mine }}) {
 {% endif %}
 {% for r in range(4) %}
+{% if name == "a" and a_windows %}
+{{ window(r, "a_cell0") }}
+{% else %}
             {{ name }}_next{{ r }} = {{ name }}_load({{ name }}_from{{ r }});
+{% endif %}
 {% endfor %}
 {% if mine %}
         }
 {% endif %}
+{% elif name == "a" and a_windows %}
+{% for q in range(size // threads) %}
+{{ window(q, "a_cell" ~ q) }}
+{% endfor %}
+{% elif name == "b" and b_windows %}
+{% for q in range(size // threads) %}
+        {
+            let source = source_row(origin(b_k{{ q }}), b_tap{{ q }});
+            b_next{{ q }} = vec4<f32>();
+            if (source != NOWHERE{% if k % 8 != 0 %} && b_k{{ q }} < {{ k }}u{% endif %}) {
+                b_next{{ q }} = b_load(source * b_stride + b_col{{ q }});
+            }
+        }
+{% endfor %}
+{% elif name == "b" and b_taps %}
+{% for q in range(size // threads) %}
+{% if k % 8 == 0 %}
+        b_next{{ q }} = b_load(b_row(b_k{{ q }}) + b_col{{ q }});
+{% else %}
+        b_next{{ q }} = select(vec4<f32>(), b_load(b_row(b_k{{ q }}) + b_col{{ q }}), b_k{{ q }} < {{ k }}u);
+{% endif %}
+{% endfor %}
 {% elif kept or k % 8 == 0 %}
 {# Columns behind K are zero. #}
 {% for q in range(size // threads) %}
@@ -128,7 +200,15 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
 {% endmacro %}
 {# `go` is 0 behind the last step, which is then loaded once more and never used. #}
 {% macro advance(name, size, kept, turned) %}
-{% if kept or turned %}
+{% if name == "a" and a_windows %}
+{% for q in range(1 if turned else size // threads) %}
+        a_cell{{ q }} += 2u * go;
+{% endfor %}
+{% elif name == "b" and (b_windows or b_taps) %}
+{% for q in range(size // threads) %}
+        b_k{{ q }} += 8u * go;
+{% endfor %}
+{% elif kept or turned %}
 {% for q in range(4 if turned else size // threads) %}
         {{ name }}_from{{ q }} += 2u * go;
 {% endfor %}

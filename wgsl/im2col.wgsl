@@ -1,13 +1,14 @@
-// Windows of a causal dilated convolution: column j C + c of row (b, t) is x[b, t - (k - 1 - j) dilation, c].
+// Windows of a 1-D convolution: column j C + c of row r is x[source row of tap j, c].
 {% include "shared/group" %}
+{% include "shared/window" %}
 
 {% if channels % 4 != 0 %}
-fn tap(row: u32, column: u32) -> f32 {
-    let back = ({{ kernel - 1 }}u - min(column / {{ channels }}u, {{ kernel - 1 }}u)) * {{ dilation }}u;
-    if (column >= {{ cols }}u || row % {{ time }}u < back) {
+fn tap(start: vec2<u32>, column: u32) -> f32 {
+    let row = source_row(start, column / {{ channels }}u);
+    if (column >= {{ cols }}u || row == NOWHERE) {
         return 0.0;
     }
-    return x_at((row - back) * x_stride + column % {{ channels }}u);
+    return x_at(row * x_stride + column % {{ channels }}u);
 }
 {% endif %}
 
@@ -17,13 +18,14 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
 
     var v = vec4<f32>();
     if (col < {{ used }}u) {
+        let start = origin(row);
 {% if channels % 4 == 0 %}
-        let back = ({{ kernel - 1 }}u - col / {{ channels // 4 }}u) * {{ dilation }}u;
-        if (row % {{ time }}u >= back) {
-            v = x_load((row - back) * x_stride + col % {{ channels // 4 }}u);
+        let source = source_row(start, col / {{ channels // 4 }}u);
+        if (source != NOWHERE) {
+            v = x_load(source * x_stride + col % {{ channels // 4 }}u);
         }
 {% else %}
-        v = vec4<f32>(tap(row, 4u * col), tap(row, 4u * col + 1u), tap(row, 4u * col + 2u), tap(row, 4u * col + 3u));
+        v = vec4<f32>(tap(start, 4u * col), tap(start, 4u * col + 1u), tap(start, 4u * col + 2u), tap(start, 4u * col + 3u));
 {% endif %}
     }
     finish(row, col, v);

@@ -30,7 +30,7 @@ const fn case(name: &'static str, build: fn(&mut Workload, DType) -> Result<()>)
 }
 
 /// All cases.
-pub static CASES: [Case; 17] = [
+pub static CASES: [Case; 20] = [
     case("gemm_4096", |w, dtype| gemm(w, dtype, 4096)),
     case("gemm_1024", |w, dtype| gemm(w, dtype, 1024)),
     case("gemm_512", |w, dtype| gemm(w, dtype, 512)),
@@ -47,6 +47,13 @@ pub static CASES: [Case; 17] = [
     case("conv1d_k5", |w, dtype| {
         conv(w, dtype, [64, 128, 256], [512, 5, 4])
     }),
+    case("conv1d_gemm", |w, dtype| {
+        product(w, dtype, [32 * 128, 3 * 768])
+    }),
+    case("conv1d_k5_gemm", |w, dtype| {
+        product(w, dtype, [64 * 128, 5 * 256])
+    }),
+    case("conv1d_k5_columns", conv_columns),
     case("tcn_block_fwd", tcn_block_fwd),
     case("tcn_block_fwdbwd", tcn_block_fwdbwd),
     case("encoder_fwd", encoder_fwd),
@@ -138,6 +145,21 @@ fn adamw(w: &mut Workload, dtype: DType) -> Result<()> {
 fn conv(w: &mut Workload, dtype: DType, x: [usize; 3], window: [usize; 3]) -> Result<()> {
     let x = w.uniform("x", &x, dtype)?;
     let (y, _) = w.conv("c1", x, window)?;
+    w.output("y", y)
+}
+
+/// The product that a convolution to 512 channels is, of a matrix of windows that is there already.
+fn product(w: &mut Workload, dtype: DType, x: [usize; 2]) -> Result<()> {
+    let x = w.uniform("x", &x, dtype)?;
+    let (y, _) = w.linear("c1", x, 512)?;
+    w.output("y", y)
+}
+
+/// `conv1d_k5` with a matrix of windows.
+fn conv_columns(w: &mut Workload, dtype: DType) -> Result<()> {
+    let x = w.uniform("x", &[64, 128, 256], dtype)?;
+    let columns = w.graph.im2col(x, 5, 4)?;
+    let (y, _) = w.linear("c1", columns, 512)?;
     w.output("y", y)
 }
 

@@ -1,8 +1,8 @@
 //! A graph under construction, with the data it is fed and the work it stands for.
 
-use energyflow::graph::{Graph, Host, Trans, UnaryOp, ValueId};
+use energyflow::graph::{Graph, Host, Trans, UnaryOp, ValueId, Window};
 use energyflow::train::AdamW;
-use energyflow::{DType, Result};
+use energyflow::{DType, Error, Result};
 
 /// What an input holds.
 #[derive(Clone, Debug)]
@@ -138,16 +138,26 @@ impl Workload {
         x: ValueId,
         [outputs, kernel, dilation]: [usize; 3],
     ) -> Result<(ValueId, [ValueId; 2])> {
-        let mut dims = self.graph.value(x)?.shape.dims().to_vec();
-        let windows = match kernel {
-            1 => x,
-            _ => self.graph.im2col(x, kernel, dilation)?,
+        let value = self.graph.value(x)?;
+        let (dtype, shape) = (value.dtype, &value.shape);
+        let &[batch, time, channels] = shape.dims() else {
+            return Err(Error::Config {
+                field: "x",
+                reason: format!("must be [B, L, C], not {shape}"),
+            });
         };
-        let (y, parameters) = self.linear(name, windows, outputs)?;
-        // All extents but the last stay.
-        dims.pop();
-        dims.push(outputs);
-        Ok((self.graph.reshape(y, &dims)?, parameters))
+        if kernel == 1 {
+            let (y, parameters) = self.linear(name, x, outputs)?;
+            let y = self.graph.reshape(y, &[batch, time, outputs])?;
+            return Ok((y, parameters));
+        }
+        let inputs = kernel * channels;
+        let weight = self.weight(&format!("{name}.w"), &[outputs, inputs], inputs, dtype)?;
+        let bias = self.weight(&format!("{name}.b"), &[outputs], inputs, DType::F32)?;
+        let window = Window::causal(time, kernel, dilation)?;
+        let y = self.graph.conv1d(x, weight, window)?;
+        self.flops += 2.0 * (batch * time) as f64 * (inputs * outputs) as f64;
+        Ok((self.graph.add_bias(y, bias)?, [weight, bias]))
     }
 
     /// y = x + Conv1x1(GELU(Conv(LN(x)))), times the mask; also returns the parameters. The graph is that of `nn::TcnBlock`,

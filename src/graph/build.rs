@@ -341,16 +341,22 @@ impl Graph {
     /// Windows of a causal convolution: x [B, L, C] → [B·L, kernel·C].
     pub fn im2col(&mut self, x: ValueId, kernel: usize, dilation: usize) -> Result<ValueId> {
         let shape = &self.value(x)?.shape;
-        if shape.rank() != 3 {
+        let [_, time, _] = *shape.dims() else {
             return Err(Error::shape("im2col", &[shape], "x must be [B, L, C]"));
-        }
-        let time = shape.dims()[1];
-        let window = Window {
-            time,
-            kernel,
-            dilation,
         };
+        self.windows(x, Window::causal(time, kernel, dilation)?)
+    }
+
+    /// Windows of any convolution: x [B, L, C] → [B·L', k·C].
+    pub fn windows(&mut self, x: ValueId, window: Window) -> Result<ValueId> {
         self.apply1(Op::Im2col(window), &[x])
+    }
+
+    /// Convolution x [B, L, C], weight [H, k·C] (see [`Graph::conv_parameter`]) → [B, L', H] like x, without a matrix of windows
+    /// in memory.
+    pub fn conv1d(&mut self, x: ValueId, weight: ValueId, window: Window) -> Result<ValueId> {
+        let out = self.value(x)?.dtype;
+        self.apply1(Op::Conv { window, out }, &[x, weight])
     }
 
     /// Rows of `table` [V, C] for `ids` `[N]` → [N, C]; the row of `padding` gets no gradient.

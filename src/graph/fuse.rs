@@ -53,6 +53,9 @@ fn takes_program(op: &Op) -> bool {
             | Op::LayerNormGrad
             | Op::Im2col(_)
             | Op::Col2im(_)
+            | Op::Conv { .. }
+            | Op::ConvGradInput { .. }
+            | Op::ConvGradWeight { .. }
             | Op::Gather { .. }
             | Op::SumGroups { .. }
             | Op::MaskedMean

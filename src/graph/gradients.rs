@@ -1,7 +1,7 @@
 //! Reverse-mode differentiation, source to source: gradients are more nodes of the same graph.
 
 use super::infer::name;
-use super::{BinaryOp, Broadcast, DType, Graph, Node, Op, Source, Trans, UnaryOp, ValueId};
+use super::{BinaryOp, Broadcast, DType, Graph, Node, Op, Source, Trans, UnaryOp, ValueId, Window};
 use crate::error::{Error, Result};
 
 impl Graph {
@@ -213,6 +213,10 @@ impl Backward<'_> {
                 let dx = self.graph.apply(Op::Im2col(*window), &[d])?[0];
                 self.accumulate(x[0], dx)
             }
+            Op::Conv { window, .. } => self.conv(*window, [x[0], x[1]], d),
+            Op::ConvGradInput { .. } | Op::ConvGradWeight { .. } => Err(Error::Graph(
+                "second derivatives are not implemented".into(),
+            )),
             Op::Gather { padding } => {
                 let (rows, padding) = (self.graph.shape(x[0]).rows(), *padding);
                 let op = Op::GatherGrad { rows, padding };
@@ -347,6 +351,22 @@ impl Backward<'_> {
                 let gradient = self.graph.apply(op, &[left, right])?[0];
                 self.accumulate(operand, gradient)?;
             }
+        }
+        Ok(())
+    }
+
+    fn conv(&mut self, window: Window, [x, weight]: [ValueId; 2], d: ValueId) -> Result<()> {
+        if self.wants(x) {
+            let out = self.dtype_for(x);
+            let op = Op::ConvGradInput { window, out };
+            let dx = self.graph.apply(op, &[d, weight])?[0];
+            self.accumulate(x, dx)?;
+        }
+        if self.wants(weight) {
+            let out = self.dtype_for(weight);
+            let op = Op::ConvGradWeight { window, out };
+            let gradient = self.graph.apply(op, &[x, d])?[0];
+            self.accumulate(weight, gradient)?;
         }
         Ok(())
     }

@@ -18,6 +18,9 @@ pub(crate) fn name(op: &Op) -> &'static str {
         Op::LayerNormParamGrad => "layer_norm_param_grad",
         Op::Im2col(_) => "im2col",
         Op::Col2im(_) => "col2im",
+        Op::Conv { .. } => "conv",
+        Op::ConvGradInput { .. } => "conv_grad_input",
+        Op::ConvGradWeight { .. } => "conv_grad_weight",
         Op::Gather { .. } => "gather",
         Op::GatherGrad { .. } => "gather_grad",
         Op::SumRows => "sum_rows",
@@ -137,15 +140,22 @@ impl LinearCrossEntropy {
 }
 
 impl Window {
-    fn check(&self, operands: &Operands<'_>, rows: usize) -> Result<()> {
+    /// Samples, of operands of so many rows, steps of `each` a sample.
+    fn batch(&self, operands: &Operands<'_>, rows: usize, each: usize) -> Result<usize> {
         operands.require(
-            self.kernel > 0 && self.dilation > 0,
-            "kernel and dilation must be at least 1",
-        )?;
-        operands.require(
-            self.time > 0 && rows.is_multiple_of(self.time),
+            rows.is_multiple_of(each),
             "rows must be a multiple of the time steps",
-        )
+        )?;
+        Ok(rows / each)
+    }
+
+    /// Channels of the operand, which has so many columns of windows.
+    fn channels(&self, operands: &Operands<'_>, columns: usize) -> Result<usize> {
+        operands.require(
+            columns.is_multiple_of(self.kernel),
+            "columns must be a multiple of the kernel",
+        )?;
+        Ok(columns / self.kernel)
     }
 }
 
@@ -261,19 +271,52 @@ pub(super) fn infer(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Result<Vec<(S
         Op::Im2col(window) => {
             o.count(1)?;
             let x = o.shapes[0];
-            window.check(&o, x.rows())?;
-            let cols = Shape::matrix(x.rows(), window.kernel * x.cols());
+            let batch = window.batch(&o, x.rows(), window.time)?;
+            let cols = Shape::matrix(batch * window.steps, window.kernel * x.cols());
             vec![(cols, o.dtypes[0])]
         }
         Op::Col2im(window) => {
             o.count(1)?;
             let x = o.shapes[0];
-            window.check(&o, x.rows())?;
-            let whole = x.cols().is_multiple_of(window.kernel);
-            o.require(whole, "columns must be a multiple of the kernel")?;
-            let batch = x.rows() / window.time;
-            let shape = Shape::new(&[batch, window.time, x.cols() / window.kernel])?;
+            let batch = window.batch(&o, x.rows(), window.steps)?;
+            let channels = window.channels(&o, x.cols())?;
+            let shape = Shape::new(&[batch, window.time, channels])?;
             vec![(shape, o.dtypes[0])]
+        }
+        Op::Conv { window, out } => {
+            o.count(2)?;
+            let (x, weight) = (o.shapes[0], o.shapes[1]);
+            o.require(*out != DType::U32, "a product is f32 or f16")?;
+            let batch = window.batch(&o, x.rows(), window.time)?;
+            o.require(
+                weight.rank() == 2 && weight.cols() == window.kernel * x.cols(),
+                "the weight must be [H, k·C]",
+            )?;
+            let shape = Shape::new(&[batch, window.steps, weight.rows()])?;
+            vec![(shape, *out)]
+        }
+        Op::ConvGradInput { window, out } => {
+            o.count(2)?;
+            let (dy, weight) = (o.shapes[0], o.shapes[1]);
+            o.require(*out != DType::U32, "a product is f32 or f16")?;
+            let batch = window.batch(&o, dy.rows(), window.steps)?;
+            o.require(
+                weight.rank() == 2 && weight.rows() == dy.cols(),
+                "the weight must be [H, k·C], dy [B, L', H]",
+            )?;
+            let channels = window.channels(&o, weight.cols())?;
+            vec![(Shape::new(&[batch, window.time, channels])?, *out)]
+        }
+        Op::ConvGradWeight { window, out } => {
+            o.count(2)?;
+            let (x, dy) = (o.shapes[0], o.shapes[1]);
+            o.require(*out != DType::U32, "a product is f32 or f16")?;
+            let batch = window.batch(&o, x.rows(), window.time)?;
+            o.require(
+                x.rank() > 1 && dy.rows() == batch * window.steps,
+                "dy must have the rows of the result",
+            )?;
+            vec![(Shape::matrix(dy.cols(), window.kernel * x.cols()), *out)]
         }
         Op::Gather { .. } => {
             o.count(2)?;

@@ -15,15 +15,17 @@ mod session;
 mod shadow;
 mod shape;
 mod tune;
+mod window;
 
 use std::collections::HashMap;
 
 pub use build::{CrossEntropy, KdLoss};
 pub use executable::{Executable, Host, Outputs, Pending};
-pub use op::{BinaryOp, Broadcast, LinearCrossEntropy, Op, Trans, UnaryOp, Window};
+pub use op::{BinaryOp, Broadcast, LinearCrossEntropy, Op, Trans, UnaryOp};
 pub use plan::Plan;
 pub use session::{Session, SessionStats};
 pub use shape::{DType, Shape};
+pub use window::{Padding, Window};
 
 use crate::error::{Error, Result};
 

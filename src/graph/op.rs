@@ -4,7 +4,7 @@
 //! `graph/gradients.rs`, its kernel in `kernels/`, its f64 twin in `reference/`. "Row r" and "column c" refer to the matrix view
 //! of a value ([`Shape::rows`](super::Shape::rows), [`Shape::cols`](super::Shape::cols)).
 
-use super::{DType, ValueId};
+use super::{DType, ValueId, Window};
 
 /// A function of one element.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -108,17 +108,6 @@ pub enum Trans {
     TN,
 }
 
-/// Geometry of a causal dilated 1-D convolution over [B, L, C].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Window {
-    /// Time steps a sample, L.
-    pub time: usize,
-    /// Taps, k. Tap j looks (k − 1 − j)·dilation steps back; the last is the current step.
-    pub kernel: usize,
-    /// Distance between taps in time steps.
-    pub dilation: usize,
-}
-
 /// A linear layer and the cross entropy of its results, which are logits that never all exist: some rows of them at a time.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LinearCrossEntropy {
@@ -170,10 +159,32 @@ pub enum Op {
     LayerNormGrad,
     /// x, statistics, dy → dgamma `[C]` = Σ_r dy·x̂, dbeta `[C]` = Σ_r dy.
     LayerNormParamGrad,
-    /// x [B, L, C] → [B·L, k·C] like x: column j·C + c of row (b, t) is x[b, t − (k − 1 − j)·dilation, c], zero before the start.
+    /// x [B, L, C] → [B·L', k·C] like x, L' being the window's steps: column j·C + c of row (b, t) is
+    /// x[b, t·stride + j·dilation − before, c], zero outside of the sample.
     Im2col(Window),
-    /// columns [B·L, k·C] → [B, L, C]: the transpose of [`Op::Im2col`] (overlapping windows add up).
+    /// columns [B·L', k·C] → [B, L, C]: the transpose of [`Op::Im2col`] (overlapping windows add up).
     Col2im(Window),
+    /// x [B, L, C], weight [H, k·C] → [B, L', H] in `out`: the product of [`Op::Im2col`] of x and weightᵀ, sums in f32.
+    Conv {
+        /// What a step looks at.
+        window: Window,
+        /// Element type of the result.
+        out: DType,
+    },
+    /// dy [B, L', H], weight [H, k·C] → [B, L, C] in `out`: [`Op::Col2im`] of dy·weight, the gradient of [`Op::Conv`] for x.
+    ConvGradInput {
+        /// As that of the convolution.
+        window: Window,
+        /// Element type of the result.
+        out: DType,
+    },
+    /// x [B, L, C], dy [B, L', H] → [H, k·C] in `out`: dyᵀ times [`Op::Im2col`] of x, the gradient of [`Op::Conv`] for the weight.
+    ConvGradWeight {
+        /// As that of the convolution.
+        window: Window,
+        /// Element type of the result.
+        out: DType,
+    },
     /// table [V, C], ids u32 `[N]` → [N, C] in the table's element type: row `ids[n]`.
     Gather {
         /// An id whose row gets no gradient (its row is read like any other).

@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::gemm_choice::{Extents, Machine, Speed, rank};
 use super::gemm_cooperative::{self as cooperative, Work};
+use super::gemm_windows::Windows;
 use super::{Instruction, Kernel, Program, Target, View};
 use crate::error::{Error, Result};
 use crate::gpu::{Layout, MatrixUnits};
@@ -92,6 +93,8 @@ struct Operands {
     /// Extents of one product.
     m: usize,
     k: usize,
+    /// What the windows are that a convolution has for an operand.
+    windows: Option<Windows>,
 }
 
 /// Rows of A up to which B is not worth a tile.
@@ -115,6 +118,40 @@ impl Gemm {
             Trans::TN => (a.cols(), a.rows() / batch),
             Trans::NN | Trans::NT => (a.rows() / batch, a.cols()),
         };
+        let operands = Operands {
+            a,
+            b,
+            trans,
+            batch,
+            m,
+            k,
+            windows: None,
+        };
+        Self::chosen(operands, width, target)
+    }
+
+    /// A product [m, n] with windows for an operand; `extents` are m and k.
+    pub(super) fn gathered(
+        windows: Windows,
+        [a, b]: [Layout; 2],
+        (trans, [m, k]): (Trans, [usize; 2]),
+        width: usize,
+        target: Target,
+    ) -> Result<Self> {
+        let operands = Operands {
+            a,
+            b,
+            trans,
+            batch: 1,
+            m,
+            k,
+            windows: Some(windows),
+        };
+        Self::chosen(operands, width, target)
+    }
+
+    fn chosen(operands: Operands, width: usize, target: Target) -> Result<Self> {
+        let (batch, m) = (operands.batch, operands.m);
         let most = batch.max(m.div_ceil(8));
         if most > super::MAX_GRID as usize {
             return Err(Error::Limit {
@@ -124,14 +161,6 @@ impl Gemm {
                 available: u64::from(super::MAX_GRID),
             });
         }
-        let operands = Operands {
-            a,
-            b,
-            trans,
-            batch,
-            m,
-            k,
-        };
         Ok(Self {
             operands,
             target,
@@ -191,6 +220,7 @@ impl Gemm {
             batch,
             m,
             k,
+            windows,
         } = self.operands;
         let (n, width) = (program.cols, program.width());
         let kernel = match self.choice.tier {
@@ -209,11 +239,16 @@ impl Gemm {
                     trans,
                     m,
                     k,
+                    windows,
                     splits,
                     batch,
                 };
                 return cooperative::kernel(tile, work, units, program);
             }
+        };
+        let kernel = match self.choice.tier {
+            Tier::Skinny => kernel,
+            _ => kernel.windows(windows.as_ref()),
         };
         kernel
             .read("a", a, View::Vec4)
@@ -241,7 +276,8 @@ impl fmt::Display for Gemm {
 /// Kernels and numbers of parts of K that are worth trying for a product, the one expected to be the fastest first; at least one.
 fn choices(x: Operands, width: usize, target: Target) -> Vec<Choice> {
     let Operands { batch, m, k, .. } = x;
-    if x.trans == Trans::NT && batch == 1 && m <= SKINNY && !target.barrier_free {
+    let plain = x.windows.is_none() && batch == 1;
+    if x.trans == Trans::NT && plain && m <= SKINNY && !target.barrier_free {
         return vec![Choice {
             tier: Tier::Skinny,
             splits: 1,

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::gemm_choice::Speed;
+use super::gemm_windows::Windows;
 use super::{Kernel, Program, View};
 use crate::gpu::{Layout, MatrixUnits};
 use crate::graph::{DType, Trans};
@@ -148,6 +149,8 @@ pub(super) struct Work {
     pub trans: Trans,
     pub m: usize,
     pub k: usize,
+    /// What one operand's windows are, of a convolution.
+    pub windows: Option<Windows>,
     /// Parts of K that are summed on their own.
     pub splits: usize,
     /// Products, each of which has its own rows of both operands; 1 where K is split.
@@ -160,14 +163,18 @@ pub(super) fn kernel(tile: Tile, work: Work, units: MatrixUnits, program: Progra
     let (n, width) = (program.cols, program.width());
     let steps = work.k.div_ceil(work.splits).div_ceil(tile.bk);
     let reach = work.splits * steps * tile.bk;
-    // Rows end with zeros up to their stride; there are no rows of zeros.
+    // Rows end with zeros up to their stride; there are no rows of zeros, and behind the windows are none either.
     let readable = match work.trans {
-        Trans::NT => work.a.row_stride().min(work.b.row_stride()),
-        Trans::NN | Trans::TN => work.k,
+        Trans::NT if work.windows.is_none() => work.a.row_stride().min(work.b.row_stride()),
+        _ => work.k,
     };
+    // A tile has a single tap, all of it.
+    let whole = |windows: &Windows| windows.channels.is_multiple_of(tile.bk);
     let element = work.a.dtype().to_string();
     Kernel::new("gemm_cooperative")
         .cooperative()
+        .windows(work.windows.as_ref())
+        .with("whole", work.windows.as_ref().is_some_and(whole))
         .with("size", units.size)
         .with("lanes", units.lanes)
         .with("scalar", units.scalar)

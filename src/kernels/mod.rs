@@ -9,6 +9,7 @@ pub(crate) mod embedding;
 pub(crate) mod gemm;
 mod gemm_choice;
 mod gemm_cooperative;
+pub(crate) mod gemm_windows;
 pub(crate) mod layer_norm;
 pub(crate) mod loss;
 pub(crate) mod optimizer;

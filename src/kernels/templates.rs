@@ -45,6 +45,7 @@ const TEMPLATES: &[(&str, &str)] = templates![
     "shared/cell",
     "shared/group",
     "shared/reduce",
+    "shared/window",
     "split_sums",
     "stack",
     "total",

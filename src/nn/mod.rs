@@ -9,7 +9,7 @@ mod linear;
 mod norm;
 mod tcn;
 
-pub use conv::Conv1d;
+pub use conv::{Conv1d, ConvMethod};
 pub use embedding::Embedding;
 pub use linear::Linear;
 pub use norm::LayerNorm;

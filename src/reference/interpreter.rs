@@ -234,6 +234,11 @@ fn evaluate(op: &Op, operands: &[&Array]) -> Result<Vec<Vec<f64>>> {
         }
         (Op::Im2col(window), [x]) => vec![conv::im2col(*window, x)],
         (Op::Col2im(window), [columns]) => vec![conv::col2im(*window, columns)],
+        (Op::Conv { window, .. }, [x, weight]) => vec![conv::conv(*window, x, weight)],
+        (Op::ConvGradInput { window, .. }, [dy, weight]) => {
+            vec![conv::grad_input(*window, dy, weight)]
+        }
+        (Op::ConvGradWeight { window, .. }, [x, dy]) => vec![conv::grad_weight(*window, x, dy)],
         (Op::Gather { .. }, [table, ids]) => vec![embedding::gather(table, ids)?],
         (Op::GatherGrad { rows, padding }, [ids, dy]) => {
             vec![embedding::gather_grad(*rows, *padding, ids, dy)?]
@@ -301,6 +306,9 @@ fn evaluate(op: &Op, operands: &[&Array]) -> Result<Vec<Vec<f64>>> {
             | Op::LayerNormParamGrad
             | Op::Im2col(_)
             | Op::Col2im(_)
+            | Op::Conv { .. }
+            | Op::ConvGradInput { .. }
+            | Op::ConvGradWeight { .. }
             | Op::Gather { .. }
             | Op::GatherGrad { .. }
             | Op::SumRows

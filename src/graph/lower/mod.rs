@@ -1,6 +1,7 @@
 //! From groups to kernels: the list of dispatches, each with the places it reads and writes.
 
 mod arena;
+mod conv;
 mod linear_cross_entropy;
 mod loss;
 mod matmul;
@@ -305,6 +306,11 @@ impl Lowering<'_> {
                 let gemm = kernels::gemm::Gemm::batched(*batch, ab, *trans, width, target)?;
                 let ab = [reads[0], reads[1]];
                 return self.matmul(gemm, &program, &Operands { ab, loads, stores });
+            }
+            op @ (Op::Conv { .. } | Op::ConvGradInput { .. } | Op::ConvGradWeight { .. }) => {
+                let layouts = self.layouts(x)?;
+                let ab = [reads[0], reads[1]];
+                return self.conv(op, layouts, program, Operands { ab, loads, stores });
             }
             Op::LayerNorm { eps } => {
                 side.push(Place::Value(node.outputs[1]));

@@ -1,6 +1,8 @@
 //! Every kernel and every way to cut a product, whatever the model would choose, at shapes around its tile. Operands are small
 //! integers: all sums are exact, whatever their order, and must be equal.
 
+mod windows;
+
 use super::*;
 use crate::gpu::{Access, Alignment, BufferSlice, Gpu, GpuOptions, Recorder, Tensor};
 use crate::graph::DType;
@@ -71,72 +73,79 @@ impl Product {
 
     /// Computes the product by `choice` and compares.
     fn check(&self, gpu: &Gpu, dtype: DType, choice: Choice) -> Result<()> {
-        let target = Target::new(gpu.capabilities());
         let [a, b] = self.layouts(dtype)?;
-        let c = matrix(self.batch * self.m, self.n, DType::F32)?;
-        let operands = Operands {
-            a,
-            b,
-            trans: self.trans,
-            batch: self.batch,
-            m: self.m,
-            k: self.k,
-        };
         let gemm = Gemm {
-            operands,
-            target,
+            operands: Operands {
+                a,
+                b,
+                trans: self.trans,
+                batch: self.batch,
+                m: self.m,
+                k: self.k,
+                windows: None,
+            },
+            target: Target::new(gpu.capabilities()),
             choice,
         };
         let (x, y) = (integers(a.len(), 3), integers(b.len(), 5));
-        let [a, b] = [(a, &x), (b, &y)].map(|(layout, data)| {
-            let tensor = Tensor::zeroed(gpu, layout)?;
-            tensor.upload(gpu, data)?;
-            Ok::<_, Error>(tensor)
-        });
-        let (a, b, c) = (a?, b?, Tensor::uninit(gpu, c)?);
-        c.poison(gpu)?;
-        let program = |layout: Layout| Program {
-            rows: layout.rows(),
-            cols: layout.cols(),
-            operands: Vec::new(),
-            instructions: vec![Instruction::Sum],
-            results: vec![(0, layout)],
-        };
-        let slices = |tensors: &[&Tensor]| -> Vec<BufferSlice> {
-            tensors
-                .iter()
-                .map(|tensor| tensor.slice().clone())
-                .collect()
-        };
-        let mut recorder = gpu.recorder("product");
-        if choice.splits == 1 {
-            let kernel = gemm.single(program(*c.layout()));
-            dispatch(gpu, &mut recorder, &kernel, &slices(&[&a, &b, &c]))?;
-        } else {
-            let partial = matrix(choice.splits * self.m, self.n, DType::F32)?;
-            let parts = Tensor::uninit(gpu, partial)?;
-            parts.poison(gpu)?;
-            let kernel = gemm.partial(partial);
-            dispatch(gpu, &mut recorder, &kernel, &slices(&[&a, &b, &parts]))?;
-            let kernel = gemm.add_up(partial, program(*c.layout()));
-            dispatch(gpu, &mut recorder, &kernel, &slices(&[&parts, &c]))?;
-        }
-        recorder.submit()?;
-        let got: Vec<f32> = c.download(gpu)?.wait()?;
+        let got = compute(gpu, gemm, self.n, [&x, &y])?;
         let expected = self.expected(&x, &y);
-        let wrong = got.iter().zip(&expected).position(|(a, b)| a != b);
-        assert_eq!(
-            wrong.map(|i| (i, got[i], expected[i])),
-            None,
-            "{:?} {}x{}x{}x{} {dtype} by {choice}",
-            self.trans,
-            self.batch,
-            self.m,
-            self.n,
-            self.k
-        );
+        assert_same(&got, &expected, || {
+            format!(
+                "{:?} {}x{}x{}x{} {dtype} by {choice}",
+                self.trans, self.batch, self.m, self.n, self.k
+            )
+        });
         Ok(())
     }
+}
+
+fn assert_same(got: &[f32], expected: &[f32], what: impl FnOnce() -> String) {
+    assert_eq!(got.len(), expected.len());
+    if let Some(i) = got.iter().zip(expected).position(|(a, b)| a != b) {
+        panic!("element {i} is {}, not {}: {}", got[i], expected[i], what());
+    }
+}
+
+/// The product of `n` columns.
+fn compute(gpu: &Gpu, gemm: Gemm, n: usize, [x, y]: [&[f32]; 2]) -> Result<Vec<f32>> {
+    let Operands { a, b, m, batch, .. } = gemm.operands;
+    let c = matrix(batch * m, n, DType::F32)?;
+    let [a, b] = [(a, x), (b, y)].map(|(layout, data)| {
+        let tensor = Tensor::zeroed(gpu, layout)?;
+        tensor.upload(gpu, data)?;
+        Ok::<_, Error>(tensor)
+    });
+    let (a, b, c) = (a?, b?, Tensor::uninit(gpu, c)?);
+    c.poison(gpu)?;
+    let program = |layout: Layout| Program {
+        rows: layout.rows(),
+        cols: layout.cols(),
+        operands: Vec::new(),
+        instructions: vec![Instruction::Sum],
+        results: vec![(0, layout)],
+    };
+    let slices = |tensors: &[&Tensor]| -> Vec<BufferSlice> {
+        tensors
+            .iter()
+            .map(|tensor| tensor.slice().clone())
+            .collect()
+    };
+    let mut recorder = gpu.recorder("product");
+    if gemm.splits() == 1 {
+        let kernel = gemm.single(program(*c.layout()));
+        dispatch(gpu, &mut recorder, &kernel, &slices(&[&a, &b, &c]))?;
+    } else {
+        let partial = matrix(gemm.splits() * m, n, DType::F32)?;
+        let parts = Tensor::uninit(gpu, partial)?;
+        parts.poison(gpu)?;
+        let kernel = gemm.partial(partial);
+        dispatch(gpu, &mut recorder, &kernel, &slices(&[&a, &b, &parts]))?;
+        let kernel = gemm.add_up(partial, program(*c.layout()));
+        dispatch(gpu, &mut recorder, &kernel, &slices(&[&parts, &c]))?;
+    }
+    recorder.submit()?;
+    c.download(gpu)?.wait()
 }
 
 fn dispatch(
@@ -317,6 +326,7 @@ mod translation {
                     batch,
                     m,
                     k,
+                    windows: None,
                 };
                 let choice = Choice { tier, splits };
                 let gemm = Gemm {
@@ -328,6 +338,7 @@ mod translation {
                 kernels.push(gemm.partial(layout));
             }
         }
+        kernels.extend(windows::kernels(dtype, target, tier));
         kernels
     }
 

@@ -84,11 +84,7 @@ fn im2col_and_gemm_are_a_convolution() -> Result<()> {
         (3, 4, 1, 1, 1, 1),
         (1, 1, 1, 1, 2, 1),
     ] {
-        let window = Window {
-            time,
-            kernel,
-            dilation,
-        };
+        let window = Window::causal(time, kernel, dilation)?;
         let x = noise(&[batch, time, channels], 0.1)?;
         let w = noise(&[out, channels, kernel], 0.9)?;
         let columns = apply_f32(Op::Im2col(window), [&x], &[batch * time, kernel * channels])?;
@@ -111,11 +107,7 @@ fn im2col_and_gemm_are_a_convolution() -> Result<()> {
 #[test]
 fn im2col_by_hand() -> Result<()> {
     let x = Array::new(&[2, 3, 1], vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0])?;
-    let window = Window {
-        time: 3,
-        kernel: 2,
-        dilation: 2,
-    };
+    let window = Window::causal(3, 2, 2)?;
     let columns = apply_f32(Op::Im2col(window), [&x], &[6, 2])?;
     let expected = [0.0, 1.0, 0.0, 2.0, 1.0, 3.0, 0.0, 4.0, 0.0, 5.0, 4.0, 6.0];
     assert_eq!(columns.data(), expected);
@@ -128,11 +120,7 @@ fn im2col_by_hand() -> Result<()> {
 #[test]
 fn col2im_is_the_transpose_of_im2col() -> Result<()> {
     for (kernel, dilation) in [(1, 1), (3, 1), (3, 2), (5, 3)] {
-        let window = Window {
-            time: 5,
-            kernel,
-            dilation,
-        };
+        let window = Window::causal(5, kernel, dilation)?;
         let x = noise(&[2, 5, 3], 0.4)?;
         let dims: [usize; 2] = [10, 3 * kernel];
         let dy = noise(&dims, 0.8)?;
