@@ -2,16 +2,20 @@
 
 mod common;
 
+use std::collections::HashMap;
+use std::path::Path;
+
 use common::network::Network;
 use common::{Tolerance, baseline_gpu, gpu, tiled_gpu};
 use energyflow::Error;
 use energyflow::graph::{DType, Graph, Host, Session};
 use energyflow::nn::{Gelu, TcnBlock};
 use energyflow::text::{
-    Batches, Dataset, Decoder, DecoderOptions, DecoderTrainer, DecoderTraining, Encoder,
-    EncoderOptions, Precision, next_tokens,
+    Batches, Dataset, Decoder, DecoderOptions, DecoderTrainer, DecoderTraining, Efb1Writer,
+    Encoder, EncoderOptions, Precision, next_tokens,
 };
 use energyflow::train::{AdamW, Schedule};
+use tempfile::TempDir;
 
 fn options() -> DecoderOptions {
     DecoderOptions {
@@ -275,21 +279,39 @@ fn unusable_options_are_refused() {
     }
 }
 
-fn data() -> Dataset {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/data/wordnet_train.efc");
-    Dataset::open(path).unwrap()
+/// A few texts with their teacher's embeddings, their tokens renumbered so that the vocabulary is small: dataset and vocabulary.
+fn texts(path: &Path) -> (Dataset, usize) {
+    let all = concat!(env!("CARGO_MANIFEST_DIR"), "/data/wordnet_train.efc");
+    let samples = Dataset::open(all).unwrap().take(21);
+    let mut numbers = HashMap::new();
+    let mut writer = Efb1Writer::create(path, samples.width()).unwrap();
+    for sample in samples.iter() {
+        let ids: Vec<u32> = sample
+            .ids()
+            .map(|id| {
+                let next = numbers.len() as u32 + 1;
+                *numbers.entry(id).or_insert(next)
+            })
+            .collect();
+        let target: Vec<f32> = sample.target().collect();
+        writer.push(&ids, &vec![1; ids.len()], &target).unwrap();
+    }
+    writer.finish().unwrap();
+    (Dataset::open(path).unwrap(), numbers.len() + 1)
 }
 
-/// A few texts are learnt nearly by heart; the embedding tells them apart.
-fn learns(precision: Precision) {
-    let samples = data().take(21);
+/// All begin alike, so only the embedding tells how they go on.
+fn learns_by_heart(precision: Precision) {
+    let folder = TempDir::new().unwrap();
+    let (samples, vocabulary) = texts(&folder.path().join("texts.efb"));
     let decoder = DecoderOptions {
+        vocabulary,
         length: 8,
         width: 32,
         hidden: 32,
         kernel: 3,
         dilations: vec![1, 2],
-        embedding: 384,
+        embedding: samples.width(),
         table_bound: 0.05,
         ..DecoderOptions::default()
     };
@@ -308,14 +330,14 @@ fn learns(precision: Precision) {
     let before = trainer.evaluate(&samples).unwrap();
     // Near uniform over the vocabulary.
     assert!(
-        (before.cross_entropy - 30_522_f64.ln()).abs() < 0.3,
+        (before.cross_entropy - (vocabulary as f64).ln()).abs() < 0.3,
         "{before:?}"
     );
     let counted = |sample: energyflow::text::Sample<'_>| sample.len().min(8) as u64 - 1;
     assert_eq!(before.tokens, samples.iter().map(counted).sum::<u64>());
     let mut batches = Batches::training(samples.clone(), 10, 8, 1).unwrap();
     let mut last = None;
-    for epoch in 0..20 {
+    for epoch in 0..40 {
         batches.start_epoch(epoch);
         trainer
             .epoch(&mut batches, |metrics| last = Some(*metrics))
@@ -325,7 +347,7 @@ fn learns(precision: Precision) {
     assert_eq!(last.skipped, 0.0);
     assert!(last.tokens > 0.0);
     let after = trainer.evaluate(&samples).unwrap();
-    assert!(after.perplexity() < 0.01 * before.perplexity(), "{after:?}");
+    assert!(after.perplexity() < 1.2, "{after:?}");
     let weights = trainer.weights().unwrap();
     let sizes: DecoderOptions = serde_json::from_str(&weights.description).unwrap();
     assert_eq!(sizes, decoder);
@@ -335,10 +357,10 @@ fn learns(precision: Precision) {
 
 #[test]
 fn texts_are_learnt() {
-    learns(Precision::F32);
+    learns_by_heart(Precision::F32);
 }
 
 #[test]
 fn texts_are_learnt_in_mixed_precision() {
-    learns(Precision::Mixed);
+    learns_by_heart(Precision::Mixed);
 }
