@@ -21,7 +21,7 @@
 //! ```
 //!
 //! From the bottom up: [`gpu`] is the device, [`graph`] the network and what it is compiled to, [`nn`] the layers, [`train`] the
-//! optimizer, [`text`] an encoder distilled from a transformer. [`mod@reference`] computes every graph once more on the CPU in f64;
+//! optimizer, [`text`] an encoder distilled from a transformer and a decoder. [`mod@reference`] computes every graph once more on the CPU in f64;
 //! the tests compare every kernel with it.
 #![warn(missing_docs)]
 

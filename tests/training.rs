@@ -2,6 +2,7 @@
 
 mod common;
 
+use common::network::array;
 use common::{Tolerance, compare, gpu, tiled_gpu};
 use energyflow::graph::{DType, Graph, Host, Session, Source, ValueId};
 use energyflow::reference::{Array, Interpreter, numeric_gradient};
@@ -107,20 +108,6 @@ fn interpreter(session: &Session, graph: &Graph) -> Interpreter {
         interpreter.set(&value.name, array(&host, value.shape.dims(), value.taps));
     }
     interpreter
-}
-
-/// Host order [out, in, k] → graph order [out, k·in].
-fn array(host: &[f32], dims: &[usize], taps: Option<usize>) -> Array {
-    let Some(taps) = taps else {
-        return Array::from_f32(dims, host).unwrap();
-    };
-    let channels = dims[1] / taps;
-    let mut data = vec![0.0; host.len()];
-    for (i, &x) in host.iter().enumerate() {
-        let (out, c, j) = (i / dims[1], i % dims[1] / taps, i % taps);
-        data[out * dims[1] + j * channels + c] = x;
-    }
-    Array::from_f32(dims, &data).unwrap()
 }
 
 fn adamw() -> AdamW {

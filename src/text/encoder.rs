@@ -74,27 +74,17 @@ impl Encoder {
     /// # Errors
     /// [`Error::Config`] for sizes of zero or no blocks, [`Error::Graph`] for taken names.
     pub fn new(graph: &mut Graph, options: &EncoderOptions) -> Result<Self> {
-        let sizes = [
-            ("vocabulary", options.vocabulary),
-            ("length", options.length),
-            ("width", options.width),
-            ("hidden", options.hidden),
-            ("kernel", options.kernel),
-            ("embedding", options.embedding),
-        ];
-        if let Some((field, _)) = sizes.into_iter().find(|(_, size)| *size == 0) {
-            return Err(Error::Config {
-                field,
-                reason: "must be at least 1".into(),
-            });
-        }
-        let bound = options.table_bound;
-        if !bound.is_finite() || bound <= 0.0 {
-            return Err(Error::Config {
-                field: "table_bound",
-                reason: "must be positive".into(),
-            });
-        }
+        check(
+            &[
+                ("vocabulary", options.vocabulary),
+                ("length", options.length),
+                ("width", options.width),
+                ("hidden", options.hidden),
+                ("kernel", options.kernel),
+                ("embedding", options.embedding),
+            ],
+            options.table_bound,
+        )?;
         let tcn = TcnOptions {
             width: options.width,
             hidden: options.hidden,
@@ -110,7 +100,7 @@ impl Encoder {
                 options.vocabulary,
                 options.width,
                 Some(PADDING),
-                Init::Uniform(bound),
+                Init::Uniform(options.table_bound),
             )?,
             tcn: Tcn::new(graph, "blocks", &tcn)?,
             projection: Linear::new(graph, "projection", options.width, options.embedding, true)?,
@@ -147,4 +137,21 @@ impl Encoder {
             false => Ok(z),
         }
     }
+}
+
+/// What encoder and decoder ask of their sizes and of the bound of their token table.
+pub(super) fn check(sizes: &[(&'static str, usize)], table_bound: f32) -> Result<()> {
+    if let Some(&(field, _)) = sizes.iter().find(|(_, size)| *size == 0) {
+        return Err(Error::Config {
+            field,
+            reason: "must be at least 1".into(),
+        });
+    }
+    if !table_bound.is_finite() || table_bound <= 0.0 {
+        return Err(Error::Config {
+            field: "table_bound",
+            reason: "must be positive".into(),
+        });
+    }
+    Ok(())
 }

@@ -1,9 +1,12 @@
-//! TextBridge: an encoder from tokens to sentence embeddings, its distillation from a teacher, and the data both need:
-//! datasets of tokens and teacher embeddings, batches of static shape, tokenisers, metrics.
+//! TextBridge: an encoder from tokens to sentence embeddings and its distillation from a teacher, a decoder from an embedding back to
+//! tokens and its training, and the data they need: datasets of tokens and teacher embeddings, batches of static shape, tokenisers,
+//! metrics.
 
 pub mod batches;
 pub mod compact;
 pub mod dataset;
+pub mod decoder;
+pub mod decoder_trainer;
 pub mod distill;
 pub mod efb1;
 pub mod encoder;
@@ -16,6 +19,8 @@ pub mod tokenizer;
 pub use batches::{Batch, Batches};
 pub use compact::{Compact, CompactWriter};
 pub use dataset::Dataset;
+pub use decoder::{Decoder, DecoderOptions, next_tokens};
+pub use decoder_trainer::{DecoderEvaluation, DecoderMetrics, DecoderTrainer, DecoderTraining};
 pub use distill::{DistillOptions, Distiller, Evaluation, Metrics, Precision};
 pub use efb1::{Efb1, Efb1Writer};
 pub use encoder::{Encoder, EncoderOptions};

@@ -1,0 +1,318 @@
+//! Mode B: a decoder learns to continue a text, given the embedding of the whole.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::batches::{Batch, Batches};
+use super::dataset::Dataset;
+use super::decoder::{Decoder, DecoderOptions, next_tokens};
+use super::distill::Precision;
+use super::encoder::PADDING;
+use crate::error::{Error, Result};
+use crate::gpu::Gpu;
+use crate::graph::{CrossEntropy, DType, Executable, Graph, Host, Outputs, Pending, Session};
+use crate::train::{AdamW, LossScale, StepOutputs, Weights};
+
+/// How to train a decoder.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DecoderTraining {
+    /// Samples a step, B.
+    pub batch: usize,
+    /// Label smoothing in [0, 1), while training only.
+    pub smoothing: f32,
+    /// Optimizer; [`Precision::Mixed`] adds a default loss scale where none is set.
+    pub optimizer: AdamW,
+    /// Storage of activations.
+    pub precision: Precision,
+    /// Start of the parameters.
+    pub seed: u64,
+}
+
+impl Default for DecoderTraining {
+    fn default() -> Self {
+        Self {
+            batch: 64,
+            smoothing: 0.0,
+            optimizer: AdamW {
+                clip: Some(1.0),
+                ..AdamW::default()
+            },
+            precision: Precision::F32,
+            seed: 0,
+        }
+    }
+}
+
+/// What one training step reports.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct DecoderMetrics {
+    /// Mean cross entropy of the next tokens, with the smoothing of the training.
+    pub loss: f32,
+    /// Targets that counted.
+    pub tokens: f32,
+    /// Before clipping; not finite when the step was skipped.
+    pub gradient_norm: f32,
+    /// Of this step.
+    pub learning_rate: f32,
+    /// Of this step; 1 in f32.
+    pub loss_scale: f32,
+    /// Steps skipped so far.
+    pub skipped: f32,
+}
+
+impl DecoderMetrics {
+    fn new(outputs: &Outputs) -> Result<Self> {
+        Ok(Self {
+            loss: outputs.scalar("loss")?,
+            tokens: outputs.scalar("tokens")?,
+            gradient_norm: outputs.scalar(StepOutputs::GRADIENT_NORM)?,
+            learning_rate: outputs.scalar(StepOutputs::LEARNING_RATE)?,
+            loss_scale: outputs.scalar(StepOutputs::LOSS_SCALE)?,
+            skipped: outputs.scalar(StepOutputs::SKIPPED)?,
+        })
+    }
+}
+
+/// How well a decoder foretells the texts of a dataset.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct DecoderEvaluation {
+    /// Mean over all targets that count, without smoothing.
+    pub cross_entropy: f64,
+    /// Number of those targets.
+    pub tokens: u64,
+}
+
+impl DecoderEvaluation {
+    /// e to the power of the cross entropy.
+    #[must_use]
+    pub fn perplexity(&self) -> f64 {
+        self.cross_entropy.exp()
+    }
+}
+
+/// Steps given to the device before the oldest one's metrics are awaited.
+const IN_FLIGHT: usize = 3;
+
+/// A decoder in training, with its session. It is given the teacher's embedding of each text as z, or whatever stands in
+/// [`Batch::targets`].
+#[derive(Debug)]
+pub struct DecoderTrainer {
+    decoder: DecoderOptions,
+    batch: usize,
+    session: Session,
+    train: Arc<Executable>,
+    evaluate: Arc<Executable>,
+    /// Of the batch at hand.
+    targets: Vec<u32>,
+}
+
+impl DecoderTrainer {
+    /// Builds and compiles the training step and the loss alone.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for sizes or rates out of range; what [`Session::compile`] returns.
+    pub fn new(gpu: &Gpu, decoder: &DecoderOptions, training: &DecoderTraining) -> Result<Self> {
+        let fail = |field, reason: &str| {
+            Err(Error::Config {
+                field,
+                reason: reason.into(),
+            })
+        };
+        if training.batch == 0 {
+            return fail("batch", "must be at least 1");
+        }
+        if !(0.0..1.0).contains(&training.smoothing) {
+            return fail("smoothing", "must be in [0, 1)");
+        }
+        let mut optimizer = training.optimizer;
+        let dtype = match training.precision {
+            Precision::F32 => DType::F32,
+            Precision::Mixed => {
+                optimizer.loss_scale.get_or_insert_with(LossScale::default);
+                DType::F16
+            }
+        };
+        let mut session = Session::new(gpu, training.seed);
+        let mut graph = Graph::new();
+        let ce = loss(
+            &mut graph,
+            decoder,
+            training.batch,
+            training.smoothing,
+            dtype,
+        )?;
+        let parameters: Vec<_> = graph.parameters().map(|(id, _)| id).collect();
+        optimizer.step(&mut graph, ce.loss, &parameters)?;
+        let train = session.compile(&graph)?;
+        let mut graph = Graph::new();
+        loss(&mut graph, decoder, training.batch, 0.0, dtype)?;
+        let evaluate = session.compile(&graph)?;
+        Ok(Self {
+            decoder: decoder.clone(),
+            batch: training.batch,
+            session,
+            train,
+            evaluate,
+            targets: vec![PADDING; training.batch * decoder.length],
+        })
+    }
+
+    /// The network's sizes.
+    #[must_use]
+    pub fn decoder(&self) -> &DecoderOptions {
+        &self.decoder
+    }
+
+    /// The compiled training step: its plan, its kernels.
+    #[must_use]
+    pub fn training_step(&self) -> &Executable {
+        &self.train
+    }
+
+    /// The parameters.
+    #[must_use]
+    pub fn session(&self) -> &Session {
+        &self.session
+    }
+
+    /// Trains on one batch of shape [B, L] and embeddings [B, E]; the metrics arrive later.
+    ///
+    /// # Errors
+    /// [`Error::Data`] for a batch of another shape, [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    pub fn submit(&mut self, batch: &Batch) -> Result<Pending> {
+        next_tokens(
+            &batch.ids,
+            &batch.mask,
+            self.decoder.length,
+            &mut self.targets,
+        )?;
+        self.train.run(&inputs(batch, &self.targets))
+    }
+
+    /// Trains on one batch and waits for its metrics.
+    ///
+    /// # Errors
+    /// As [`DecoderTrainer::submit`].
+    pub fn step(&mut self, batch: &Batch) -> Result<DecoderMetrics> {
+        DecoderMetrics::new(&self.submit(batch)?.wait()?)
+    }
+
+    /// Trains on all remaining batches of the current epoch, a few steps ahead of the reported metrics.
+    ///
+    /// # Errors
+    /// As [`DecoderTrainer::submit`].
+    pub fn epoch(
+        &mut self,
+        batches: &mut Batches,
+        mut report: impl FnMut(&DecoderMetrics),
+    ) -> Result<()> {
+        let mut pending: VecDeque<Pending> = VecDeque::with_capacity(IN_FLIGHT + 1);
+        while let Some(batch) = batches.next_batch() {
+            pending.push_back(self.submit(batch)?);
+            if pending.len() > IN_FLIGHT
+                && let Some(oldest) = pending.pop_front()
+            {
+                report(&DecoderMetrics::new(&oldest.wait()?)?);
+            }
+        }
+        for step in pending {
+            report(&DecoderMetrics::new(&step.wait()?)?);
+        }
+        Ok(())
+    }
+
+    /// Cross entropy of a dataset's texts, each given its teacher's embedding.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when the dataset has another embedding width; [`Error::Data`] for an id outside the vocabulary or a dataset
+    /// in which no target counts; [`Error::DeviceLost`].
+    pub fn evaluate(&self, dataset: &Dataset) -> Result<DecoderEvaluation> {
+        let (width, length) = (self.decoder.embedding, self.decoder.length);
+        if dataset.width() != width {
+            return Err(Error::Config {
+                field: "embedding",
+                reason: format!("is {width}, but the data has {}", dataset.width()),
+            });
+        }
+        let mut batches = Batches::evaluation(dataset.clone(), self.batch, length)?;
+        let mut targets = vec![PADDING; self.batch * length];
+        let (mut sum, mut tokens) = (0.0, 0.0);
+        while let Some(batch) = batches.next_batch() {
+            next_tokens(&batch.ids, &batch.mask, length, &mut targets)?;
+            // What fills up the last batch does not count.
+            targets[batch.valid * length..].fill(PADDING);
+            let outputs = self.evaluate.run(&inputs(batch, &targets))?.wait()?;
+            let count = f64::from(outputs.scalar("tokens")?);
+            sum += count * f64::from(outputs.scalar("loss")?);
+            tokens += count;
+        }
+        if tokens == 0.0 {
+            return Err(Error::Data {
+                name: "targets".into(),
+                reason: "no text has a next token that counts".into(),
+            });
+        }
+        Ok(DecoderEvaluation {
+            cross_entropy: sum / tokens,
+            tokens: tokens as u64,
+        })
+    }
+
+    /// All parameters, with the network's sizes as JSON in the description.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], [`Error::DeviceLost`]
+    pub fn weights(&self) -> Result<Weights> {
+        let mut weights = Weights::from_session(&self.session)?;
+        weights.description =
+            serde_json::to_string(&self.decoder).map_err(|error| Error::Config {
+                field: "decoder",
+                reason: error.to_string(),
+            })?;
+        Ok(weights)
+    }
+
+    /// Replaces all parameters.
+    ///
+    /// # Errors
+    /// As [`Weights::apply`].
+    pub fn set_weights(&mut self, weights: &Weights) -> Result<()> {
+        weights.apply(&mut self.session)
+    }
+}
+
+fn inputs<'a>(batch: &'a Batch, targets: &'a [u32]) -> [(&'static str, Host<'a>); 4] {
+    [
+        ("ids", Host::from(&batch.ids)),
+        ("mask", Host::from(&batch.mask)),
+        ("z", Host::from(&batch.targets)),
+        ("targets", Host::from(targets)),
+    ]
+}
+
+/// Adds inputs, decoder and loss, and the outputs `loss` and `tokens`.
+fn loss(
+    graph: &mut Graph,
+    options: &DecoderOptions,
+    batch: usize,
+    smoothing: f32,
+    dtype: DType,
+) -> Result<CrossEntropy> {
+    let decoder = Decoder::new(graph, options)?;
+    let n = batch * options.length;
+    let below = u32::try_from(options.vocabulary).map_err(|_| Error::Config {
+        field: "vocabulary",
+        reason: "must fit u32".into(),
+    })?;
+    let ids = graph.index_input("ids", n, below)?;
+    let mask = graph.input("mask", &[n], DType::F32)?;
+    let z = graph.input("z", &[batch, options.embedding], DType::F32)?;
+    let targets = graph.index_input("targets", n, below)?;
+    let states = decoder.forward(graph, ids, z, Some(mask), dtype)?;
+    let ce = decoder.loss(graph, states, targets, smoothing)?;
+    graph.output("loss", ce.loss)?;
+    graph.output("tokens", ce.count)?;
+    Ok(ce)
+}

@@ -1,0 +1,366 @@
+//! The decoder with its loss, whole, against the reference; its targets; its training.
+
+mod common;
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use common::network::Network;
+use common::{Tolerance, baseline_gpu, gpu, tiled_gpu};
+use energyflow::Error;
+use energyflow::graph::{DType, Graph, Host, Session};
+use energyflow::nn::{Gelu, TcnBlock};
+use energyflow::text::{
+    Batches, Dataset, Decoder, DecoderOptions, DecoderTrainer, DecoderTraining, Efb1Writer,
+    Encoder, EncoderOptions, Precision, next_tokens,
+};
+use energyflow::train::{AdamW, Schedule};
+use tempfile::TempDir;
+
+fn options() -> DecoderOptions {
+    DecoderOptions {
+        vocabulary: 19,
+        length: 7,
+        width: 6,
+        hidden: 11,
+        kernel: 3,
+        // The second reaches over the start of most texts.
+        dilations: vec![1, 3],
+        embedding: 5,
+        table_bound: 1.0,
+        ..DecoderOptions::default()
+    }
+}
+
+/// A full row, a short one, an empty one, one of a single token, which has no next.
+const USED: [usize; 4] = [7, 4, 0, 1];
+
+fn network(options: &DecoderOptions, dtype: DType, smoothing: f32, masked: bool) -> Network {
+    let mut network = Network::new(4);
+    let decoder = Decoder::new(&mut network.graph, options).unwrap();
+    let (ids, mask) = network.tokens(&USED, options.length, options.vocabulary);
+    let mut targets = vec![0; ids.len()];
+    next_tokens(&ids, &mask, options.length, &mut targets).unwrap();
+    let n = ids.len();
+    let ids = network.indices("ids", ids, options.vocabulary);
+    let targets = network.indices("targets", targets, options.vocabulary);
+    let mask = masked.then(|| network.float("mask", &[n], mask));
+    let z = network.uniform("z", &[USED.len(), options.embedding]);
+    let g = &mut network.graph;
+    let states = decoder.forward(g, ids, z, mask, dtype).unwrap();
+    let logits = decoder.logits(g, states).unwrap();
+    g.output("logits", logits).unwrap();
+    let ce = decoder.loss(g, states, targets, smoothing).unwrap();
+    g.output("count", ce.count).unwrap();
+    network.differentiate(ce.loss);
+    network
+}
+
+#[test]
+fn loss_and_gradients() {
+    let tolerance = Tolerance {
+        normalised: 1e-5,
+        relative: 1e-4,
+    };
+    for (smoothing, masked) in [(0.0, true), (0.1, false)] {
+        let network = network(&options(), DType::F32, smoothing, masked);
+        network.check_on(&gpu(), tolerance);
+        network.check_on(&tiled_gpu(), tolerance);
+    }
+}
+
+#[test]
+fn loss_and_gradients_in_mixed_precision() {
+    let network = network(&options(), DType::F16, 0.1, true);
+    let tolerance = Tolerance {
+        normalised: 3e-3,
+        relative: 1e-2,
+    };
+    network.check_on(&gpu(), tolerance);
+    network.check_on(&tiled_gpu(), tolerance);
+    network.check_on(&baseline_gpu(), tolerance);
+}
+
+#[test]
+fn gradients_match_finite_differences() {
+    for (gelu, smoothing, masked) in [(Gelu::Tanh, 0.0, true), (Gelu::Erf, 0.1, false)] {
+        let options = DecoderOptions { gelu, ..options() };
+        network(&options, DType::F32, smoothing, masked).check_finite_differences(1e-7);
+    }
+}
+
+#[test]
+fn targets_are_the_next_tokens() {
+    let ids = [5, 6, 7, 8, 9, 4, 0, 0, 3, 2, 1, 2];
+    let mask = [1., 1., 1., 1., 1., 1., 0., 0., 1., 1., 0., 1.];
+    let mut targets = [99; 12];
+    next_tokens(&ids, &mask, 4, &mut targets).unwrap();
+    assert_eq!(targets, [6, 7, 8, 0, 4, 0, 0, 0, 2, 0, 0, 0]);
+    // Padding that the mask does not name is none to learn either.
+    next_tokens(&[1, 0, 2, 3], &[1.; 4], 4, &mut targets[..4]).unwrap();
+    assert_eq!(targets[..4], [0, 2, 3, 0]);
+    for (n, m, t, length) in [(4, 4, 3, 4), (4, 3, 4, 4), (4, 4, 4, 3), (4, 4, 4, 0)] {
+        let result = next_tokens(&ids[..n], &mask[..m], length, &mut targets[..t]);
+        assert!(matches!(result, Err(Error::Data { .. })));
+    }
+}
+
+/// No state sees a later token, z is seen everywhere, and the loss is that of the logits.
+#[test]
+fn the_decoder_is_causal() {
+    let options = options();
+    let (length, vocabulary) = (options.length, options.vocabulary);
+    let mut graph = Graph::new();
+    let decoder = Decoder::new(&mut graph, &options).unwrap();
+    let ids = graph.index_input("ids", length, vocabulary as u32).unwrap();
+    let targets = graph
+        .index_input("targets", length, vocabulary as u32)
+        .unwrap();
+    let z = graph
+        .input("z", &[1, options.embedding], DType::F32)
+        .unwrap();
+    let states = decoder
+        .forward(&mut graph, ids, z, None, DType::F32)
+        .unwrap();
+    let logits = decoder.logits(&mut graph, states).unwrap();
+    let ce = decoder.loss(&mut graph, states, targets, 0.0).unwrap();
+    graph.output("logits", logits).unwrap();
+    graph.output("loss", ce.loss).unwrap();
+    assert_eq!(
+        graph.value(logits).unwrap().shape.dims(),
+        [1, length, vocabulary]
+    );
+    let mut session = Session::new(&gpu(), 1);
+    let executable = session.compile(&graph).unwrap();
+    let run = |ids: &[u32], z: &[f32]| {
+        let mut targets = vec![0; length];
+        next_tokens(ids, &vec![1.0; length], length, &mut targets).unwrap();
+        let inputs = [
+            ("ids", Host::from(ids)),
+            ("targets", Host::from(&targets)),
+            ("z", Host::from(z)),
+        ];
+        let outputs = executable.run(&inputs).unwrap().wait().unwrap();
+        (
+            outputs.get("logits").unwrap(),
+            outputs.scalar("loss").unwrap(),
+        )
+    };
+    let ids = [3, 1, 4, 1, 5, 9, 2];
+    let (before, loss) = run(&ids, &[0.5; 5]);
+    let negative_log_likelihood = |t: usize| {
+        let row = &before[t * vocabulary..(t + 1) * vocabulary];
+        let sum: f64 = row.iter().map(|&x| f64::from(x).exp()).sum();
+        sum.ln() - f64::from(row[ids[t + 1] as usize])
+    };
+    let mean = (0..6).map(negative_log_likelihood).sum::<f64>() / 6.0;
+    assert!((mean - f64::from(loss)).abs() < 1e-5, "{mean} {loss}");
+    for t in 0..length {
+        let mut other = ids;
+        other[t] = 17;
+        let (after, _) = run(&other, &[0.5; 5]);
+        for step in 0..length {
+            let row = step * vocabulary..(step + 1) * vocabulary;
+            let same = before[row.clone()] == after[row];
+            assert_eq!(same, step < t || !reaches(step - t), "{step} {t}");
+        }
+    }
+    let (after, _) = run(&ids, &[0.4; 5]);
+    let mut pairs = before.chunks(vocabulary).zip(after.chunks(vocabulary));
+    assert!(pairs.all(|(a, b)| a != b));
+}
+
+/// Whether a state depends on the token so many steps back, of the two blocks of [`options`]: taps 0, 1, 2 and 0, 3, 6 steps back.
+fn reaches(steps: usize) -> bool {
+    (0..3).any(|a| [0, 3, 6].iter().any(|b| a + b == steps))
+}
+
+#[test]
+fn a_shared_block_has_one_set_of_parameters() {
+    let options = options();
+    let encoder_options = EncoderOptions {
+        vocabulary: options.vocabulary,
+        length: options.length,
+        width: options.width,
+        hidden: options.hidden,
+        kernel: options.kernel,
+        dilations: vec![2, 3],
+        embedding: options.embedding,
+        ..EncoderOptions::default()
+    };
+    let names = |graph: &Graph| -> Vec<String> {
+        graph
+            .parameters()
+            .map(|(_, value)| value.name.clone())
+            .collect()
+    };
+    let mut both = Graph::new();
+    let encoder = Encoder::new(&mut both, &encoder_options).unwrap();
+    let last = *encoder.tcn.blocks.last().unwrap();
+    let count = names(&both).len();
+    Decoder::sharing(&mut both, &options, last).unwrap();
+    // The table; two vectors and four of two convolutions; weight and bias of two linear layers.
+    assert_eq!(names(&both).len() - count, 1 + 6 + 4);
+
+    let mut alone = Graph::new();
+    let last = TcnBlock::new(&mut alone, "blocks.1", &options.tcn(), 3).unwrap();
+    let decoder = Decoder::sharing(&mut alone, &options, last).unwrap();
+    assert_eq!(decoder.tcn.blocks.len(), 2);
+    let all = names(&both);
+    assert!(names(&alone).iter().all(|name| all.contains(name)));
+
+    // A decoder of the shared block alone.
+    let single = DecoderOptions {
+        dilations: vec![3],
+        ..options.clone()
+    };
+    let mut graph = Graph::new();
+    let last = TcnBlock::new(&mut graph, "blocks.1", &options.tcn(), 3).unwrap();
+    let decoder = Decoder::sharing(&mut graph, &single, last).unwrap();
+    assert_eq!(decoder.tcn.blocks.len(), 1);
+}
+
+#[test]
+fn unusable_options_are_refused() {
+    let bad = [
+        DecoderOptions {
+            vocabulary: 0,
+            ..options()
+        },
+        DecoderOptions {
+            embedding: 0,
+            ..options()
+        },
+        DecoderOptions {
+            dilations: vec![],
+            ..options()
+        },
+        DecoderOptions {
+            dilations: vec![1, 0],
+            ..options()
+        },
+        DecoderOptions {
+            table_bound: 0.0,
+            ..options()
+        },
+    ];
+    for options in bad {
+        let result = Decoder::new(&mut Graph::new(), &options);
+        assert!(matches!(result, Err(Error::Config { .. })), "{options:?}");
+    }
+    for dilations in [vec![1, 2], vec![]] {
+        let mut graph = Graph::new();
+        let last = TcnBlock::new(&mut graph, "blocks.1", &options().tcn(), 3).unwrap();
+        let options = DecoderOptions {
+            dilations,
+            ..options()
+        };
+        let result = Decoder::sharing(&mut graph, &options, last);
+        assert!(matches!(result, Err(Error::Config { .. })));
+    }
+    let mut graph = Graph::new();
+    let decoder = Decoder::new(&mut graph, &options()).unwrap();
+    let ids = graph.index_input("ids", 8, 19).unwrap();
+    let z = graph.input("z", &[1, 5], DType::F32).unwrap();
+    let result = decoder.forward(&mut graph, ids, z, None, DType::F32);
+    assert!(matches!(result, Err(Error::Shape { .. })));
+    for training in [
+        DecoderTraining {
+            batch: 0,
+            ..DecoderTraining::default()
+        },
+        DecoderTraining {
+            smoothing: 1.0,
+            ..DecoderTraining::default()
+        },
+    ] {
+        let result = DecoderTrainer::new(&gpu(), &options(), &training);
+        assert!(matches!(result, Err(Error::Config { .. })));
+    }
+}
+
+/// A few texts with their teacher's embeddings, their tokens renumbered so that the vocabulary is small: dataset and vocabulary.
+fn texts(path: &Path) -> (Dataset, usize) {
+    let all = concat!(env!("CARGO_MANIFEST_DIR"), "/data/wordnet_train.efc");
+    let samples = Dataset::open(all).unwrap().take(21);
+    let mut numbers = HashMap::new();
+    let mut writer = Efb1Writer::create(path, samples.width()).unwrap();
+    for sample in samples.iter() {
+        let ids: Vec<u32> = sample
+            .ids()
+            .map(|id| {
+                let next = numbers.len() as u32 + 1;
+                *numbers.entry(id).or_insert(next)
+            })
+            .collect();
+        let target: Vec<f32> = sample.target().collect();
+        writer.push(&ids, &vec![1; ids.len()], &target).unwrap();
+    }
+    writer.finish().unwrap();
+    (Dataset::open(path).unwrap(), numbers.len() + 1)
+}
+
+/// All begin alike, so only the embedding tells how they go on.
+fn learns_by_heart(precision: Precision) {
+    let folder = TempDir::new().unwrap();
+    let (samples, vocabulary) = texts(&folder.path().join("texts.efb"));
+    let decoder = DecoderOptions {
+        vocabulary,
+        length: 8,
+        width: 32,
+        hidden: 32,
+        kernel: 3,
+        dilations: vec![1, 2],
+        embedding: samples.width(),
+        table_bound: 0.05,
+        ..DecoderOptions::default()
+    };
+    let training = DecoderTraining {
+        batch: 10,
+        optimizer: AdamW {
+            schedule: Schedule::Constant { rate: 1e-2 },
+            clip: Some(1.0),
+            ..AdamW::default()
+        },
+        precision,
+        seed: 1,
+        ..DecoderTraining::default()
+    };
+    let mut trainer = DecoderTrainer::new(&gpu(), &decoder, &training).unwrap();
+    let before = trainer.evaluate(&samples).unwrap();
+    // Near uniform over the vocabulary.
+    assert!(
+        (before.cross_entropy - (vocabulary as f64).ln()).abs() < 0.3,
+        "{before:?}"
+    );
+    let counted = |sample: energyflow::text::Sample<'_>| sample.len().min(8) as u64 - 1;
+    assert_eq!(before.tokens, samples.iter().map(counted).sum::<u64>());
+    let mut batches = Batches::training(samples.clone(), 10, 8, 1).unwrap();
+    let mut last = None;
+    for epoch in 0..40 {
+        batches.start_epoch(epoch);
+        trainer
+            .epoch(&mut batches, |metrics| last = Some(*metrics))
+            .unwrap();
+    }
+    let last = last.unwrap();
+    assert_eq!(last.skipped, 0.0);
+    assert!(last.tokens > 0.0);
+    let after = trainer.evaluate(&samples).unwrap();
+    assert!(after.perplexity() < 1.2, "{after:?}");
+    let weights = trainer.weights().unwrap();
+    let sizes: DecoderOptions = serde_json::from_str(&weights.description).unwrap();
+    assert_eq!(sizes, decoder);
+    trainer.set_weights(&weights).unwrap();
+    assert_eq!(trainer.evaluate(&samples).unwrap(), after);
+}
+
+#[test]
+fn texts_are_learnt() {
+    learns_by_heart(Precision::F32);
+}
+
+#[test]
+fn texts_are_learnt_in_mixed_precision() {
+    learns_by_heart(Precision::Mixed);
+}

@@ -1,0 +1,78 @@
+//! The encoder with its distillation loss, whole, against the reference.
+
+mod common;
+
+use common::network::Network;
+use common::{Tolerance, baseline_gpu, gpu, tiled_gpu};
+use energyflow::graph::DType;
+use energyflow::nn::Gelu;
+use energyflow::text::{Encoder, EncoderOptions};
+
+fn options() -> EncoderOptions {
+    EncoderOptions {
+        vocabulary: 17,
+        length: 7,
+        width: 6,
+        hidden: 11,
+        kernel: 3,
+        // The second reaches over the start of most texts.
+        dilations: vec![1, 3],
+        embedding: 5,
+        table_bound: 1.0,
+        ..EncoderOptions::default()
+    }
+}
+
+/// A full row, a short one, an empty one, one of a single token.
+const USED: [usize; 4] = [7, 4, 0, 1];
+
+fn network(options: &EncoderOptions, dtype: DType) -> Network {
+    let mut network = Network::new(3);
+    let encoder = Encoder::new(&mut network.graph, options).unwrap();
+    let (ids, mask) = network.tokens(&USED, options.length, options.vocabulary);
+    let n = ids.len();
+    let ids = network.indices("ids", ids, options.vocabulary);
+    let mask = network.float("mask", &[n], mask);
+    let target = network.uniform("target", &[USED.len(), options.embedding]);
+    let g = &mut network.graph;
+    let z = encoder.forward(g, ids, mask, dtype).unwrap();
+    let kd = g.kd_loss(z, target, 1.0, 0.5).unwrap();
+    g.output("z", z).unwrap();
+    network.differentiate(kd.loss);
+    network
+}
+
+#[test]
+fn loss_and_gradients() {
+    let network = network(&options(), DType::F32);
+    let tolerance = Tolerance {
+        normalised: 1e-5,
+        relative: 1e-4,
+    };
+    network.check_on(&gpu(), tolerance);
+    network.check_on(&tiled_gpu(), tolerance);
+}
+
+#[test]
+fn loss_and_gradients_in_mixed_precision() {
+    let network = network(&options(), DType::F16);
+    let tolerance = Tolerance {
+        normalised: 3e-3,
+        relative: 1e-2,
+    };
+    network.check_on(&gpu(), tolerance);
+    network.check_on(&tiled_gpu(), tolerance);
+    network.check_on(&baseline_gpu(), tolerance);
+}
+
+#[test]
+fn gradients_match_finite_differences() {
+    for (gelu, tanh) in [(Gelu::Tanh, false), (Gelu::Erf, true)] {
+        let options = EncoderOptions {
+            gelu,
+            tanh,
+            ..options()
+        };
+        network(&options, DType::F32).check_finite_differences(1e-7);
+    }
+}
