@@ -7,10 +7,12 @@ mod fuse;
 mod gradients;
 mod infer;
 mod lower;
+mod memory;
 mod op;
 mod pair;
 mod plan;
 mod record;
+mod run;
 mod session;
 mod shadow;
 mod shape;
@@ -19,9 +21,10 @@ mod tune;
 use std::collections::HashMap;
 
 pub use build::{CrossEntropy, KdLoss};
-pub use executable::{Executable, Host, Outputs, Pending};
+pub use executable::Executable;
 pub use op::{BinaryOp, Broadcast, LinearCrossEntropy, Op, Trans, UnaryOp, Window};
 pub use plan::Plan;
+pub use run::{Host, Outputs, Pending};
 pub use session::{Session, SessionStats};
 pub use shape::{DType, Shape};
 
