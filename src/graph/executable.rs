@@ -69,10 +69,10 @@ impl Executable {
         let gpu = session.gpu();
         let capabilities = gpu.capabilities();
         let target = Target::new(capabilities);
-        let table = session.table(graph);
+        let table = session.table(graph)?;
         let max_binding = capabilities.limits.max_storage_buffer_binding_size;
         let lowered = lower(graph, Some(gpu), target, &table, max_binding)?;
-        let plan = plan(graph, &lowered)?;
+        let plan = plan(graph, &lowered, &table, max_binding)?;
         let memory = Memory::new(session, graph, &lowered, &plan, table)?;
         let mut dispatches = Vec::with_capacity(lowered.steps.len());
         for step in &lowered.steps {

@@ -97,8 +97,8 @@ impl<'a> Memory<'a> {
             let whole = self.slice(Place::Value(value), offset + bytes)?;
             return whole.buffer().slice(whole.offset() + offset, bytes);
         }
-        if let Some(&slot) = self.plan.slot_of.get(&place) {
-            return self.slots[slot].slice(0, bytes);
+        if let Some(&(slot, offset)) = self.plan.place_of.get(&place) {
+            return self.slots[slot].slice(offset, bytes);
         }
         let (arena, run) = match place {
             Place::Run(arena, run) => (arena, run),

@@ -9,6 +9,7 @@ mod infer;
 mod lower;
 mod memory;
 mod op;
+mod pack;
 mod pair;
 mod plan;
 mod record;

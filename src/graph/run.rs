@@ -202,15 +202,17 @@ pub struct Outputs(Option<(Arc<Download>, Arc<[Named]>)>);
 
 impl Outputs {
     fn read<T>(&self, name: &str, read: impl FnOnce(&Layout, &[u8]) -> Result<T>) -> Result<T> {
-        for (download, all) in &self.0 {
-            if let Some(output) = all.iter().find(|output| output.name == name) {
-                return download.read(output.range.clone(), |bytes| read(&output.layout, bytes));
-            }
-        }
-        Err(Error::Data {
-            name: name.to_owned(),
-            reason: "the graph has no such output".into(),
-        })
+        let found = self.0.as_ref().and_then(|(download, all)| {
+            let output = all.iter().find(|output| output.name == name)?;
+            Some((download, output))
+        });
+        let Some((download, output)) = found else {
+            return Err(Error::Data {
+                name: name.to_owned(),
+                reason: "the graph has no such output".into(),
+            });
+        };
+        download.read(output.range.clone(), |bytes| read(&output.layout, bytes))
     }
 
     /// The elements of an output, dense and row-major; f16 outputs are widened.
