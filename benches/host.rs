@@ -5,12 +5,14 @@
 //! ```
 
 use std::hint::black_box;
+use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use energyflow::direct::{Direct, Weight};
-use energyflow::gpu::{Access, KernelSource, Layout, Recorder, Tensor};
+use energyflow::gpu::{Access, BufferSlice, KernelSource, Layout, Recorder, Tensor};
 use energyflow::graph::{DType, Graph, Host, Shape};
 use energyflow::nn::Linear;
+use energyflow::text::{DistillOptions, Distiller, EncoderOptions};
 use energyflow::{Gpu, GpuOptions, Result, Session};
 
 const WIDTH: usize = 32;
@@ -28,6 +30,74 @@ fn network() -> Result<Graph> {
     Ok(graph)
 }
 
+/// What submitting a training step takes, without what the device takes: by the executable, and by a recorder that is given the same
+/// work.
+fn training_step(criterion: &mut Criterion, gpu: &Gpu) -> Result<()> {
+    let options = EncoderOptions {
+        vocabulary: 50,
+        length: 8,
+        width: 16,
+        hidden: 32,
+        embedding: 16,
+        ..EncoderOptions::default()
+    };
+    let distill = DistillOptions {
+        batch: 4,
+        ..DistillOptions::default()
+    };
+    let distiller = Distiller::new(gpu, &options, &distill)?;
+    let step = distiller.training_step();
+    let dispatches = step.plan().dispatches;
+    let (ids, mask, target) = (vec![1_u32; 32], vec![1.0_f32; 32], vec![0.5_f32; 64]);
+    let inputs = [
+        ("ids", Host::from(&ids)),
+        ("mask", Host::from(&mask)),
+        ("target", Host::from(&target)),
+    ];
+    // Some drivers compile kernels when they first run.
+    step.run(&inputs)?.wait()?;
+    let name = format!("submit a training step of {dispatches} dispatches");
+    criterion.bench_function(&name, |bencher| {
+        bencher.iter_custom(|runs| timed(runs, || step.run(&inputs), |run| run.wait().map(drop)));
+    });
+
+    let steps = step.steps();
+    let tensors: Vec<Tensor> = [32, 32, 64]
+        .iter()
+        .map(|&n| Tensor::zeroed(gpu, Layout::of(&Shape::new(&[n])?, DType::F32)?))
+        .collect::<Result<_>>()?;
+    let slices: Vec<BufferSlice> = (0..7).map(|_| tensors[0].slice().clone()).collect();
+    let name = format!("record and submit {dispatches} dispatches with 3 uploads and 7 results");
+    criterion.bench_function(&name, |bencher| {
+        let submit = || {
+            let mut recorder = gpu.recorder("bench");
+            for tensor in &tensors {
+                recorder.upload(tensor, &target[..tensor.layout().len()])?;
+            }
+            for step in &steps {
+                recorder.dispatch(&step.pipeline, &step.bind_group, step.workgroups)?;
+            }
+            recorder.read_back(&slices, |pieces| Ok(pieces.concat()))
+        };
+        bencher.iter_custom(|runs| timed(runs, submit, |run| run.wait().map(drop)));
+    });
+    Ok(())
+}
+
+/// Time of the submissions alone, each awaited before the next.
+fn timed<T>(runs: u64, submit: impl Fn() -> Result<T>, wait: impl Fn(T) -> Result<()>) -> Duration {
+    let mut total = Duration::ZERO;
+    for _ in 0..runs {
+        let start = Instant::now();
+        let pending = submit();
+        total += start.elapsed();
+        pending
+            .and_then(&wait)
+            .expect("the benches need a GPU adapter");
+    }
+    total
+}
+
 fn host(criterion: &mut Criterion) -> Result<()> {
     let gpu = Gpu::new(&GpuOptions::default())?;
     let graph = network()?;
@@ -43,6 +113,8 @@ fn host(criterion: &mut Criterion) -> Result<()> {
             pending.and_then(|pending| pending.wait()).map(black_box)
         });
     });
+
+    training_step(criterion, &gpu)?;
 
     let steps = executable.steps();
     criterion.bench_function(&format!("record {dispatches} dispatches"), |bencher| {

@@ -3,6 +3,7 @@
 use bytemuck::Pod;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
+use wgpu::WriteOnly;
 
 use super::layout::Layout;
 use crate::error::{Error, Result};
@@ -22,16 +23,16 @@ pub trait Element: Pod + Send + sealed::Sealed {
     /// The element type with the same bits.
     const DTYPE: DType;
 
-    /// Writes a row as elements of `dtype`, or returns false if that is not possible.
+    /// Writes elements as `dtype`, or returns false if that is not possible.
     #[doc(hidden)]
-    fn encode(row: &[Self], dtype: DType, bytes: &mut [u8]) -> bool {
+    fn encode(row: &[Self], dtype: DType, mut bytes: WriteOnly<'_, [u8]>) -> bool {
         if dtype == Self::DTYPE {
             bytes.copy_from_slice(bytemuck::cast_slice(row));
         }
         dtype == Self::DTYPE
     }
 
-    /// Reads a row of elements of `dtype`, or returns false if that is not possible.
+    /// Reads elements of `dtype`, or returns false if that is not possible.
     #[doc(hidden)]
     fn decode(bytes: &[u8], dtype: DType, row: &mut [Self]) -> bool {
         if dtype == Self::DTYPE {
@@ -49,16 +50,26 @@ impl Element for u32 {
     const DTYPE: DType = DType::U32;
 }
 
+/// Halves are converted so many at a time, on the stack.
+const HALVES: usize = 256;
+
 impl Element for f32 {
     const DTYPE: DType = DType::F32;
 
-    fn encode(row: &[Self], dtype: DType, bytes: &mut [u8]) -> bool {
+    fn encode(row: &[Self], dtype: DType, mut bytes: WriteOnly<'_, [u8]>) -> bool {
         match dtype {
             DType::F32 => bytes.copy_from_slice(bytemuck::cast_slice(row)),
             DType::F16 => {
-                let mut halves = vec![f16::ZERO; row.len()];
-                halves.convert_from_f32_slice(row);
-                bytes.copy_from_slice(bytemuck::cast_slice(&halves));
+                let mut buffer = [f16::ZERO; HALVES];
+                for (i, floats) in row.chunks(HALVES).enumerate() {
+                    let halves = &mut buffer[..floats.len()];
+                    halves.convert_from_f32_slice(floats);
+                    let raw: &[u8] = bytemuck::cast_slice(halves);
+                    bytes
+                        .slice(2 * HALVES * i..)
+                        .slice(..raw.len())
+                        .copy_from_slice(raw);
+                }
             }
             DType::U32 => return false,
         }
@@ -69,9 +80,12 @@ impl Element for f32 {
         match dtype {
             DType::F32 => bytemuck::cast_slice_mut(row).copy_from_slice(bytes),
             DType::F16 => {
-                let mut halves = vec![f16::ZERO; row.len()];
-                bytemuck::cast_slice_mut(&mut halves).copy_from_slice(bytes);
-                halves.convert_to_f32_slice(row);
+                let mut buffer = [f16::ZERO; HALVES];
+                for (floats, raw) in row.chunks_mut(HALVES).zip(bytes.chunks(2 * HALVES)) {
+                    let halves = &mut buffer[..floats.len()];
+                    bytemuck::cast_slice_mut(halves).copy_from_slice(raw);
+                    halves.convert_to_f32_slice(floats);
+                }
             }
             DType::U32 => return false,
         }
@@ -85,18 +99,34 @@ impl Layout {
     /// # Errors
     /// [`Error::Layout`] unless there are rows × columns elements of a type that this layout's holds.
     pub fn pack<T: Element>(&self, data: &[T]) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; self.size_bytes() as usize];
+        self.pack_into(data, WriteOnly::from(bytes.as_mut_slice()))?;
+        Ok(bytes)
+    }
+
+    /// As [`Layout::pack`], into memory of exactly the layout's size, which may be that of a mapped buffer.
+    ///
+    /// # Errors
+    /// As [`Layout::pack`], and when `bytes` has another size.
+    pub fn pack_into<T: Element>(&self, data: &[T], mut bytes: WriteOnly<'_, [u8]>) -> Result<()> {
         if data.len() != self.len() {
             return Err(self.mismatch(format!("{} elements given", data.len())));
         }
-        let mut bytes = vec![0; self.size_bytes() as usize];
+        self.check_size(bytes.len())?;
         let used = self.cols() * self.dtype().size();
-        let rows = bytes.chunks_exact_mut(self.row_bytes());
-        for (padded, row) in rows.zip(data.chunks_exact(self.cols())) {
-            if !T::encode(row, self.dtype(), &mut padded[..used]) {
+        // Without padding, all rows are one.
+        let (cols, stride, used) = match used == self.row_bytes() {
+            true => (data.len(), bytes.len(), bytes.len()),
+            false => (self.cols(), self.row_bytes(), used),
+        };
+        for (i, row) in data.chunks_exact(cols).enumerate() {
+            let mut padded = bytes.slice(i * stride..).into_slice(..stride);
+            if !T::encode(row, self.dtype(), padded.slice(..used)) {
                 return Err(self.mismatch_type::<T>());
             }
+            padded.slice(used..).fill(0);
         }
-        Ok(bytes)
+        Ok(())
     }
 
     /// The dense row-major elements in the bytes of this layout.
@@ -104,14 +134,21 @@ impl Layout {
     /// # Errors
     /// [`Error::Layout`] unless `bytes` has the size of this layout, and `T` a type that this layout's elements convert to.
     pub fn unpack<T: Element>(&self, bytes: &[u8]) -> Result<Vec<T>> {
-        if bytes.len() as u64 != self.size_bytes() {
-            return Err(self.mismatch(format!(
-                "{} bytes given, {} needed",
-                bytes.len(),
-                self.size_bytes()
-            )));
-        }
+        self.check_size(bytes.len())?;
         let mut data = vec![T::zeroed(); self.len()];
+        self.unpack_into(bytes, &mut data)?;
+        Ok(data)
+    }
+
+    /// As [`Layout::unpack`], into a slice of rows × columns elements.
+    ///
+    /// # Errors
+    /// As [`Layout::unpack`], and when `data` has another length.
+    pub fn unpack_into<T: Element>(&self, bytes: &[u8], data: &mut [T]) -> Result<()> {
+        self.check_size(bytes.len())?;
+        if data.len() != self.len() {
+            return Err(self.mismatch(format!("room for {} elements given", data.len())));
+        }
         let used = self.cols() * self.dtype().size();
         let rows = bytes.chunks_exact(self.row_bytes());
         for (padded, row) in rows.zip(data.chunks_exact_mut(self.cols())) {
@@ -119,7 +156,25 @@ impl Layout {
                 return Err(self.mismatch_type::<T>());
             }
         }
-        Ok(data)
+        Ok(())
+    }
+
+    /// The first element in the bytes of this layout.
+    pub(crate) fn unpack_first<T: Element>(&self, bytes: &[u8]) -> Result<T> {
+        self.check_size(bytes.len())?;
+        let mut first = [T::zeroed()];
+        match T::decode(&bytes[..self.dtype().size()], self.dtype(), &mut first) {
+            true => Ok(first[0]),
+            false => Err(self.mismatch_type::<T>()),
+        }
+    }
+
+    fn check_size(&self, bytes: usize) -> Result<()> {
+        let needed = self.size_bytes();
+        match bytes as u64 == needed {
+            true => Ok(()),
+            false => Err(self.mismatch(format!("{bytes} bytes given, {needed} needed"))),
+        }
     }
 
     fn mismatch_type<T: Element>(&self) -> Error {

@@ -4,6 +4,7 @@
 //! through a [`Layout`]; work is a [`Recorder`] of dispatches, one submission each; results come back as a [`Readback`].
 
 mod bindings;
+mod bundle;
 mod device;
 mod element;
 mod envelope;
@@ -24,6 +25,7 @@ mod tuning;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use bindings::{BindGroup, BindGroupStats};
+pub(crate) use bundle::{Bundle, Dispatch, IN_FLIGHT};
 pub use device::{Gpu, GpuOptions};
 pub use element::Element;
 pub use layout::{Alignment, Layout};
@@ -32,6 +34,7 @@ pub use pipelines::{Access, KernelSource, Pipeline, PipelineStats};
 pub use pool::{Buffer, BufferSlice, OFFSET_ALIGNMENT, PoolStats};
 pub use profiler::{ProfileStep, Timing};
 pub use readback::Readback;
+pub(crate) use readback::{Download, Transfer};
 pub use recorder::{Recorder, Submission};
 pub use report::{Capabilities, Report, SubgroupSizes};
 pub use store::CacheStats;

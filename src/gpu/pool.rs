@@ -293,12 +293,13 @@ impl Gpu {
     }
 }
 
-/// The smallest of 2ⁿ·{4, 5, 6, 7}/4, at least 256, that holds `size`: at most a quarter is wasted.
+/// The smallest of 2ⁿ·{16, 17, .., 31}/16 and a multiple of 64, at least 256, that holds `size`: at most a sixteenth is wasted, or
+/// less than 64 bytes.
 pub(super) fn size_class(size: u64) -> u64 {
     if size <= SMALLEST_CLASS {
         return SMALLEST_CLASS;
     }
-    let step = (1_u64 << (size - 1).ilog2()) / 4;
+    let step = ((1_u64 << (size - 1).ilog2()) / 16).max(64);
     size.checked_next_multiple_of(step).unwrap_or(size)
 }
 
@@ -307,7 +308,7 @@ mod tests {
     use super::size_class;
 
     #[test]
-    fn classes_hold_their_sizes_and_waste_a_quarter_at_most() {
+    fn classes_hold_their_sizes_and_waste_little() {
         let boundaries = [
             (1, 256),
             (256, 256),
@@ -315,9 +316,11 @@ mod tests {
             (320, 320),
             (321, 384),
             (512, 512),
-            (513, 640),
+            (513, 576),
+            (1025, 1088),
+            (2049, 2176),
             (1 << 30, 1 << 30),
-            ((1 << 30) + 1, 5 << 28),
+            ((1 << 30) + 1, 17 << 26),
         ];
         for (size, class) in boundaries {
             assert_eq!(size_class(size), class, "class of {size}");
@@ -325,7 +328,7 @@ mod tests {
         for size in 257..5000 {
             let class = size_class(size);
             assert!(
-                class >= size && class < size + size / 4 + 1,
+                class >= size && class < size + (size / 16).max(64),
                 "class of {size}"
             );
             assert_eq!(size_class(class), class, "a class is its own class");

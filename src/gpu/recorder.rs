@@ -131,22 +131,12 @@ impl Recorder {
     /// # Errors
     /// [`Error::Layout`] when the sizes differ or both are the same buffer.
     pub fn copy(&mut self, from: &BufferSlice, to: &BufferSlice) -> Result<()> {
-        let reason = if from.size() != to.size() {
-            format!("copy of {} bytes to {}", from.size(), to.size())
-        } else if from.buffer().id() == to.buffer().id() {
-            "copy inside one buffer".to_owned()
-        } else {
-            self.commands.push(Command::Copy {
-                from: from.clone(),
-                to: to.clone(),
-            });
-            return Ok(());
-        };
-        Err(Error::Layout {
-            rows: 1,
-            cols: from.size() as usize,
-            reason,
-        })
+        check_copy(from, to)?;
+        self.commands.push(Command::Copy {
+            from: from.clone(),
+            to: to.clone(),
+        });
+        Ok(())
     }
 
     /// Sets all bytes to zero.
@@ -231,7 +221,7 @@ impl Recorder {
         let what = || format!("submitting {:?}", self.label);
         let host = match self.host.as_slice() {
             [] => None,
-            bytes => Some(self.gpu.upload_staging(bytes)?),
+            bytes => Some(self.gpu.filled_staging(bytes)?),
         };
         let index = inner.guard.run(what, 0, || {
             let label = Some(self.label.as_str());
@@ -297,4 +287,20 @@ impl Recorder {
             }
         }
     }
+}
+
+/// Fails unless both have one size and lie in different buffers.
+pub(super) fn check_copy(from: &BufferSlice, to: &BufferSlice) -> Result<()> {
+    let reason = if from.size() != to.size() {
+        format!("copy of {} bytes to {}", from.size(), to.size())
+    } else if from.buffer().id() == to.buffer().id() {
+        "copy inside one buffer".to_owned()
+    } else {
+        return Ok(());
+    };
+    Err(Error::Layout {
+        rows: 1,
+        cols: from.size() as usize,
+        reason,
+    })
 }

@@ -198,6 +198,8 @@ pub struct Report {
     pub caches: CacheStats,
     /// The tuner; `None` while it is off.
     pub tuning: Option<TuningStats>,
+    /// Host-visible buffers made, for uploads and results.
+    pub staging_buffers: u64,
     /// Submissions so far.
     pub submissions: u64,
     /// Dispatches in them.
@@ -217,6 +219,7 @@ impl Gpu {
             bind_groups: self.bind_group_stats(),
             caches: self.0.store.stats(),
             tuning: self.tuning().map(Tuning::stats),
+            staging_buffers: self.staging_made(),
             submissions: self.0.submissions.load(Ordering::Relaxed),
             dispatches: self.0.dispatches.load(Ordering::Relaxed),
             uncaptured_errors: self.0.guard.uncaptured(),
@@ -271,8 +274,8 @@ impl fmt::Display for Report {
         }
         write!(
             f,
-            "work         {} submissions, {} dispatches, {} uncaptured errors",
-            self.submissions, self.dispatches, self.uncaptured_errors
+            "work         {} submissions, {} dispatches, {} staging buffers, {} uncaptured errors",
+            self.submissions, self.dispatches, self.staging_buffers, self.uncaptured_errors
         )
     }
 }

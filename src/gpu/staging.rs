@@ -19,6 +19,8 @@ struct State {
     /// own and which would own the buffer.
     flying: HashMap<u64, wgpu::Buffer>,
     next: u64,
+    /// Buffers made.
+    made: u64,
 }
 
 /// Free lists of staging buffers by size class.
@@ -71,22 +73,27 @@ impl Gpu {
         }
     }
 
-    /// An unmapped buffer that begins with `bytes`, to be copied from; to be returned by [`Gpu::recycle_upload`].
-    pub(super) fn upload_staging(&self, bytes: &[u8]) -> Result<wgpu::Buffer> {
-        let size = bytes.len() as u64;
-        let class = self.staging_class(size)?;
+    /// A buffer of at least `bytes` to copy from, mapped for writing.
+    pub(super) fn upload_staging(&self, bytes: u64) -> Result<wgpu::Buffer> {
+        let class = self.staging_class(bytes)?;
         let free = lock(&self.0.staging.0)
             .up
             .get_mut(&class)
             .and_then(Vec::pop);
-        let buffer = match free {
-            Some(buffer) => buffer,
+        match free {
+            Some(buffer) => Ok(buffer),
             None => self.create_staging(
                 class,
                 wgpu::BufferUsages::MAP_WRITE | wgpu::BufferUsages::COPY_SRC,
                 true,
-            )?,
-        };
+            ),
+        }
+    }
+
+    /// An unmapped buffer that begins with `bytes`, to be copied from; to be returned by [`Gpu::recycle_upload`].
+    pub(super) fn filled_staging(&self, bytes: &[u8]) -> Result<wgpu::Buffer> {
+        let size = bytes.len() as u64;
+        let buffer = self.upload_staging(size)?;
         buffer
             .get_mapped_range_mut(0..size)
             .map_err(|error| Error::Validation {
@@ -114,6 +121,11 @@ impl Gpu {
         });
     }
 
+    /// Staging buffers made so far.
+    pub(super) fn staging_made(&self) -> u64 {
+        lock(&self.0.staging.0).made
+    }
+
     fn staging_class(&self, bytes: u64) -> Result<u64> {
         let largest = self.capabilities().limits.max_buffer_size / 4 * 4;
         within(
@@ -132,6 +144,7 @@ impl Gpu {
         mapped_at_creation: bool,
     ) -> Result<wgpu::Buffer> {
         let what = || "allocating a staging buffer".to_owned();
+        lock(&self.0.staging.0).made += 1;
         self.0.guard.run(what, size, || {
             self.device().create_buffer(&wgpu::BufferDescriptor {
                 label: Some("staging"),

@@ -1,31 +1,44 @@
-//! Memory plan: which intermediate values share a buffer.
+//! The memory plan: everything that an executable needs on the device, known before anything is allocated.
 
 use std::collections::HashMap;
 use std::fmt;
 
-use super::lower::{Lowered, Place};
-use super::{Graph, Source};
+use super::lower::{Arenas, Lowered, Place};
+use super::pack::{Item, pack};
+use super::session::Table;
+use super::{Graph, Op, Source};
 use crate::error::Result;
 use crate::gpu::{Access, Layout};
 
 /// What an executable needs on the device, known before anything is allocated.
+///
+/// Parameters, moments, f16 copies and states belong to the session, which allocates them once for all its graphs. They lie in
+/// blocks, whose whole size counts here, with the gaps between parameters.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Plan {
-    /// Bytes of each buffer that intermediate values share in turn.
+    /// Bytes of each buffer that intermediate values share.
     pub slots: Vec<u64>,
     /// Bytes of the inputs.
     pub inputs: u64,
-    /// Bytes of the parameters, as declared.
+    /// Bytes of the parameters.
     pub parameters: u64,
+    /// Bytes of AdamW's moments.
+    pub moments: u64,
+    /// Bytes of the gradients that lie side by side as the parameters do; others are intermediate values.
+    pub gradients: u64,
+    /// Bytes of the parameters' f16 copies.
+    pub shadows: u64,
+    /// Bytes of the states.
+    pub states: u64,
     /// Most bytes of intermediate values that are alive at once: no plan needs less than this.
     pub lower_bound: u64,
     /// Number of intermediate values.
     pub values: usize,
     /// Dispatches of a run.
     pub dispatches: usize,
-    /// By intermediate value: its slot.
-    pub(super) slot_of: HashMap<Place, usize>,
+    /// By intermediate value: its slot and offset.
+    pub(super) place_of: HashMap<Place, (usize, u64)>,
 }
 
 impl Plan {
@@ -34,67 +47,69 @@ impl Plan {
     pub fn intermediates(&self) -> u64 {
         self.slots.iter().sum()
     }
-}
 
-/// First and last step that touch a value.
-struct Life {
-    place: Place,
-    bytes: u64,
-    first: usize,
-    last: usize,
-}
-
-/// Two values alive in the same step never share a buffer. Greedy, in order of birth: the smallest free slot that is large
-/// enough, else the largest free one, grown.
-pub(super) fn plan(graph: &Graph, lowered: &Lowered) -> Result<Plan> {
-    let lives = lives(graph, lowered)?;
-    let mut slots: Vec<u64> = Vec::new();
-    let mut free_after: Vec<usize> = Vec::new();
-    let mut slot_of = HashMap::new();
-    for life in &lives {
-        let free = (0..slots.len()).filter(|&slot| free_after[slot] < life.first);
-        let (fitting, small): (Vec<usize>, Vec<usize>) =
-            free.partition(|&slot| slots[slot] >= life.bytes);
-        let chosen = match fitting.into_iter().min_by_key(|&slot| slots[slot]) {
-            Some(slot) => Some(slot),
-            None => small.into_iter().max_by_key(|&slot| slots[slot]),
-        };
-        let slot = chosen.unwrap_or_else(|| {
-            slots.push(0);
-            free_after.push(0);
-            slots.len() - 1
-        });
-        slots[slot] = slots[slot].max(life.bytes);
-        free_after[slot] = life.last;
-        slot_of.insert(life.place, slot);
+    /// Bytes of everything on the device. All of it is allocated when the graph is compiled, nothing by a run; the buffer pool may
+    /// round each buffer up.
+    #[must_use]
+    pub fn peak(&self) -> u64 {
+        let lasting = self.parameters + self.moments + self.gradients + self.shadows + self.states;
+        self.inputs + lasting + self.intermediates()
     }
+}
+
+/// Values that are alive in the same step never share bytes, and what a step reads never lies in a buffer that it writes.
+/// `largest`: most bytes of a buffer.
+pub(super) fn plan(graph: &Graph, lowered: &Lowered, table: &Table, largest: u64) -> Result<Plan> {
+    let (places, items) = lives(graph, lowered)?;
     let steps = lowered.steps.len();
     let alive = |step: usize| {
-        let now = lives.iter().filter(|l| l.first <= step && step <= l.last);
+        let now = items.iter().filter(|l| l.first <= step && step <= l.last);
         now.map(|life| life.bytes).sum::<u64>()
     };
+    let lower_bound = (0..steps).map(alive).max().unwrap_or(0);
+    let packing = pack(&items, largest, lower_bound);
     let bytes_of = |wanted: fn(&Source) -> bool| -> Result<u64> {
         let values = graph.values().filter(|(_, value)| wanted(&value.source));
         values
             .map(|(_, value)| Ok(Layout::of(&value.shape, value.dtype)?.size_bytes()))
             .sum()
     };
+    let blocks_of = |params: &mut dyn Iterator<Item = super::ValueId>| -> Result<u64> {
+        let mut blocks: Vec<usize> = params
+            .map(|param| Ok(table.run(param)?.block))
+            .collect::<Result<_>>()?;
+        blocks.sort_unstable();
+        blocks.dedup();
+        Ok(blocks
+            .into_iter()
+            .map(|block| table.block_bytes(block))
+            .sum())
+    };
+    let parameters = blocks_of(&mut graph.parameters().map(|(id, _)| id))?;
+    let trains = |op: &Op| matches!(op, Op::AdamW { .. });
+    let trained = graph.nodes().iter().any(|node| trains(&node.op));
     Ok(Plan {
-        lower_bound: (0..steps).map(alive).max().unwrap_or(0),
         inputs: bytes_of(|source| matches!(source, Source::Input { .. }))?,
-        parameters: bytes_of(|source| matches!(source, Source::Parameter(_)))?,
-        values: lives.len(),
+        parameters,
+        moments: if trained { 2 * parameters } else { 0 },
+        gradients: blocks_of(&mut lowered.pinned.values().copied())?,
+        shadows: blocks_of(&mut lowered.shadows.values().copied())? / 2,
+        states: bytes_of(|source| matches!(source, Source::State(_)))?,
+        lower_bound,
+        values: items.len(),
         dispatches: steps,
-        slots,
-        slot_of,
+        slots: packing.buffers,
+        place_of: places.into_iter().zip(packing.places).collect(),
     })
 }
 
-/// Intermediate values in the order of their birth.
-fn lives(graph: &Graph, lowered: &Lowered) -> Result<Vec<Life>> {
-    let mut lives: Vec<Life> = Vec::new();
+/// Intermediate values in the order of their birth, and what each needs.
+fn lives(graph: &Graph, lowered: &Lowered) -> Result<(Vec<Place>, Vec<Item>)> {
+    let mut places: Vec<Place> = Vec::new();
+    let mut items: Vec<Item> = Vec::new();
     let mut index: HashMap<Place, usize> = HashMap::new();
     for (step, work) in lowered.steps.iter().enumerate() {
+        let (mut reads, mut writes) = (Vec::new(), Vec::new());
         for (&place, binding) in work.places.iter().zip(work.kernel.bindings()) {
             let (place, bytes) = match place {
                 Place::Part { value, .. } => {
@@ -117,15 +132,29 @@ fn lives(graph: &Graph, lowered: &Lowered) -> Result<Vec<Life>> {
             }
             let at = *index.entry(place).or_insert_with(|| {
                 debug_assert_eq!(binding.access, Access::ReadWrite, "written before read");
-                lives.push(Life {
-                    place,
+                places.push(place);
+                items.push(Item {
                     bytes,
                     first: step,
                     last: step,
+                    apart: Vec::new(),
                 });
-                lives.len() - 1
+                items.len() - 1
             });
-            lives[at].last = step;
+            items[at].last = step;
+            match binding.access {
+                Access::Read => reads.push(at),
+                Access::ReadWrite => writes.push(at),
+            }
+        }
+        for &write in &writes {
+            for &read in reads.iter().filter(|&&read| read != write) {
+                let apart = &mut items[read.max(write)].apart;
+                let other = read.min(write);
+                if !apart.contains(&other) {
+                    apart.push(other);
+                }
+            }
         }
     }
     let outputs = graph.outputs().iter().map(|(_, id)| *id);
@@ -133,10 +162,10 @@ fn lives(graph: &Graph, lowered: &Lowered) -> Result<Vec<Life>> {
     for id in outputs.chain(assigned) {
         let root = lowered.roots[id.0 as usize];
         if let Some(&at) = index.get(&Place::Value(root)) {
-            lives[at].last = usize::MAX;
+            items[at].last = usize::MAX;
         }
     }
-    Ok(lives)
+    Ok((places, items))
 }
 
 impl fmt::Display for Plan {
@@ -144,14 +173,24 @@ impl fmt::Display for Plan {
         let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
         write!(
             f,
-            "{} dispatches; {} intermediate values in {} buffers, {:.2} MiB (at least {:.2} MiB are alive at once); inputs {:.2} MiB, parameters {:.2} MiB",
+            "{} dispatches; {} intermediate values in {} buffers, {:.2} MiB (at least {:.2} MiB are alive at once); {:.2} MiB in all: inputs {:.2} MiB, parameters {:.2} MiB",
             self.dispatches,
             self.values,
             self.slots.len(),
             mib(self.intermediates()),
             mib(self.lower_bound),
+            mib(self.peak()),
             mib(self.inputs),
             mib(self.parameters),
-        )
+        )?;
+        let rest = [
+            ("moments", self.moments),
+            ("gradients", self.gradients),
+            ("f16 copies", self.shadows),
+        ];
+        for (name, bytes) in rest.into_iter().filter(|&(_, bytes)| bytes > 0) {
+            write!(f, ", {name} {:.2} MiB", mib(bytes))?;
+        }
+        Ok(())
     }
 }

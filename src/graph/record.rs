@@ -17,7 +17,7 @@ impl Executable {
         inputs: &[(&str, &Tensor)],
         outputs: &[(&str, &Tensor)],
     ) -> Result<()> {
-        for name in self.inputs.keys() {
+        for super::executable::Input { name, .. } in &self.inputs {
             let given = inputs.iter().filter(|(given, _)| *given == name).count();
             if given != 1 {
                 return Err(unknown(name, &format!("the input is given {given} times")));
@@ -25,7 +25,7 @@ impl Executable {
         }
         let mut copies = Vec::with_capacity(inputs.len());
         for (name, tensor) in inputs {
-            let Some(input) = self.inputs.get(*name) else {
+            let Some(input) = self.input(name) else {
                 return Err(unknown(name, "the graph has no such input"));
             };
             same(name, tensor, input.tensor.layout())?;
@@ -44,11 +44,8 @@ impl Executable {
             recorder.copy(from, to)?;
         }
         for dispatch in &self.dispatches {
-            recorder.dispatch(
-                &dispatch.pipeline,
-                &dispatch.bind_group,
-                dispatch.workgroups,
-            )?;
+            let work = &dispatch.work;
+            recorder.dispatch(&work.pipeline, &work.bind_group, work.workgroups)?;
         }
         for (from, to) in results {
             recorder.copy(from, to)?;

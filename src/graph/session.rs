@@ -7,12 +7,14 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::executable::Executable;
-use super::lower::{Arena, Arenas, Run};
+use super::lower::{Arena, Arenas, Run, lower};
+use super::plan::{Plan, plan};
 use super::shadow::Shadows;
 use super::{DType, Graph, Init, Shape, Source, ValueId};
 use crate::error::{Error, Result};
 use crate::fnv::fnv1a;
 use crate::gpu::{Buffer, BufferSlice, Gpu, Layout, OFFSET_ALIGNMENT, Tensor};
+use crate::kernels::Target;
 
 /// Where parameters begin: their f16 shadows, half as large, must begin where a binding may.
 const PARAMETER_ALIGNMENT: u64 = 2 * OFFSET_ALIGNMENT;
@@ -129,6 +131,20 @@ impl Session {
         Ok(executable)
     }
 
+    /// What [`Session::compile`] would need for a graph: nothing is compiled, nothing allocated. Kernels are chosen by the built-in
+    /// rules, so that a tuner's choices may change the scratch memory of products.
+    ///
+    /// # Errors
+    /// As [`Session::compile`] for a graph that cannot be compiled; values that are too large for the adapter are planned nevertheless.
+    pub fn plan(&self, graph: &Graph) -> Result<Plan> {
+        let capabilities = self.gpu.capabilities();
+        let max_binding = capabilities.limits.max_storage_buffer_binding_size;
+        let table = self.table(graph)?;
+        let target = Target::new(capabilities);
+        let lowered = lower(graph, None, target, &table, max_binding)?;
+        plan(graph, &lowered, &table, max_binding)
+    }
+
     /// Names and host shapes of all parameters, in the order of their creation.
     pub fn parameters(&self) -> impl Iterator<Item = (&str, Vec<usize>)> {
         self.entries
@@ -210,23 +226,34 @@ impl Session {
         &self.shadows
     }
 
-    /// Where the parameters of a graph lie.
-    pub(super) fn table(&self, graph: &Graph) -> Table {
-        let runs = graph
-            .parameters()
-            .filter_map(|(id, value)| Some((id, self.entries[*self.by_name.get(&value.name)?].run)))
-            .collect();
-        Table { runs }
+    /// Where the parameters of a graph lie, or will.
+    pub(super) fn table(&self, graph: &Graph) -> Result<Table> {
+        let new = self.new_parameters(graph)?;
+        let created = new
+            .entries
+            .iter()
+            .map(|(entry, _)| (&entry.name, entry.run));
+        let created: HashMap<&String, Run> = created.collect();
+        let mut runs = HashMap::new();
+        for (id, value) in graph.parameters() {
+            let known = self.by_name.get(&value.name).map(|&i| self.entries[i].run);
+            if let Some(run) = known.or_else(|| created.get(&value.name).copied()) {
+                runs.insert(id, run);
+            }
+        }
+        let blocks = self.blocks.iter().map(|block| block.bytes);
+        Ok(Table {
+            runs,
+            blocks: blocks.chain(new.blocks).collect(),
+        })
     }
 
-    fn create_parameters(&mut self, graph: &Graph) -> Result<()> {
-        let largest = self
-            .gpu
-            .capabilities()
-            .limits
-            .max_storage_buffer_binding_size;
-        let mut sizes: Vec<u64> = Vec::new();
-        let mut new: Vec<(Entry, Init)> = Vec::new();
+    /// Where the parameters of a graph that the session does not know yet will lie.
+    fn new_parameters(&self, graph: &Graph) -> Result<NewParameters> {
+        let limits = &self.gpu.capabilities().limits;
+        let largest = limits.max_storage_buffer_binding_size;
+        let mut blocks: Vec<u64> = Vec::new();
+        let mut entries: Vec<(Entry, Init)> = Vec::new();
         for (_, value) in graph.parameters() {
             if let Some(&known) = self.by_name.get(&value.name) {
                 let known = &self.entries[known];
@@ -244,13 +271,13 @@ impl Session {
             let layout = Layout::of(&value.shape, DType::F32)?;
             let bytes = layout.size_bytes().next_multiple_of(PARAMETER_ALIGNMENT);
             // A block is bound as a whole: where the adapter's limit is reached, another begins.
-            let offset = match sizes.last_mut() {
+            let offset = match blocks.last_mut() {
                 Some(size) if *size + bytes <= largest => {
                     *size += bytes;
                     *size - bytes
                 }
                 _ => {
-                    sizes.push(bytes);
+                    blocks.push(bytes);
                     0
                 }
             };
@@ -260,14 +287,19 @@ impl Session {
                 taps: value.taps,
                 layout,
                 run: Run {
-                    block: self.blocks.len() + sizes.len() - 1,
+                    block: self.blocks.len() + blocks.len() - 1,
                     offset,
                     bytes,
                 },
             };
-            new.push((entry, init));
+            entries.push((entry, init));
         }
-        for bytes in sizes {
+        Ok(NewParameters { blocks, entries })
+    }
+
+    fn create_parameters(&mut self, graph: &Graph) -> Result<()> {
+        let new = self.new_parameters(graph)?;
+        for bytes in new.blocks {
             self.blocks.push(Block {
                 parameters: self.gpu.zeroed_buffer(bytes, "parameters")?,
                 moments: None,
@@ -275,7 +307,7 @@ impl Session {
             });
             self.shadows.add_block();
         }
-        for (entry, init) in new {
+        for (entry, init) in new.entries {
             let data = self.initial(&entry, init);
             let slice = self.slice(&entry)?;
             Tensor::from_slice(slice, entry.layout)?.upload(&self.gpu, &data)?;
@@ -370,9 +402,22 @@ fn transpose(data: &[f32], rows: usize, cols: usize) -> Vec<f32> {
         .collect()
 }
 
-/// Runs of the parameters of one graph.
+/// Parameters to be created, and the sizes of their blocks.
+struct NewParameters {
+    blocks: Vec<u64>,
+    entries: Vec<(Entry, Init)>,
+}
+
+/// Runs of the parameters of one graph, and the sizes of all blocks.
 pub(super) struct Table {
     runs: HashMap<ValueId, Run>,
+    blocks: Vec<u64>,
+}
+
+impl Table {
+    pub fn block_bytes(&self, block: usize) -> u64 {
+        self.blocks.get(block).copied().unwrap_or(0)
+    }
 }
 
 impl Arenas for Table {

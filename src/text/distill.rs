@@ -106,9 +106,6 @@ pub struct Evaluation {
     pub embeddings: Vec<f32>,
 }
 
-/// Steps given to the device before the oldest one's metrics are awaited.
-const IN_FLIGHT: usize = 3;
-
 /// An encoder in training, with its session.
 #[derive(Debug)]
 pub struct Distiller {
@@ -193,19 +190,20 @@ impl Distiller {
         Metrics::new(&self.submit(batch)?.wait()?)
     }
 
-    /// Trains on all remaining batches of the current epoch, a few steps ahead of the reported metrics.
+    /// Trains on all remaining batches of the current epoch, [`Executable::IN_FLIGHT`] steps ahead of the reported metrics: the next
+    /// batch is prepared while the device works on earlier ones.
     ///
     /// # Errors
     /// As [`Distiller::submit`].
     pub fn epoch(&self, batches: &mut Batches, mut report: impl FnMut(&Metrics)) -> Result<()> {
-        let mut pending: VecDeque<Pending> = VecDeque::with_capacity(IN_FLIGHT + 1);
+        let mut pending: VecDeque<Pending> = VecDeque::with_capacity(Executable::IN_FLIGHT);
         while let Some(batch) = batches.next_batch() {
-            pending.push_back(self.submit(batch)?);
-            if pending.len() > IN_FLIGHT
+            if pending.len() == Executable::IN_FLIGHT
                 && let Some(oldest) = pending.pop_front()
             {
                 report(&Metrics::new(&oldest.wait()?)?);
             }
+            pending.push_back(self.submit(batch)?);
         }
         for step in pending {
             report(&Metrics::new(&step.wait()?)?);

@@ -1,0 +1,184 @@
+//! The device buffers of one executable: which place of a dispatch lies where.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::Arc;
+
+use super::executable::{Dispatch, Input};
+use super::lower::{Arena, Arenas, Lowered, Place};
+use super::plan::Plan;
+use super::session::{Session, Table};
+use super::shadow::ShadowUse;
+use super::{Graph, Source, ValueId};
+use crate::error::{Error, Result};
+use crate::gpu::{Buffer, BufferSlice, Layout, Tensor};
+use crate::kernels::{self, Target};
+
+/// Buffers of one executable.
+pub(super) struct Memory<'a> {
+    session: &'a Session,
+    table: Table,
+    inputs: HashMap<ValueId, Tensor>,
+    gradients: HashMap<usize, Buffer>,
+    /// By block, of those whose f16 copy is read.
+    shadows: HashMap<usize, Buffer>,
+    slots: Vec<Buffer>,
+    /// Names of states by value.
+    states: HashMap<ValueId, String>,
+    lowered: &'a Lowered,
+    plan: &'a Plan,
+}
+
+impl<'a> Memory<'a> {
+    pub(super) fn new(
+        session: &'a Session,
+        graph: &Graph,
+        lowered: &'a Lowered,
+        plan: &'a Plan,
+        table: Table,
+    ) -> Result<Self> {
+        let gpu = session.gpu();
+        let mut inputs = HashMap::new();
+        let mut states = HashMap::new();
+        for (id, value) in graph.values() {
+            match value.source {
+                Source::Input { .. } => {
+                    let layout = Layout::of(&value.shape, value.dtype)?;
+                    inputs.insert(id, Tensor::zeroed(gpu, layout)?);
+                }
+                Source::State(_) => {
+                    states.insert(id, value.name.clone());
+                }
+                _ => {}
+            }
+        }
+        let mut gradients = HashMap::new();
+        for &param in lowered.pinned.values() {
+            let block = table.run(param)?.block;
+            if let Entry::Vacant(entry) = gradients.entry(block) {
+                let bytes = session.block(block).bytes;
+                // Zeroed: the gaps between parameters are part of the norm.
+                entry.insert(gpu.zeroed_buffer(bytes, "gradients")?);
+            }
+        }
+        let mut shadows = HashMap::new();
+        for &param in lowered.shadows.values() {
+            let block = table.run(param)?.block;
+            if let Entry::Vacant(entry) = shadows.entry(block) {
+                let bytes = session.block(block).bytes;
+                entry.insert(session.shadows().buffer(gpu, block, bytes)?);
+            }
+        }
+        let slots = plan
+            .slots
+            .iter()
+            .map(|&bytes| gpu.buffer(bytes, "intermediate"))
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            session,
+            table,
+            inputs,
+            gradients,
+            shadows,
+            slots,
+            states,
+            lowered,
+            plan,
+        })
+    }
+
+    pub(super) fn slice(&self, place: Place, bytes: u64) -> Result<BufferSlice> {
+        if let Place::Part {
+            value,
+            offset,
+            bytes,
+        } = place
+        {
+            let whole = self.slice(Place::Value(value), offset + bytes)?;
+            return whole.buffer().slice(whole.offset() + offset, bytes);
+        }
+        if let Some(&(slot, offset)) = self.plan.place_of.get(&place) {
+            return self.slots[slot].slice(offset, bytes);
+        }
+        let (arena, run) = match place {
+            Place::Run(arena, run) => (arena, run),
+            Place::Value(id) => {
+                if let Some(tensor) = self.inputs.get(&id) {
+                    return Ok(tensor.slice().clone());
+                }
+                if let Some(name) = self.states.get(&id) {
+                    return self.session.state(name);
+                }
+                if let Some(&param) = self.lowered.pinned.get(&id) {
+                    (Arena::Gradients, self.table.run(param)?)
+                } else if let Some(&param) = self.lowered.shadows.get(&id) {
+                    (Arena::Shadows, self.table.run(param)?)
+                } else {
+                    (Arena::Parameters, self.table.run(id)?)
+                }
+            }
+            // Parts were taken from their value above.
+            Place::Part { .. } => return Err(Error::Graph("a part of a part".into())),
+            Place::Scratch(number) => {
+                return Err(Error::Graph(format!("scratch {number} was not planned")));
+            }
+        };
+        let buffer = match arena {
+            Arena::Gradients => self.gradients.get(&run.block),
+            Arena::Shadows => self.shadows.get(&run.block),
+            _ => self.session.block(run.block).arena(arena),
+        };
+        let missing = || Error::Graph("an arena is used before it is allocated".into());
+        let buffer = buffer.ok_or_else(missing)?;
+        buffer.slice(run.offset_in(arena), bytes)
+    }
+
+    pub(super) fn shadow_use(&self, graph: &Graph, target: Target) -> Result<ShadowUse> {
+        let gpu = self.session.gpu();
+        let mut reads = Vec::new();
+        for (&block, shadow) in &self.shadows {
+            let block_of = self.session.block(block);
+            let parameters = block_of.arena(Arena::Parameters).map(Buffer::whole);
+            let slices: Vec<BufferSlice> = parameters.into_iter().chain([shadow.whole()]).collect();
+            let kernel = kernels::optimizer::shadow(block_of.bytes as usize / 4, target)?;
+            reads.push((block, Dispatch::new(gpu, target, &kernel, &slices)?));
+        }
+        let mut outdates = Vec::new();
+        for param in graph.nodes().iter().flat_map(|node| node.op.updated()) {
+            let block = self.table.run(*param)?.block;
+            if !self.shadows.contains_key(&block) && !outdates.contains(&block) {
+                outdates.push(block);
+            }
+        }
+        Ok(ShadowUse {
+            shadows: Arc::clone(self.session.shadows()),
+            reads,
+            outdates,
+        })
+    }
+
+    /// In the order of their declaration.
+    pub(super) fn inputs(&self, graph: &Graph) -> Vec<Input> {
+        let mut inputs = Vec::new();
+        for (id, value) in graph.values() {
+            if let (Source::Input { below }, Some(tensor)) = (&value.source, self.inputs.get(&id)) {
+                inputs.push(Input {
+                    name: value.name.clone(),
+                    tensor: tensor.clone(),
+                    below: *below,
+                });
+            }
+        }
+        inputs
+    }
+
+    pub(super) fn intermediates(&self, graph: &Graph) -> Result<Vec<BufferSlice>> {
+        let mut slices: Vec<BufferSlice> = self.slots.iter().map(Buffer::whole).collect();
+        for &gradient in self.lowered.pinned.keys() {
+            let value = graph.value(gradient)?;
+            let bytes = Layout::of(&value.shape, value.dtype)?.size_bytes();
+            slices.push(self.slice(Place::Value(gradient), bytes)?);
+        }
+        Ok(slices)
+    }
+}

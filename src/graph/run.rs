@@ -1,0 +1,262 @@
+//! Running an executable: inputs in, one submission, results out later. After the first run nothing here allocates.
+
+use std::fmt;
+use std::future::Future;
+use std::ops::Range;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use super::executable::Executable;
+use super::{DType, executable};
+use crate::error::{Error, Result};
+use crate::gpu::{Download, Element, IN_FLIGHT, Layout, Transfer};
+
+/// Data for an input, dense and row-major.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub enum Host<'a> {
+    /// For f32 inputs, and for f16 inputs (rounded to nearest even).
+    F32(&'a [f32]),
+    /// For f16 inputs.
+    F16(&'a [half::f16]),
+    /// For index inputs.
+    U32(&'a [u32]),
+}
+
+impl<'a> From<&'a [f32]> for Host<'a> {
+    fn from(data: &'a [f32]) -> Self {
+        Self::F32(data)
+    }
+}
+
+impl<'a> From<&'a Vec<f32>> for Host<'a> {
+    fn from(data: &'a Vec<f32>) -> Self {
+        Self::F32(data)
+    }
+}
+
+impl<'a> From<&'a [half::f16]> for Host<'a> {
+    fn from(data: &'a [half::f16]) -> Self {
+        Self::F16(data)
+    }
+}
+
+impl<'a> From<&'a [u32]> for Host<'a> {
+    fn from(data: &'a [u32]) -> Self {
+        Self::U32(data)
+    }
+}
+
+impl<'a> From<&'a Vec<u32>> for Host<'a> {
+    fn from(data: &'a Vec<u32>) -> Self {
+        Self::U32(data)
+    }
+}
+
+/// An output: its name, its layout, and its bytes among those that come back.
+#[derive(Debug)]
+pub(super) struct Named {
+    pub name: String,
+    pub layout: Layout,
+    pub range: Range<u64>,
+}
+
+impl Executable {
+    /// Runs that are under way at most: one more waits until the oldest is done, however few results the caller has taken. So the
+    /// device's queue is bounded, and inputs need no more staging memory than that.
+    pub const IN_FLIGHT: usize = IN_FLIGHT;
+
+    /// Uploads the inputs, submits everything, returns; at once, unless [`Executable::IN_FLIGHT`] runs are under way.
+    ///
+    /// Staging memory for inputs and results is made by the first run. After that a run and taking its results allocate nothing,
+    /// on the device or here, as long as the caller keeps at most as many results; for others it takes another staging buffer.
+    ///
+    /// # Errors
+    /// [`Error::Data`] for a missing, unknown, wrongly sized or out-of-range input; [`Error::OutOfMemory`],
+    /// [`Error::DeviceLost`].
+    pub fn run(&self, inputs: &[(&str, Host<'_>)]) -> Result<Pending> {
+        self.check(inputs)?;
+        let turn = self.bundle.turn()?;
+        for (number, input) in self.inputs.iter().enumerate() {
+            for (_, data) in inputs.iter().filter(|(name, _)| *name == input.name) {
+                match data {
+                    Host::F32(data) => turn.write(number, data),
+                    Host::F16(data) => turn.write(number, data),
+                    Host::U32(data) => turn.write(number, data),
+                }?;
+            }
+        }
+        let shadows = self.shadows.begin();
+        let dispatches = shadows.refreshes().chain(&self.dispatches);
+        let transfer = turn.submit(dispatches.map(|dispatch| &dispatch.work))?;
+        shadows.submitted();
+        Ok(Pending {
+            transfer,
+            outputs: Arc::clone(&self.results),
+        })
+    }
+
+    fn check(&self, inputs: &[(&str, Host<'_>)]) -> Result<()> {
+        let fail = |name: &str, reason: String| {
+            Err(Error::Data {
+                name: name.to_owned(),
+                reason,
+            })
+        };
+        for executable::Input { name, .. } in &self.inputs {
+            let given = inputs.iter().filter(|(given, _)| given == name).count();
+            if given != 1 {
+                return fail(name, format!("the input is given {given} times"));
+            }
+        }
+        for (name, data) in inputs {
+            let Some(input) = self.input(name) else {
+                return fail(name, "the graph has no such input".into());
+            };
+            let layout = input.tensor.layout();
+            let (len, fits) = match data {
+                Host::F32(data) => (data.len(), layout.dtype() != DType::U32),
+                Host::F16(data) => (data.len(), layout.dtype() == DType::F16),
+                Host::U32(data) => (data.len(), layout.dtype() == DType::U32),
+            };
+            if !fits || len != layout.len() {
+                return fail(
+                    name,
+                    format!(
+                        "needs {} elements of {}, got {len} of another kind or number",
+                        layout.len(),
+                        layout.dtype()
+                    ),
+                );
+            }
+            if let (Host::U32(data), Some(below)) = (data, input.below)
+                && let Some(i) = data.iter().position(|&id| id >= below)
+            {
+                return fail(
+                    name,
+                    format!("element {i} is {}, the bound is {below}", data[i]),
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Results of a run that may still be under way.
+#[derive(Debug)]
+#[must_use = "results arrive when waited for"]
+pub struct Pending {
+    /// Nothing where the graph has no outputs.
+    transfer: Option<Transfer>,
+    outputs: Arc<[Named]>,
+}
+
+impl Pending {
+    /// Blocks until the run is done.
+    ///
+    /// # Errors
+    /// [`Error::DeviceLost`]
+    pub fn wait(mut self) -> Result<Outputs> {
+        match &mut self.transfer {
+            Some(transfer) => transfer.wait().map(|()| self.outputs()),
+            None => Ok(Outputs::default()),
+        }
+    }
+
+    /// The results if the run is done; does not block. After a `Some` there is nothing left to take.
+    pub fn try_take(&mut self) -> Option<Result<Outputs>> {
+        match &mut self.transfer {
+            Some(transfer) => {
+                let arrived = transfer.try_take()?;
+                Some(arrived.map(|()| self.outputs()))
+            }
+            None => Some(Ok(Outputs::default())),
+        }
+    }
+
+    fn outputs(&self) -> Outputs {
+        let download = self.transfer.as_ref().map(Transfer::download);
+        Outputs(download.map(|download| (Arc::clone(download), Arc::clone(&self.outputs))))
+    }
+}
+
+impl Future for Pending {
+    type Output = Result<Outputs>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        match &mut self.transfer {
+            Some(transfer) => {
+                let arrived = transfer.poll(context);
+                arrived.map(|arrived| arrived.map(|()| self.outputs()))
+            }
+            None => Poll::Ready(Ok(Outputs::default())),
+        }
+    }
+}
+
+/// Named results of a run, in host-visible memory that a later run uses again once this and its clones are dropped. Nothing is
+/// converted before it is asked for.
+#[derive(Clone, Default)]
+pub struct Outputs(Option<(Arc<Download>, Arc<[Named]>)>);
+
+impl Outputs {
+    fn read<T>(&self, name: &str, read: impl FnOnce(&Layout, &[u8]) -> Result<T>) -> Result<T> {
+        let found = self.0.as_ref().and_then(|(download, all)| {
+            let output = all.iter().find(|output| output.name == name)?;
+            Some((download, output))
+        });
+        let Some((download, output)) = found else {
+            return Err(Error::Data {
+                name: name.to_owned(),
+                reason: "the graph has no such output".into(),
+            });
+        };
+        download.read(output.range.clone(), |bytes| read(&output.layout, bytes))
+    }
+
+    /// The elements of an output, dense and row-major; f16 outputs are widened.
+    ///
+    /// # Errors
+    /// [`Error::Data`] for an unknown name.
+    pub fn get(&self, name: &str) -> Result<Vec<f32>> {
+        self.read(name, |layout, bytes| layout.unpack(bytes))
+    }
+
+    /// As [`Outputs::get`], into memory of the caller: nothing is allocated. f16 outputs may be taken as `f32` or as
+    /// [`f16`](half::f16).
+    ///
+    /// # Errors
+    /// As [`Outputs::get`]; [`Error::Layout`] unless `data` has as many elements as the output, of a type that it converts to.
+    pub fn get_into<T: Element>(&self, name: &str, data: &mut [T]) -> Result<()> {
+        self.read(name, |layout, bytes| layout.unpack_into(bytes, data))
+    }
+
+    /// The first element of an output: a loss, a norm. Reads no other.
+    ///
+    /// # Errors
+    /// As [`Outputs::get`].
+    pub fn scalar(&self, name: &str) -> Result<f32> {
+        self.read(name, |layout, bytes| layout.unpack_first(bytes))
+    }
+
+    /// Whether all padding of an output is zero, as the layout promises.
+    ///
+    /// # Errors
+    /// As [`Outputs::get`].
+    pub fn padding_is_zero(&self, name: &str) -> Result<bool> {
+        self.read(name, |layout, bytes| {
+            let used = layout.cols() * layout.dtype().size();
+            let mut rows = bytes.chunks_exact(layout.row_bytes());
+            Ok(rows.all(|row| row[used..].iter().all(|&byte| byte == 0)))
+        })
+    }
+}
+
+impl fmt::Debug for Outputs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let all = self.0.iter().flat_map(|(_, all)| all.iter());
+        let names = all.map(|output| (&output.name, &output.layout));
+        f.debug_map().entries(names).finish()
+    }
+}
