@@ -79,6 +79,9 @@ struct Options {
     /// Dilation of each block
     #[arg(long, value_delimiter = ',', default_value = "1,2")]
     dilations: Vec<usize>,
+    /// Share of the elements that the blocks drop while training
+    #[arg(long, default_value_t = 0.0)]
+    dropout: f32,
     /// The token table starts uniform in ± this
     #[arg(long, default_value_t = 0.05)]
     table_bound: f32,
@@ -202,6 +205,7 @@ fn configure(
         dilations: options.dilations.clone(),
         embedding: batches.dataset().width(),
         table_bound: options.table_bound,
+        dropout: options.dropout,
         ..EncoderOptions::default()
     };
     if steps == 0 {

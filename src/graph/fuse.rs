@@ -41,7 +41,10 @@ pub(super) struct Fused<'a> {
 }
 
 fn is_elementwise(op: &Op) -> bool {
-    matches!(op, Op::Unary(_) | Op::Binary(..) | Op::Cast(_))
+    matches!(
+        op,
+        Op::Unary(_) | Op::Binary(..) | Op::Cast(_) | Op::Dropout { .. }
+    )
 }
 
 /// Whether the kernel of an anchor hands its first result to a program.

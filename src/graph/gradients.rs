@@ -186,6 +186,10 @@ impl Backward<'_> {
             },
             Op::Binary(op, broadcast) => self.binary(node, *op, *broadcast, d),
             Op::Cast(_) | Op::Reshape => self.accumulate(x[0], d),
+            Op::Dropout { .. } => {
+                let dx = self.graph.apply(node.op.clone(), &[d, x[1]])?[0];
+                self.accumulate(x[0], dx)
+            }
             Op::MatMul { batch, trans, .. } => self.matmul(x[0], x[1], (*batch, *trans), d),
             Op::LayerNorm { .. } => {
                 let statistics = node.outputs[1];

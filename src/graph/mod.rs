@@ -105,6 +105,8 @@ pub struct Graph {
     names: HashMap<String, ValueId>,
     /// Parameters and states that a node updates: not to be read afterwards.
     updated: Vec<ValueId>,
+    /// Calls of [`Graph::dropout`] that added a node.
+    dropouts: u64,
 }
 
 impl Graph {

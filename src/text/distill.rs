@@ -9,7 +9,8 @@ use super::encoder::{Encoder, EncoderOptions, PADDING};
 use super::metrics;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
-use crate::graph::{DType, Executable, Graph, Host, Outputs, Pending, Session};
+use crate::graph::{DType, Executable, Graph, Host, Outputs, Pending, Session, ValueId};
+use crate::nn::{Draws, Training};
 use crate::train::{AdamW, LossScale, StepOutputs, Weights};
 
 /// What the network between tokens and embedding computes in. Sums, statistics, the loss, master weights and the optimizer are
@@ -36,7 +37,7 @@ pub struct DistillOptions {
     pub optimizer: AdamW,
     /// Storage of activations.
     pub precision: Precision,
-    /// Start of the parameters.
+    /// Start of the parameters, and what dropout draws from.
     pub seed: u64,
 }
 
@@ -143,7 +144,8 @@ impl Distiller {
         let training = training_graph(encoder, options, &optimizer, dtype)?;
         let train = session.compile(&training)?;
         let mut graph = Graph::new();
-        let z = forward(&mut graph, encoder, options.batch, dtype)?;
+        let training = Training::default();
+        let z = forward(&mut graph, encoder, options.batch, dtype, &training)?;
         graph.output("z", z)?;
         let embed = session.compile(&graph)?;
         Ok(Self {
@@ -304,7 +306,8 @@ fn forward(
     options: &EncoderOptions,
     batch: usize,
     dtype: DType,
-) -> Result<crate::graph::ValueId> {
+    training: &Training,
+) -> Result<ValueId> {
     let encoder = Encoder::new(graph, options)?;
     let n = batch * options.length;
     let below = u32::try_from(options.vocabulary).map_err(|_| Error::Config {
@@ -313,7 +316,7 @@ fn forward(
     })?;
     let ids = graph.index_input("ids", n, below)?;
     let mask = graph.input("mask", &[n], DType::F32)?;
-    encoder.forward(graph, ids, mask, dtype)
+    encoder.forward_in(graph, ids, mask, dtype, training)
 }
 
 fn training_graph(
@@ -323,7 +326,12 @@ fn training_graph(
     dtype: DType,
 ) -> Result<Graph> {
     let mut graph = Graph::new();
-    let z = forward(&mut graph, encoder, options.batch, dtype)?;
+    let draws = match encoder.dropout {
+        0.0 => None,
+        _ => Some(Draws::new(&mut graph, options.seed)?),
+    };
+    let training = Training::default().draws(draws);
+    let z = forward(&mut graph, encoder, options.batch, dtype, &training)?;
     let target = graph.input("target", &[options.batch, encoder.embedding], DType::F32)?;
     let kd = graph.kd_loss(z, target, options.alpha, options.beta)?;
     graph.output("loss", kd.loss)?;
