@@ -82,6 +82,9 @@ struct Options {
     /// Share of the elements that the blocks drop while training
     #[arg(long, default_value_t = 0.0)]
     dropout: f32,
+    /// Compute the values inside the blocks again for the backward pass, to save memory
+    #[arg(long)]
+    checkpoint: bool,
     /// The token table starts uniform in ± this
     #[arg(long, default_value_t = 0.05)]
     table_bound: f32,
@@ -228,6 +231,7 @@ fn configure(
             Storage::F16 => Precision::Mixed,
         },
         seed: options.seed,
+        checkpoint: options.checkpoint,
         ..DistillOptions::default()
     };
     Ok((encoder, distill))

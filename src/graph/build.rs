@@ -178,12 +178,7 @@ impl Graph {
     /// [`Error::Shape`] when the operands do not fit, [`Error::Graph`] for foreign values.
     pub fn apply(&mut self, op: Op, inputs: &[ValueId]) -> Result<Vec<ValueId>> {
         let results = infer(self, &op, inputs)?;
-        if let Some(id) = inputs.iter().find(|id| self.updated.contains(id)) {
-            return Err(Error::Graph(format!(
-                "{:?} is read after its update in the same graph",
-                self.value(*id)?.name
-            )));
-        }
+        self.check_current(inputs)?;
         let updates = match &op {
             Op::AdamW { params, .. } => params.as_slice(),
             Op::Assign { state } => std::slice::from_ref(state),
@@ -197,6 +192,17 @@ impl Graph {
         }
         self.updated.extend(updates);
         Ok(self.push_node(op, inputs.to_vec(), results))
+    }
+
+    /// Parameters and states are not read once a node has updated them.
+    pub(super) fn check_current(&self, inputs: &[ValueId]) -> Result<()> {
+        match inputs.iter().find(|id| self.updated.contains(id)) {
+            None => Ok(()),
+            Some(id) => Err(Error::Graph(format!(
+                "{:?} is read after its update in the same graph",
+                self.value(*id)?.name
+            ))),
+        }
     }
 
     fn apply1(&mut self, op: Op, inputs: &[ValueId]) -> Result<ValueId> {

@@ -1,6 +1,7 @@
 //! The static graph: values in SSA form, operations with shape inference, gradients, fusion, memory plan, executable.
 
 mod build;
+mod checkpoint;
 mod display;
 mod executable;
 mod fuse;
@@ -19,6 +20,7 @@ mod tune;
 use std::collections::HashMap;
 
 pub use build::{CrossEntropy, KdLoss};
+use checkpoint::Checkpoints;
 pub use executable::{Executable, Host, Outputs, Pending};
 pub use op::{BinaryOp, Broadcast, LinearCrossEntropy, Op, Trans, UnaryOp, Window};
 pub use plan::Plan;
@@ -107,6 +109,7 @@ pub struct Graph {
     updated: Vec<ValueId>,
     /// Calls of [`Graph::dropout`] that added a node.
     dropouts: u64,
+    checkpoints: Checkpoints,
 }
 
 impl Graph {

@@ -9,6 +9,8 @@ use crate::graph::{BinaryOp, Broadcast, Graph, ValueId};
 pub struct Training {
     /// What dropout draws from; without it nothing is dropped.
     pub draws: Option<Draws>,
+    /// Compute the values inside a block again for the backward pass, instead of keeping them: [`Graph::checkpoint`].
+    pub checkpoint: bool,
 }
 
 impl Training {
@@ -16,6 +18,13 @@ impl Training {
     #[must_use]
     pub fn draws(mut self, draws: Option<Draws>) -> Self {
         self.draws = draws;
+        self
+    }
+
+    /// The same with or without checkpoints.
+    #[must_use]
+    pub fn checkpoint(mut self, checkpoint: bool) -> Self {
+        self.checkpoint = checkpoint;
         self
     }
 }

@@ -136,7 +136,8 @@ impl Tcn {
         self.forward_in(graph, x, mask, &Training::default())
     }
 
-    /// As [`Tcn::forward`], in training.
+    /// As [`Tcn::forward`], in training. With checkpoints, every block but the last is a segment; the last is differentiated first, when
+    /// there is nothing yet that its values would have to make room for.
     ///
     /// # Errors
     /// As [`Tcn::forward`].
@@ -147,8 +148,11 @@ impl Tcn {
         mask: Option<ValueId>,
         training: &Training,
     ) -> Result<ValueId> {
-        for block in &self.blocks {
-            x = block.forward_in(graph, x, mask, training)?;
+        for (i, block) in self.blocks.iter().enumerate() {
+            x = match training.checkpoint && i + 1 < self.blocks.len() {
+                true => graph.checkpoint(|graph| block.forward_in(graph, x, mask, training))?,
+                false => block.forward_in(graph, x, mask, training)?,
+            };
         }
         Ok(x)
     }

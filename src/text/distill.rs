@@ -39,6 +39,8 @@ pub struct DistillOptions {
     pub precision: Precision,
     /// Start of the parameters, and what dropout draws from.
     pub seed: u64,
+    /// Compute the values inside the blocks again for the backward pass, instead of keeping them: less memory, more time.
+    pub checkpoint: bool,
 }
 
 impl Default for DistillOptions {
@@ -53,6 +55,7 @@ impl Default for DistillOptions {
             },
             precision: Precision::F32,
             seed: 0,
+            checkpoint: false,
         }
     }
 }
@@ -330,7 +333,9 @@ fn training_graph(
         0.0 => None,
         _ => Some(Draws::new(&mut graph, options.seed)?),
     };
-    let training = Training::default().draws(draws);
+    let training = Training::default()
+        .draws(draws)
+        .checkpoint(options.checkpoint);
     let z = forward(&mut graph, encoder, options.batch, dtype, &training)?;
     let target = graph.input("target", &[options.batch, encoder.embedding], DType::F32)?;
     let kd = graph.kd_loss(z, target, options.alpha, options.beta)?;
