@@ -85,6 +85,9 @@ struct Options {
     /// Compute the values inside the blocks again for the backward pass, to save memory
     #[arg(long)]
     checkpoint: bool,
+    /// Leave these parameters as they are: names or prefixes such as embedding or blocks.0
+    #[arg(long, value_delimiter = ',')]
+    freeze: Vec<String>,
     /// The token table starts uniform in ± this
     #[arg(long, default_value_t = 0.05)]
     table_bound: f32,
@@ -232,6 +235,7 @@ fn configure(
         },
         seed: options.seed,
         checkpoint: options.checkpoint,
+        freeze: options.freeze.clone(),
         ..DistillOptions::default()
     };
     Ok((encoder, distill))

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::graph::{DType, Executable, Graph, Host, Outputs, Pending, Session, ValueId};
 use crate::nn::{Draws, Training};
-use crate::train::{AdamW, LossScale, StepOutputs, Weights};
+use crate::train::{AdamW, LossScale, StepOutputs, Weights, trainable};
 
 /// What the network between tokens and embedding computes in. Sums, statistics, the loss, master weights and the optimizer are
 /// f32 in either case.
@@ -41,6 +41,8 @@ pub struct DistillOptions {
     pub seed: u64,
     /// Compute the values inside the blocks again for the backward pass, instead of keeping them: less memory, more time.
     pub checkpoint: bool,
+    /// Parameters that are not trained, by name or prefix: see [`trainable`].
+    pub freeze: Vec<String>,
 }
 
 impl Default for DistillOptions {
@@ -56,6 +58,7 @@ impl Default for DistillOptions {
             precision: Precision::F32,
             seed: 0,
             checkpoint: false,
+            freeze: Vec::new(),
         }
     }
 }
@@ -127,7 +130,7 @@ impl Distiller {
     /// Builds and compiles the training step and the forward pass.
     ///
     /// # Errors
-    /// [`Error::Config`] for sizes or rates out of range; what [`Session::compile`] returns.
+    /// [`Error::Config`] for sizes or rates out of range and names in `freeze` that fit no parameter, or all; what [`Session::compile`] returns.
     pub fn new(gpu: &Gpu, encoder: &EncoderOptions, options: &DistillOptions) -> Result<Self> {
         if options.batch == 0 {
             return Err(Error::Config {
@@ -342,7 +345,7 @@ fn training_graph(
     graph.output("loss", kd.loss)?;
     graph.output("cosine", kd.cosine)?;
     graph.output("mse", kd.mse)?;
-    let parameters: Vec<_> = graph.parameters().map(|(id, _)| id).collect();
+    let parameters = trainable(&graph, &options.freeze)?;
     optimizer.step(&mut graph, kd.loss, &parameters)?;
     Ok(graph)
 }
