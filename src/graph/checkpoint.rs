@@ -68,7 +68,8 @@ impl Graph {
     ) -> Result<(Vec<Node>, HashMap<ValueId, ValueId>)> {
         let mut copy_of: HashMap<ValueId, ValueId> = HashMap::new();
         let start = self.nodes.len();
-        for node in self.nodes[segment].to_vec() {
+        let nodes = self.nodes[segment].to_vec();
+        for node in nodes {
             if node.outputs.is_empty() {
                 continue;
             }
