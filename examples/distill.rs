@@ -79,6 +79,15 @@ struct Options {
     /// Dilation of each block
     #[arg(long, value_delimiter = ',', default_value = "1,2")]
     dilations: Vec<usize>,
+    /// Share of the elements that the blocks drop while training
+    #[arg(long, default_value_t = 0.0)]
+    dropout: f32,
+    /// Compute the values inside the blocks again for the backward pass, to save memory
+    #[arg(long)]
+    checkpoint: bool,
+    /// Leave these parameters as they are: names or prefixes such as embedding or blocks.0
+    #[arg(long, value_delimiter = ',')]
+    freeze: Vec<String>,
     /// The token table starts uniform in ± this
     #[arg(long, default_value_t = 0.05)]
     table_bound: f32,
@@ -202,6 +211,7 @@ fn configure(
         dilations: options.dilations.clone(),
         embedding: batches.dataset().width(),
         table_bound: options.table_bound,
+        dropout: options.dropout,
         ..EncoderOptions::default()
     };
     if steps == 0 {
@@ -224,6 +234,8 @@ fn configure(
             Storage::F16 => Precision::Mixed,
         },
         seed: options.seed,
+        checkpoint: options.checkpoint,
+        freeze: options.freeze.clone(),
         ..DistillOptions::default()
     };
     Ok((encoder, distill))

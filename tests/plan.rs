@@ -44,6 +44,7 @@ fn chunked_decoder(dtype: DType, blocks: usize) -> Result<Graph> {
         dilations: (0..blocks).map(|i| 1 << (i % 5)).collect(),
         gelu: Gelu::Tanh,
         eps: 1e-5,
+        dropout: 0.0,
     };
     let tcn = Tcn::new(&mut graph, "blocks", &options)?;
     let head = Linear::new(&mut graph, "head", width, vocabulary, true)?;

@@ -256,6 +256,7 @@ fn decoder_train(w: &mut Workload, dtype: DType) -> Result<()> {
         dilations: vec![1, 2],
         gelu: Gelu::Tanh,
         eps: 1e-5,
+        dropout: 0.0,
     };
     let init = Init::Uniform(0.5);
     let embedding = Embedding::new(&mut w.graph, "embedding", VOCABULARY, width, None, init)?;

@@ -6,6 +6,7 @@ use super::{
     UnaryOp, Value, ValueId, Window,
 };
 use crate::error::{Error, Result};
+use crate::fnv::fnv1a;
 
 /// Results of [`Graph::kd_loss`], all `[1]`.
 #[derive(Clone, Copy, Debug)]
@@ -177,12 +178,7 @@ impl Graph {
     /// [`Error::Shape`] when the operands do not fit, [`Error::Graph`] for foreign values.
     pub fn apply(&mut self, op: Op, inputs: &[ValueId]) -> Result<Vec<ValueId>> {
         let results = infer(self, &op, inputs)?;
-        if let Some(id) = inputs.iter().find(|id| self.updated.contains(id)) {
-            return Err(Error::Graph(format!(
-                "{:?} is read after its update in the same graph",
-                self.value(*id)?.name
-            )));
-        }
+        self.check_current(inputs)?;
         let updates = match &op {
             Op::AdamW { params, .. } => params.as_slice(),
             Op::Assign { state } => std::slice::from_ref(state),
@@ -196,6 +192,17 @@ impl Graph {
         }
         self.updated.extend(updates);
         Ok(self.push_node(op, inputs.to_vec(), results))
+    }
+
+    /// Parameters and states are not read once a node has updated them.
+    pub(super) fn check_current(&self, inputs: &[ValueId]) -> Result<()> {
+        match inputs.iter().find(|id| self.updated.contains(id)) {
+            None => Ok(()),
+            Some(id) => Err(Error::Graph(format!(
+                "{:?} is read after its update in the same graph",
+                self.value(*id)?.name
+            ))),
+        }
     }
 
     fn apply1(&mut self, op: Op, inputs: &[ValueId]) -> Result<ValueId> {
@@ -281,6 +288,29 @@ impl Graph {
             return Ok(x);
         }
         self.apply1(Op::Cast(dtype), &[x])
+    }
+
+    /// Dropout: zero with probability `rate`, else x/(1 − rate); x itself at rate 0.
+    ///
+    /// `counter` `[1]`, an integer below 2²⁴, is to differ from run to run, `seed` from training to training: every call on a graph draws
+    /// from a stream of its own, which follows from `seed` and the number of calls before it. See [`Op::Dropout`];
+    /// [`Draws`](crate::nn::Draws) keeps a counter.
+    pub fn dropout(
+        &mut self,
+        x: ValueId,
+        rate: f32,
+        counter: ValueId,
+        seed: u64,
+    ) -> Result<ValueId> {
+        if rate == 0.0 {
+            self.value(x)?;
+            return Ok(x);
+        }
+        let hash = fnv1a(&[seed.to_le_bytes(), self.dropouts.to_le_bytes()].concat());
+        let stream = (hash ^ (hash >> 32)) as u32;
+        let y = self.apply1(Op::Dropout { rate, stream }, &[x, counter])?;
+        self.dropouts += 1;
+        Ok(y)
     }
 
     /// x under another shape with the same number of rows and columns, such as [B, L, C] as [B·L, C]; moves nothing.

@@ -27,7 +27,11 @@ impl fmt::Display for Graph {
                 }
             }
         }
-        for node in self.nodes() {
+        for (index, node) in self.nodes().iter().enumerate() {
+            let again = match self.checkpoints.start_of_copies(index) {
+                Some(_) => ", again",
+                None => "",
+            };
             let results: Vec<String> = node.outputs.iter().map(|&id| show(id)).collect();
             let operands: Vec<String> = node.inputs.iter().map(|&id| show(id)).collect();
             let types: Vec<String> = node
@@ -41,7 +45,7 @@ impl fmt::Display for Graph {
             };
             writeln!(
                 f,
-                "{}{equals}{:?}({}){colon}{}",
+                "{}{equals}{:?}({}){colon}{}{again}",
                 results.join(", "),
                 node.op,
                 operands.join(", "),

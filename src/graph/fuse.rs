@@ -3,6 +3,7 @@
 //! A group is at most one anchor (a matrix product, a normalisation, a gather, …) and the elementwise nodes that follow it on
 //! the same rows and columns. Groups run in the order of their creation. An elementwise node joins the group of its latest
 //! operand, so it only ever moves to an earlier place: nothing it reads can be missing or overwritten there.
+//! What is computed again for the backward pass joins only groups that begin there (`checkpoint.rs`).
 //! A loss may be computed by the kernel of its gradient, see `pair.rs`.
 
 use std::collections::{HashMap, HashSet};
@@ -41,7 +42,10 @@ pub(super) struct Fused<'a> {
 }
 
 fn is_elementwise(op: &Op) -> bool {
-    matches!(op, Op::Unary(_) | Op::Binary(..) | Op::Cast(_))
+    matches!(
+        op,
+        Op::Unary(_) | Op::Binary(..) | Op::Cast(_) | Op::Dropout { .. }
+    )
 }
 
 /// Whether the kernel of an anchor hands its first result to a program.
@@ -199,6 +203,12 @@ impl<'a> Fused<'a> {
         let candidate = &self.groups[group];
         if candidate.domain != domain {
             return false;
+        }
+        if let Some(start) = self.graph.checkpoints.start_of_copies(index) {
+            let first = candidate.anchor.or(candidate.elementwise.first().copied());
+            if first.is_some_and(|first| first < start) {
+                return false;
+            }
         }
         if let Some(anchor) = candidate.anchor {
             let anchor = &self.graph.nodes[anchor];

@@ -1,5 +1,7 @@
 //! Reverse-mode differentiation, source to source: gradients are more nodes of the same graph.
 
+use std::ops::Range;
+
 use super::infer::name;
 use super::{BinaryOp, Broadcast, DType, Graph, Node, Op, Source, Trans, UnaryOp, ValueId, Window};
 use crate::error::{Error, Result};
@@ -52,9 +54,19 @@ impl Graph {
             graph: self,
         };
         backward.gradients[loss.0 as usize] = Some(seed);
-        for index in (0..backward.graph.nodes.len()).rev() {
-            let node = backward.graph.nodes[index].clone();
-            backward.node(&node)?;
+        let mut index = backward.graph.nodes.len();
+        while let Some(last) = index.checked_sub(1) {
+            index = match backward.graph.checkpoints.ending_at(last) {
+                Some(segment) => {
+                    backward.segment(segment.clone())?;
+                    segment.start
+                }
+                None => {
+                    let node = backward.graph.nodes[last].clone();
+                    backward.node(&node)?;
+                    last
+                }
+            };
         }
         let found = backward.gradients;
         wrt.iter()
@@ -71,7 +83,7 @@ impl Graph {
 
 struct Backward<'a> {
     graph: &'a mut Graph,
-    /// By value of the forward graph.
+    /// By value of the forward graph and of the copies of its segments.
     gradients: Vec<Option<ValueId>>,
     /// Values that depend on what is differentiated by.
     active: Vec<bool>,
@@ -124,6 +136,30 @@ impl Backward<'_> {
                 Ok(self.graph.apply(Op::SumGroups { period }, &[gradient])?[0])
             }
         }
+    }
+
+    /// The nodes of a checkpointed segment, by way of copies that compute its values again.
+    fn segment(&mut self, segment: Range<usize>) -> Result<()> {
+        let outputs = |node: &Node| node.outputs.clone();
+        let mut values = self.graph.nodes[segment.clone()].iter().flat_map(outputs);
+        if !values.any(|id| self.wants(id) && self.gradients[id.0 as usize].is_some()) {
+            return Ok(());
+        }
+        let (nodes, copy_of) = self.graph.recompute(segment)?;
+        self.gradients.resize(self.graph.values.len(), None);
+        self.active.resize(self.graph.values.len(), false);
+        for (value, copy) in &copy_of {
+            self.gradients[copy.0 as usize] = self.gradients[value.0 as usize];
+            self.active[copy.0 as usize] = self.active[value.0 as usize];
+        }
+        for node in nodes.iter().rev() {
+            self.node(node)?;
+        }
+        // For whoever asked for the gradient of a value of the segment.
+        for (value, copy) in &copy_of {
+            self.gradients[value.0 as usize] = self.gradients[copy.0 as usize];
+        }
+        Ok(())
     }
 
     /// `dy` spread over the shape of `x`: the gradient of a sum.
@@ -186,6 +222,10 @@ impl Backward<'_> {
             },
             Op::Binary(op, broadcast) => self.binary(node, *op, *broadcast, d),
             Op::Cast(_) | Op::Reshape => self.accumulate(x[0], d),
+            Op::Dropout { .. } => {
+                let dx = self.graph.apply(node.op.clone(), &[d, x[1]])?[0];
+                self.accumulate(x[0], dx)
+            }
             Op::MatMul { batch, trans, .. } => self.matmul(x[0], x[1], (*batch, *trans), d),
             Op::LayerNorm { .. } => {
                 let statistics = node.outputs[1];

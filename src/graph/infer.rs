@@ -11,6 +11,7 @@ pub(crate) fn name(op: &Op) -> &'static str {
         Op::Unary(_) => "unary",
         Op::Binary(..) => "binary",
         Op::Cast(_) => "cast",
+        Op::Dropout { .. } => "dropout",
         Op::Reshape => "reshape",
         Op::MatMul { .. } => "matmul",
         Op::LayerNorm { .. } => "layer_norm",
@@ -213,6 +214,13 @@ pub(super) fn infer(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Result<Vec<(S
             o.count(1)?;
             o.require(*dtype != DType::U32, "indices cannot be computed")?;
             vec![(o.shapes[0].clone(), *dtype)]
+        }
+        Op::Dropout { rate, .. } => {
+            o.count(2)?;
+            o.require((0.0..1.0).contains(rate), "the rate must be in [0, 1)")?;
+            o.is(1, &scalar(), "the counter")?;
+            o.require(o.dtypes[1] == f32, "the counter must be f32")?;
+            vec![like(0)]
         }
         Op::Reshape => return o.fail("use Graph::reshape, which carries the new shape"),
         Op::MatMul { batch, trans, out } => {

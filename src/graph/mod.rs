@@ -1,6 +1,7 @@
 //! The static graph: values in SSA form, operations with shape inference, gradients, fusion, memory plan, executable.
 
 mod build;
+mod checkpoint;
 mod display;
 mod executable;
 mod fuse;
@@ -23,6 +24,7 @@ mod window;
 use std::collections::HashMap;
 
 pub use build::{CrossEntropy, KdLoss};
+use checkpoint::Checkpoints;
 pub use executable::Executable;
 pub use op::{BinaryOp, Broadcast, LinearCrossEntropy, Op, Trans, UnaryOp};
 pub use plan::Plan;
@@ -111,6 +113,9 @@ pub struct Graph {
     names: HashMap<String, ValueId>,
     /// Parameters and states that a node updates: not to be read afterwards.
     updated: Vec<ValueId>,
+    /// Calls of [`Graph::dropout`] that added a node.
+    dropouts: u64,
+    checkpoints: Checkpoints,
 }
 
 impl Graph {

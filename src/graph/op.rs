@@ -137,6 +137,18 @@ pub enum Op {
     Binary(BinaryOp, Broadcast),
     /// x → same shape in another element type.
     Cast(DType),
+    /// x, counter `[1]` → like x: x/(1 − rate) where the element is kept, else 0. Srivastava et al., JMLR 15 (2014).
+    ///
+    /// Element (r, c) is dropped where its draw, 32 random bits, is less than rate·2³². The draws of columns 4i to 4i + 3 are the four
+    /// results of pcg4d (Jarzynski & Olano, JCGT 9(3), 2020) for (r·⌈C/4⌉ + i, stream, counter, 0), modulo 2³². So they depend on the
+    /// place in x and on nothing else: equal in every kernel and element type, and not stored for the gradient, which is the same
+    /// operation on dy. The counter, an integer below 2²⁴, has no gradient.
+    Dropout {
+        /// Share of the elements that is dropped, in [0, 1).
+        rate: f32,
+        /// Draws of other streams are independent.
+        stream: u32,
+    },
     /// x → same elements in another shape with the same number of rows and columns; moves nothing.
     Reshape,
     /// a, b → [M, N] in `out`, or, of operands [batch, ..], [batch, M, N]: a product of each pair of matrices. Sums in f32.
@@ -292,6 +304,7 @@ impl Op {
     pub(super) fn broadcast_of(&self, i: usize) -> Broadcast {
         match (self, i) {
             (Self::Binary(_, broadcast), 1) => *broadcast,
+            (Self::Dropout { .. }, 1) => Broadcast::Scalar,
             _ => Broadcast::Same,
         }
     }

@@ -20,7 +20,7 @@ mod templates;
 use std::collections::BTreeMap;
 
 pub(crate) use declare::{Binding, View};
-pub(crate) use program::{Instruction, Operand, Program};
+pub(crate) use program::{Dropout, Instruction, Operand, Program};
 
 use crate::error::Result;
 use crate::gpu::{Access, Capabilities, KernelSource, Layout, MatrixUnits};

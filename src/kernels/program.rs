@@ -13,6 +13,13 @@ pub(crate) struct Operand {
     pub broadcast: Broadcast,
 }
 
+/// Which elements are dropped: see [`Op::Dropout`](crate::graph::Op::Dropout).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Dropout {
+    pub rate: f32,
+    pub stream: u32,
+}
+
 /// One step; yields register number = its position.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Instruction {
@@ -25,6 +32,8 @@ pub(crate) enum Instruction {
     Constant(f32),
     Unary(UnaryOp, usize),
     Binary(BinaryOp, usize, usize),
+    /// Of a register, by the counter in the first lane of another.
+    Dropout(Dropout, usize, usize),
 }
 
 /// A function of every `vec4` of a rows × cols domain, computed in f32, with any number of loads and stores.
@@ -52,7 +61,7 @@ impl Program {
         let steps = self.instructions.iter().filter(|instruction| {
             matches!(
                 instruction,
-                Instruction::Unary(..) | Instruction::Binary(..)
+                Instruction::Unary(..) | Instruction::Binary(..) | Instruction::Dropout(..)
             )
         });
         (steps.count() * self.rows * self.cols) as f64
@@ -147,6 +156,7 @@ impl Program {
                 Instruction::Constant(number) => format!("vec4<f32>({})", literal(number)),
                 Instruction::Unary(op, x) => unary(op, &format!("r{x}")),
                 Instruction::Binary(op, a, b) => binary(op, &format!("r{a}"), &format!("r{b}")),
+                Instruction::Dropout(dropout, x, counter) => self.dropout(dropout, x, counter),
             };
             let _ = writeln!(body, "    let r{r} = {value};");
         }
@@ -172,6 +182,16 @@ impl Program {
         }
     }
 
+    fn dropout(&self, Dropout { rate, stream }: Dropout, x: usize, counter: usize) -> String {
+        let vectors = self.cols.div_ceil(4);
+        // Exact but for the last rounding: rate < 1 has 24 bits.
+        let threshold = (f64::from(rate) * 2f64.powi(32)).round() as u32;
+        let scale = literal((1.0 / (1.0 - f64::from(rate))) as f32);
+        format!(
+            "select(vec4<f32>(), {scale} * r{x}, pcg4d(vec4<u32>(row * {vectors}u + col, {stream}u, u32(r{counter}.x), 0u)) >= vec4<u32>({threshold}u))"
+        )
+    }
+
     /// Helper functions that the instructions call.
     fn functions(&self) -> String {
         let uses = |wanted: UnaryOp| {
@@ -189,6 +209,10 @@ impl Program {
         }
         if uses(UnaryOp::GeluErf) {
             text.push_str(GELU_ERF);
+        }
+        let drops = |step: &Instruction| matches!(step, Instruction::Dropout(..));
+        if self.instructions.iter().any(drops) {
+            text.push_str(PCG4D);
         }
         text
     }
@@ -223,6 +247,23 @@ fn gelu_erf(x: vec4<f32>) -> vec4<f32> {
 }
 fn gelu_erf_grad(x: vec4<f32>) -> vec4<f32> {
     return 0.5 * (1.0 + erf(0.7071067812 * x)) + 0.3989422804 * x * exp(-0.5 * min(x * x, vec4<f32>(160.0)));
+}
+";
+
+/// Four numbers hashed into four: Jarzynski & Olano, Hash Functions for GPU Rendering, JCGT 9(3), 2020.
+const PCG4D: &str = "\
+fn pcg4d(numbers: vec4<u32>) -> vec4<u32> {
+    var v = numbers * 1664525u + 1013904223u;
+    v.x += v.y * v.w;
+    v.y += v.z * v.x;
+    v.z += v.x * v.y;
+    v.w += v.y * v.z;
+    v ^= v >> vec4<u32>(16u);
+    v.x += v.y * v.w;
+    v.y += v.z * v.x;
+    v.z += v.x * v.y;
+    v.w += v.y * v.z;
+    return v;
 }
 ";
 
@@ -335,6 +376,9 @@ impl fmt::Display for Program {
                 Instruction::Constant(number) => write!(f, " r{r}={number:?}")?,
                 Instruction::Unary(op, x) => write!(f, " r{r}={op:?}(r{x})")?,
                 Instruction::Binary(op, a, b) => write!(f, " r{r}={op:?}(r{a},r{b})")?,
+                Instruction::Dropout(Dropout { rate, stream }, x, counter) => {
+                    write!(f, " r{r}=Dropout {rate:?} {stream:08x}(r{x},r{counter})")?;
+                }
             }
         }
         for (i, (register, _)) in self.results.iter().enumerate() {

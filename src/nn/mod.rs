@@ -4,12 +4,14 @@
 //! weights interchange. A layer computes in the element type of its input: f32 parameters are cast where that is f16.
 
 mod conv;
+mod dropout;
 mod embedding;
 mod linear;
 mod norm;
 mod tcn;
 
 pub use conv::{Conv1d, ConvMethod};
+pub use dropout::{Draws, Dropout, Training};
 pub use embedding::Embedding;
 pub use linear::Linear;
 pub use norm::LayerNorm;

@@ -1,6 +1,6 @@
 //! Temporal convolutional network: pre-norm residual blocks of a dilated convolution and a pointwise one.
 
-use super::{Conv1d, Gelu, LayerNorm};
+use super::{Conv1d, Dropout, Gelu, LayerNorm, Training};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, ValueId};
 
@@ -19,9 +19,12 @@ pub struct TcnOptions {
     pub gelu: Gelu,
     /// LayerNorm's eps.
     pub eps: f32,
+    /// Share of the elements that is dropped in training, in [0, 1).
+    pub dropout: f32,
 }
 
-/// y = mask ⊙ (x + Conv2₁ₓ₁(GELU(Conv1(LayerNorm(x)))))
+/// y = mask ⊙ (x + Conv2₁ₓ₁(GELU(Conv1(LayerNorm(x))))), in training with dropout behind GELU and behind Conv2, as in
+/// Bai, Kolter & Koltun, arXiv:1803.01271.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct TcnBlock {
@@ -32,13 +35,14 @@ pub struct TcnBlock {
     /// Pointwise, H → D.
     pub conv2: Conv1d,
     gelu: Gelu,
+    dropout: Dropout,
 }
 
 impl TcnBlock {
     /// Declares the parameters `NAME.norm`, `NAME.conv1`, `NAME.conv2`.
     ///
     /// # Errors
-    /// [`Error::Graph`] for a taken name or an extent of zero.
+    /// [`Error::Graph`] for a taken name or an extent of zero, [`Error::Config`] for a rate of dropout outside [0, 1).
     pub fn new(
         graph: &mut Graph,
         name: &str,
@@ -60,6 +64,7 @@ impl TcnBlock {
             )?,
             conv2: Conv1d::new(graph, &conv2, [hidden, width], 1, 1, true)?,
             gelu: options.gelu,
+            dropout: Dropout::new(options.dropout)?,
         })
     }
 
@@ -68,10 +73,26 @@ impl TcnBlock {
     /// # Errors
     /// [`Error::Shape`] when the operands do not fit.
     pub fn forward(&self, graph: &mut Graph, x: ValueId, mask: Option<ValueId>) -> Result<ValueId> {
+        self.forward_in(graph, x, mask, &Training::default())
+    }
+
+    /// As [`TcnBlock::forward`], in training.
+    ///
+    /// # Errors
+    /// As [`TcnBlock::forward`].
+    pub fn forward_in(
+        &self,
+        graph: &mut Graph,
+        x: ValueId,
+        mask: Option<ValueId>,
+        training: &Training,
+    ) -> Result<ValueId> {
         let h = self.norm.forward(graph, x)?;
         let h = self.conv1.forward(graph, h)?;
         let h = self.gelu.forward(graph, h)?;
+        let h = self.dropout.forward(graph, h, training)?;
         let h = self.conv2.forward(graph, h)?;
+        let h = self.dropout.forward(graph, h, training)?;
         let y = graph.add(h, x)?;
         match mask {
             Some(mask) => graph.mul_rows(y, mask),
@@ -92,7 +113,7 @@ impl Tcn {
     /// Declares blocks `NAME.0`, `NAME.1`, …
     ///
     /// # Errors
-    /// [`Error::Config`] without dilations; [`Error::Graph`] for a taken name or an extent of zero.
+    /// [`Error::Config`] without dilations or for a rate of dropout outside [0, 1); [`Error::Graph`] for a taken name or an extent of zero.
     pub fn new(graph: &mut Graph, name: &str, options: &TcnOptions) -> Result<Self> {
         if options.dilations.is_empty() || options.dilations.contains(&0) {
             return Err(Error::Config {
@@ -111,14 +132,27 @@ impl Tcn {
     ///
     /// # Errors
     /// [`Error::Shape`] when the operands do not fit.
-    pub fn forward(
+    pub fn forward(&self, graph: &mut Graph, x: ValueId, mask: Option<ValueId>) -> Result<ValueId> {
+        self.forward_in(graph, x, mask, &Training::default())
+    }
+
+    /// As [`Tcn::forward`], in training. With checkpoints, every block but the last is a segment; the last is differentiated first, when
+    /// there is nothing yet that its values would have to make room for.
+    ///
+    /// # Errors
+    /// As [`Tcn::forward`].
+    pub fn forward_in(
         &self,
         graph: &mut Graph,
         mut x: ValueId,
         mask: Option<ValueId>,
+        training: &Training,
     ) -> Result<ValueId> {
-        for block in &self.blocks {
-            x = block.forward(graph, x, mask)?;
+        for (i, block) in self.blocks.iter().enumerate() {
+            x = match training.checkpoint && i + 1 < self.blocks.len() {
+                true => graph.checkpoint(|graph| block.forward_in(graph, x, mask, training))?,
+                false => block.forward_in(graph, x, mask, training)?,
+            };
         }
         Ok(x)
     }

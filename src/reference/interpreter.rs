@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::array::Array;
 use super::optimizer::{AdamW, Hyper};
-use super::{conv, elementwise, embedding, gemm, layer_norm, loss, precision, reduce};
+use super::{conv, dropout, elementwise, embedding, gemm, layer_norm, loss, precision, reduce};
 use crate::error::{Error, Result};
 use crate::graph::{DType, Graph, Init, Op, Source, Value, ValueId};
 
@@ -220,6 +220,9 @@ fn evaluate(op: &Op, operands: &[&Array]) -> Result<Vec<Vec<f64>>> {
         (Op::Unary(f), [x]) => vec![elementwise::unary(*f, x)],
         (Op::Binary(f, broadcast), [a, b]) => vec![elementwise::binary(*f, *broadcast, a, b)],
         (Op::Cast(_) | Op::Reshape, [x]) => vec![x.data().to_vec()],
+        (Op::Dropout { rate, stream }, [x, counter]) => {
+            vec![dropout::dropout(*rate, *stream, x, counter.data()[0])]
+        }
         (Op::MatMul { batch, trans, .. }, [a, b]) => vec![gemm::batch_matmul(*batch, *trans, a, b)],
         (Op::LayerNorm { eps }, [x, gamma, beta]) => {
             let (y, statistics) = layer_norm::layer_norm(x, gamma, beta, *eps);
@@ -299,6 +302,7 @@ fn evaluate(op: &Op, operands: &[&Array]) -> Result<Vec<Vec<f64>>> {
             Op::Unary(_)
             | Op::Binary(..)
             | Op::Cast(_)
+            | Op::Dropout { .. }
             | Op::Reshape
             | Op::MatMul { .. }
             | Op::LayerNorm { .. }

@@ -6,6 +6,7 @@
 
 mod array;
 mod conv;
+mod dropout;
 mod elementwise;
 mod embedding;
 mod erf;

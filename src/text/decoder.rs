@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::encoder::{PADDING, check};
 use crate::error::{Error, Result};
 use crate::graph::{CrossEntropy, DType, Graph, Init, ValueId};
-use crate::nn::{Embedding, Gelu, Linear, Tcn, TcnBlock, TcnOptions};
+use crate::nn::{Embedding, Gelu, Linear, Tcn, TcnBlock, TcnOptions, Training};
 
 /// Sizes of a [`Decoder`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -29,6 +29,9 @@ pub struct DecoderOptions {
     pub gelu: Gelu,
     /// The token table starts uniform in ± this.
     pub table_bound: f32,
+    /// Share of the elements that the blocks drop in training, in [0, 1).
+    #[serde(default)]
+    pub dropout: f32,
 }
 
 impl Default for DecoderOptions {
@@ -44,6 +47,7 @@ impl Default for DecoderOptions {
             embedding: 768,
             gelu: Gelu::Tanh,
             table_bound: 0.02,
+            dropout: 0.0,
         }
     }
 }
@@ -59,6 +63,7 @@ impl DecoderOptions {
             dilations: self.dilations.clone(),
             gelu: self.gelu,
             eps: 1e-5,
+            dropout: self.dropout,
         }
     }
 }
@@ -147,6 +152,21 @@ impl Decoder {
         mask: Option<ValueId>,
         dtype: DType,
     ) -> Result<ValueId> {
+        self.forward_in(graph, [ids, z], mask, dtype, &Training::default())
+    }
+
+    /// As [`Decoder::forward`], in training.
+    ///
+    /// # Errors
+    /// As [`Decoder::forward`].
+    pub fn forward_in(
+        &self,
+        graph: &mut Graph,
+        [ids, z]: [ValueId; 2],
+        mask: Option<ValueId>,
+        dtype: DType,
+        training: &Training,
+    ) -> Result<ValueId> {
         let shape = &graph.value(ids)?.shape;
         if !shape.cols().is_multiple_of(self.length) {
             let reason = format!("ids must be whole texts of {} tokens", self.length);
@@ -158,7 +178,7 @@ impl Decoder {
         let x = self.embedding.forward(graph, ids, dtype)?;
         let x = graph.reshape(x, &[batch, self.length, self.width])?;
         let x = graph.add_over_time(x, z)?;
-        self.tcn.forward(graph, x, mask)
+        self.tcn.forward_in(graph, x, mask, training)
     }
 
     /// Mean cross entropy of the next tokens over the targets that count: states from [`Decoder::forward`], targets u32 [B·L] as

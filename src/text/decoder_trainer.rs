@@ -11,7 +11,8 @@ use super::encoder::PADDING;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::graph::{CrossEntropy, DType, Executable, Graph, Host, Outputs, Pending, Session};
-use crate::train::{AdamW, LossScale, StepOutputs, Weights};
+use crate::nn::{Draws, Training};
+use crate::train::{AdamW, LossScale, StepOutputs, Weights, trainable};
 
 /// How to train a decoder.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,8 +25,12 @@ pub struct DecoderTraining {
     pub optimizer: AdamW,
     /// Storage of activations.
     pub precision: Precision,
-    /// Start of the parameters.
+    /// Start of the parameters, and what dropout draws from.
     pub seed: u64,
+    /// Compute the values inside the blocks again for the backward pass, instead of keeping them: less memory, more time.
+    pub checkpoint: bool,
+    /// Parameters that are not trained, by name or prefix: see [`trainable`].
+    pub freeze: Vec<String>,
 }
 
 impl Default for DecoderTraining {
@@ -39,6 +44,8 @@ impl Default for DecoderTraining {
             },
             precision: Precision::F32,
             seed: 0,
+            checkpoint: false,
+            freeze: Vec::new(),
         }
     }
 }
@@ -136,18 +143,21 @@ impl DecoderTrainer {
         };
         let mut session = Session::new(gpu, training.seed);
         let mut graph = Graph::new();
-        let ce = loss(
-            &mut graph,
-            decoder,
-            training.batch,
-            training.smoothing,
-            dtype,
-        )?;
-        let parameters: Vec<_> = graph.parameters().map(|(id, _)| id).collect();
+        let draws = match decoder.dropout {
+            0.0 => None,
+            _ => Some(Draws::new(&mut graph, training.seed)?),
+        };
+        let mode = Training::default()
+            .draws(draws)
+            .checkpoint(training.checkpoint);
+        let (batch, smoothing) = (training.batch, training.smoothing);
+        let ce = loss(&mut graph, decoder, batch, smoothing, (dtype, &mode))?;
+        let parameters = trainable(&graph, &training.freeze)?;
         optimizer.step(&mut graph, ce.loss, &parameters)?;
         let train = session.compile(&graph)?;
         let mut graph = Graph::new();
-        loss(&mut graph, decoder, training.batch, 0.0, dtype)?;
+        let mode = Training::default();
+        loss(&mut graph, decoder, batch, 0.0, (dtype, &mode))?;
         let evaluate = session.compile(&graph)?;
         Ok(Self {
             decoder: decoder.clone(),
@@ -298,7 +308,7 @@ fn loss(
     options: &DecoderOptions,
     batch: usize,
     smoothing: f32,
-    dtype: DType,
+    (dtype, training): (DType, &Training),
 ) -> Result<CrossEntropy> {
     let decoder = Decoder::new(graph, options)?;
     let n = batch * options.length;
@@ -310,7 +320,7 @@ fn loss(
     let mask = graph.input("mask", &[n], DType::F32)?;
     let z = graph.input("z", &[batch, options.embedding], DType::F32)?;
     let targets = graph.index_input("targets", n, below)?;
-    let states = decoder.forward(graph, ids, z, Some(mask), dtype)?;
+    let states = decoder.forward_in(graph, [ids, z], Some(mask), dtype, training)?;
     let ce = decoder.loss(graph, states, targets, smoothing)?;
     graph.output("loss", ce.loss)?;
     graph.output("tokens", ce.count)?;

@@ -9,8 +9,9 @@ use super::encoder::{Encoder, EncoderOptions, PADDING};
 use super::metrics;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
-use crate::graph::{DType, Executable, Graph, Host, Outputs, Pending, Session};
-use crate::train::{AdamW, LossScale, StepOutputs, Weights};
+use crate::graph::{DType, Executable, Graph, Host, Outputs, Pending, Session, ValueId};
+use crate::nn::{Draws, Training};
+use crate::train::{AdamW, LossScale, StepOutputs, Weights, trainable};
 
 /// What the network between tokens and embedding computes in. Sums, statistics, the loss, master weights and the optimizer are
 /// f32 in either case.
@@ -36,8 +37,12 @@ pub struct DistillOptions {
     pub optimizer: AdamW,
     /// Storage of activations.
     pub precision: Precision,
-    /// Start of the parameters.
+    /// Start of the parameters, and what dropout draws from.
     pub seed: u64,
+    /// Compute the values inside the blocks again for the backward pass, instead of keeping them: less memory, more time.
+    pub checkpoint: bool,
+    /// Parameters that are not trained, by name or prefix: see [`trainable`].
+    pub freeze: Vec<String>,
 }
 
 impl Default for DistillOptions {
@@ -52,6 +57,8 @@ impl Default for DistillOptions {
             },
             precision: Precision::F32,
             seed: 0,
+            checkpoint: false,
+            freeze: Vec::new(),
         }
     }
 }
@@ -120,7 +127,7 @@ impl Distiller {
     /// Builds and compiles the training step and the forward pass.
     ///
     /// # Errors
-    /// [`Error::Config`] for sizes or rates out of range; what [`Session::compile`] returns.
+    /// [`Error::Config`] for sizes or rates out of range and names in `freeze` that fit no parameter, or all; what [`Session::compile`] returns.
     pub fn new(gpu: &Gpu, encoder: &EncoderOptions, options: &DistillOptions) -> Result<Self> {
         if options.batch == 0 {
             return Err(Error::Config {
@@ -140,7 +147,8 @@ impl Distiller {
         let training = training_graph(encoder, options, &optimizer, dtype)?;
         let train = session.compile(&training)?;
         let mut graph = Graph::new();
-        let z = forward(&mut graph, encoder, options.batch, dtype)?;
+        let training = Training::default();
+        let z = forward(&mut graph, encoder, options.batch, dtype, &training)?;
         graph.output("z", z)?;
         let embed = session.compile(&graph)?;
         Ok(Self {
@@ -302,7 +310,8 @@ fn forward(
     options: &EncoderOptions,
     batch: usize,
     dtype: DType,
-) -> Result<crate::graph::ValueId> {
+    training: &Training,
+) -> Result<ValueId> {
     let encoder = Encoder::new(graph, options)?;
     let n = batch * options.length;
     let below = u32::try_from(options.vocabulary).map_err(|_| Error::Config {
@@ -311,7 +320,7 @@ fn forward(
     })?;
     let ids = graph.index_input("ids", n, below)?;
     let mask = graph.input("mask", &[n], DType::F32)?;
-    encoder.forward(graph, ids, mask, dtype)
+    encoder.forward_in(graph, ids, mask, dtype, training)
 }
 
 fn training_graph(
@@ -321,13 +330,20 @@ fn training_graph(
     dtype: DType,
 ) -> Result<Graph> {
     let mut graph = Graph::new();
-    let z = forward(&mut graph, encoder, options.batch, dtype)?;
+    let draws = match encoder.dropout {
+        0.0 => None,
+        _ => Some(Draws::new(&mut graph, options.seed)?),
+    };
+    let training = Training::default()
+        .draws(draws)
+        .checkpoint(options.checkpoint);
+    let z = forward(&mut graph, encoder, options.batch, dtype, &training)?;
     let target = graph.input("target", &[options.batch, encoder.embedding], DType::F32)?;
     let kd = graph.kd_loss(z, target, options.alpha, options.beta)?;
     graph.output("loss", kd.loss)?;
     graph.output("cosine", kd.cosine)?;
     graph.output("mse", kd.mse)?;
-    let parameters: Vec<_> = graph.parameters().map(|(id, _)| id).collect();
+    let parameters = trainable(&graph, &options.freeze)?;
     optimizer.step(&mut graph, kd.loss, &parameters)?;
     Ok(graph)
 }

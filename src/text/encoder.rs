@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::graph::{DType, Graph, Init, UnaryOp, ValueId};
-use crate::nn::{Embedding, Gelu, Linear, Tcn, TcnOptions};
+use crate::nn::{Embedding, Gelu, Linear, Tcn, TcnOptions, Training};
 
 /// Sizes of an [`Encoder`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -30,6 +30,9 @@ pub struct EncoderOptions {
     pub tanh: bool,
     /// The token table starts uniform in ± this.
     pub table_bound: f32,
+    /// Share of the elements that the blocks drop in training, in [0, 1). Not in older files: 0.
+    #[serde(default)]
+    pub dropout: f32,
 }
 
 impl Default for EncoderOptions {
@@ -46,6 +49,7 @@ impl Default for EncoderOptions {
             gelu: Gelu::Tanh,
             tanh: false,
             table_bound: 0.02,
+            dropout: 0.0,
         }
     }
 }
@@ -72,7 +76,7 @@ impl Encoder {
     /// Declares the parameters.
     ///
     /// # Errors
-    /// [`Error::Config`] for sizes of zero or no blocks, [`Error::Graph`] for taken names.
+    /// [`Error::Config`] for sizes of zero, no blocks or a rate of dropout outside [0, 1), [`Error::Graph`] for taken names.
     pub fn new(graph: &mut Graph, options: &EncoderOptions) -> Result<Self> {
         check(
             &[
@@ -92,6 +96,7 @@ impl Encoder {
             dilations: options.dilations.clone(),
             gelu: options.gelu,
             eps: 1e-5,
+            dropout: options.dropout,
         };
         Ok(Self {
             embedding: Embedding::new(
@@ -121,6 +126,21 @@ impl Encoder {
         mask: ValueId,
         dtype: DType,
     ) -> Result<ValueId> {
+        self.forward_in(graph, ids, mask, dtype, &Training::default())
+    }
+
+    /// As [`Encoder::forward`], in training.
+    ///
+    /// # Errors
+    /// As [`Encoder::forward`].
+    pub fn forward_in(
+        &self,
+        graph: &mut Graph,
+        ids: ValueId,
+        mask: ValueId,
+        dtype: DType,
+        training: &Training,
+    ) -> Result<ValueId> {
         let shape = &graph.value(ids)?.shape;
         if !shape.cols().is_multiple_of(self.length) {
             let reason = format!("ids must be whole texts of {} tokens", self.length);
@@ -129,7 +149,7 @@ impl Encoder {
         let batch = shape.cols() / self.length;
         let x = self.embedding.forward(graph, ids, dtype)?;
         let x = graph.reshape(x, &[batch, self.length, self.width])?;
-        let x = self.tcn.forward(graph, x, Some(mask))?;
+        let x = self.tcn.forward_in(graph, x, Some(mask), training)?;
         let pooled = graph.masked_mean(x, mask)?;
         let z = self.projection.forward_as(graph, pooled, DType::F32)?;
         match self.tanh {

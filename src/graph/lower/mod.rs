@@ -259,6 +259,12 @@ impl Lowering<'_> {
                     instructions.push(Instruction::Binary(*op, inputs[0], inputs[1]));
                     instructions.len() - 1
                 }
+                &Op::Dropout { rate, stream } => {
+                    let [x, counter] = [inputs[0], inputs[1]];
+                    let draw = kernels::Dropout { rate, stream };
+                    instructions.push(Instruction::Dropout(draw, x, counter));
+                    instructions.len() - 1
+                }
                 // Registers are f32; a cast happens in the store.
                 _ => inputs[0],
             };
