@@ -142,6 +142,11 @@ impl Executable {
             if let Source::Constant(_) = value.source {
                 return Err(Error::Graph(format!("output {name:?} is a constant")));
             }
+            if let Some((Arena::Accumulated, _)) = lowered.pinned.get(&root) {
+                return Err(Error::Graph(format!(
+                    "output {name:?} is an accumulated gradient, which is zero when the run ends: output a copy"
+                )));
+            }
             let layout = Layout::of(&value.shape, value.dtype)?;
             let slice = memory.slice(Place::Value(root), layout.size_bytes())?;
             outputs.push((name.clone(), slice, layout));
@@ -389,7 +394,10 @@ impl<'a> Memory<'a> {
             }
         }
         let mut gradients = HashMap::new();
-        for &param in lowered.pinned.values() {
+        for &(arena, param) in lowered.pinned.values() {
+            if arena != Arena::Gradients {
+                continue;
+            }
             let block = table.run(param)?.block;
             if let Entry::Vacant(entry) = gradients.entry(block) {
                 let bytes = session.block(block).bytes;
@@ -445,8 +453,8 @@ impl<'a> Memory<'a> {
                 if let Some(name) = self.states.get(&id) {
                     return self.session.state(name);
                 }
-                if let Some(&param) = self.lowered.pinned.get(&id) {
-                    (Arena::Gradients, self.table.run(param)?)
+                if let Some(&(arena, param)) = self.lowered.pinned.get(&id) {
+                    (arena, self.table.run(param)?)
                 } else if let Some(&param) = self.lowered.shadows.get(&id) {
                     (Arena::Shadows, self.table.run(param)?)
                 } else {
@@ -509,7 +517,9 @@ impl<'a> Memory<'a> {
 
     fn intermediates(&self, graph: &Graph) -> Result<Vec<BufferSlice>> {
         let mut slices: Vec<BufferSlice> = self.slots.iter().map(Buffer::whole).collect();
-        for &gradient in self.lowered.pinned.keys() {
+        let pinned = self.lowered.pinned.iter();
+        let computed = pinned.filter(|(_, (arena, _))| *arena == Arena::Gradients);
+        for (&gradient, _) in computed {
             let value = graph.value(gradient)?;
             let bytes = Layout::of(&value.shape, value.dtype)?.size_bytes();
             slices.push(self.slice(Place::Value(gradient), bytes)?);

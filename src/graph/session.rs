@@ -9,7 +9,7 @@ use rand_chacha::ChaCha8Rng;
 use super::executable::Executable;
 use super::lower::{Arena, Arenas, Run};
 use super::shadow::Shadows;
-use super::{DType, Graph, Init, Shape, Source, ValueId};
+use super::{DType, Graph, Init, Op, Shape, Source, ValueId};
 use crate::error::{Error, Result};
 use crate::fnv::fnv1a;
 use crate::gpu::{Buffer, BufferSlice, Gpu, Layout, OFFSET_ALIGNMENT, Tensor};
@@ -22,6 +22,7 @@ const PARAMETER_ALIGNMENT: u64 = 2 * OFFSET_ALIGNMENT;
 pub(super) struct Block {
     parameters: Buffer,
     moments: Option<[Buffer; 2]>,
+    accumulated: Option<Buffer>,
     pub bytes: u64,
 }
 
@@ -32,6 +33,7 @@ impl Block {
             (Arena::Parameters, _) => Some(&self.parameters),
             (Arena::FirstMoments, Some([m, _])) => Some(m),
             (Arena::SecondMoments, Some([_, v])) => Some(v),
+            (Arena::Accumulated, _) => self.accumulated.as_ref(),
             _ => None,
         }
     }
@@ -180,6 +182,27 @@ impl Session {
         }
     }
 
+    /// Zeroes all accumulated gradients.
+    pub(crate) fn clear_accumulated(&self) -> Result<()> {
+        let mut recorder = self.gpu.recorder("clear accumulated gradients");
+        for buffer in self
+            .blocks
+            .iter()
+            .filter_map(|block| block.accumulated.as_ref())
+        {
+            recorder.clear(&buffer.whole());
+        }
+        recorder.submit().map(|_| ())
+    }
+
+    /// Zeroes a state, if there is one of this name.
+    pub(crate) fn clear_state(&self, name: &str) -> Result<()> {
+        match self.states.get(name) {
+            Some(tensor) => tensor.upload(&self.gpu, &vec![0.0; tensor.layout().len()]),
+            None => Ok(()),
+        }
+    }
+
     fn tensor(&self, name: &str) -> Result<Tensor> {
         if let Some(&index) = self.by_name.get(name) {
             let entry = &self.entries[index];
@@ -271,6 +294,7 @@ impl Session {
             self.blocks.push(Block {
                 parameters: self.gpu.zeroed_buffer(bytes, "parameters")?,
                 moments: None,
+                accumulated: None,
                 bytes,
             });
             self.shadows.add_block();
@@ -282,15 +306,22 @@ impl Session {
             self.by_name.insert(entry.name.clone(), self.entries.len());
             self.entries.push(entry);
         }
-        let trains = |op: &super::Op| matches!(op, super::Op::AdamW { .. });
-        if graph.nodes().iter().any(|node| trains(&node.op)) {
-            for block in &mut self.blocks {
-                if block.moments.is_none() {
-                    block.moments = Some([
-                        self.gpu.zeroed_buffer(block.bytes, "first moments")?,
-                        self.gpu.zeroed_buffer(block.bytes, "second moments")?,
-                    ]);
-                }
+        let any = |test: fn(&Op) -> bool| graph.nodes().iter().any(|node| test(&node.op));
+        let trains = any(|op| !op.updated().is_empty());
+        let accumulates = any(|op| !op.accumulated().is_empty());
+        for block in &mut self.blocks {
+            if trains && block.moments.is_none() {
+                block.moments = Some([
+                    self.gpu.zeroed_buffer(block.bytes, "first moments")?,
+                    self.gpu.zeroed_buffer(block.bytes, "second moments")?,
+                ]);
+            }
+            if accumulates && block.accumulated.is_none() {
+                // Zeroed: accumulation begins there, and the gaps between parameters are part of the norm.
+                let buffer = self
+                    .gpu
+                    .zeroed_buffer(block.bytes, "accumulated gradients")?;
+                block.accumulated = Some(buffer);
             }
         }
         Ok(())
