@@ -1,6 +1,6 @@
 //! Where parameters, moments and states live between runs, and where graphs become executables.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use rand::{RngExt, SeedableRng};
@@ -157,20 +157,7 @@ impl Session {
     /// [`Error::Data`] for an unknown name, a wrong number of elements, NaN or infinity; [`Error::DeviceLost`].
     pub fn set(&mut self, name: &str, data: &[f32]) -> Result<()> {
         let tensor = self.tensor(name)?;
-        let fail = |reason: String| Error::Data {
-            name: name.to_owned(),
-            reason,
-        };
-        let expected = tensor.layout().len();
-        if data.len() != expected {
-            return Err(fail(format!(
-                "needs {expected} elements, got {}",
-                data.len()
-            )));
-        }
-        if let Some(i) = data.iter().position(|x| !x.is_finite()) {
-            return Err(fail(format!("element {i} is {}", data[i])));
-        }
+        check(name, data, tensor.layout().len())?;
         match self.by_name.get(name) {
             Some(&index) => {
                 let entry = &self.entries[index];
@@ -180,6 +167,67 @@ impl Session {
             }
             None => tensor.upload(&self.gpu, data),
         }
+    }
+
+    /// First and second moments of a parameter in the order of its host shape; `None` before a graph with AdamW was compiled.
+    ///
+    /// # Errors
+    /// As [`Session::get`].
+    pub fn moments(&self, name: &str) -> Result<Option<[Vec<f32>; 2]>> {
+        let entry = self.entry(name)?;
+        let Some(buffers) = &self.blocks[entry.run.block].moments else {
+            return Ok(None);
+        };
+        let [m, v] = buffers;
+        let read = |buffer: &Buffer| -> Result<Vec<f32>> {
+            let slice = buffer.slice(entry.run.offset, entry.layout.size_bytes())?;
+            let tensor = Tensor::from_slice(slice, entry.layout)?;
+            Ok(entry.to_host_order(&tensor.download::<f32>(&self.gpu)?.wait()?))
+        };
+        Ok(Some([read(m)?, read(v)?]))
+    }
+
+    /// Replaces the moments of a parameter, given in the order of its host shape.
+    ///
+    /// # Errors
+    /// As [`Session::set`]; [`Error::Data`] before a graph with AdamW was compiled.
+    pub fn set_moments(&mut self, name: &str, moments: [&[f32]; 2]) -> Result<()> {
+        let entry = self.entry(name)?;
+        let Some(buffers) = &self.blocks[entry.run.block].moments else {
+            return Err(Error::Data {
+                name: name.to_owned(),
+                reason: "has no moments; compile a graph that trains".into(),
+            });
+        };
+        for data in moments {
+            check(name, data, entry.layout.len())?;
+        }
+        for (buffer, data) in buffers.iter().zip(moments) {
+            let slice = buffer.slice(entry.run.offset, entry.layout.size_bytes())?;
+            let tensor = Tensor::from_slice(slice, entry.layout)?;
+            tensor.upload(&self.gpu, &entry.to_storage(data))?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn has_moments(&self, name: &str) -> Result<bool> {
+        Ok(self.blocks[self.entry(name)?.run.block].moments.is_some())
+    }
+
+    /// Names of all states in alphabetical order, with their numbers of elements.
+    pub(crate) fn states(&self) -> BTreeMap<&str, usize> {
+        let states = self.states.iter();
+        states
+            .map(|(name, tensor)| (name.as_str(), tensor.layout().len()))
+            .collect()
+    }
+
+    fn entry(&self, name: &str) -> Result<&Entry> {
+        let index = self.by_name.get(name).ok_or_else(|| Error::Data {
+            name: name.to_owned(),
+            reason: "no parameter of this name; compile a graph that declares it".into(),
+        })?;
+        Ok(&self.entries[*index])
     }
 
     /// Zeroes all accumulated gradients.
@@ -386,6 +434,23 @@ impl Entry {
     fn to_host_order(&self, data: &[f32]) -> Vec<f32> {
         let taps = self.taps.unwrap_or(1);
         transpose(data, taps, self.shape.cols() / taps)
+    }
+}
+
+/// What a parameter or state takes: `expected` finite numbers.
+fn check(name: &str, data: &[f32], expected: usize) -> Result<()> {
+    let fail = |reason: String| {
+        Err(Error::Data {
+            name: name.to_owned(),
+            reason,
+        })
+    };
+    if data.len() != expected {
+        return fail(format!("needs {expected} elements, got {}", data.len()));
+    }
+    match data.iter().position(|x| !x.is_finite()) {
+        Some(i) => fail(format!("element {i} is {}", data[i])),
+        None => Ok(()),
     }
 }
 

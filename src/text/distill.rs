@@ -10,7 +10,7 @@ use super::metrics;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::graph::{DType, Executable, Graph, Host, Outputs, Pending, Session, ValueId};
-use crate::train::{self, AdamW, LossScale, StepOutputs, Weights};
+use crate::train::{self, AdamW, Checkpoint, LossScale, StepOutputs, Weights};
 
 /// What the network between tokens and embedding computes in. Sums, statistics, the loss, master weights and the optimizer are
 /// f32 in either case.
@@ -360,6 +360,22 @@ impl Distiller {
     /// As [`Weights::apply`].
     pub fn set_weights(&mut self, weights: &Weights) -> Result<()> {
         weights.apply(&mut self.session)
+    }
+
+    /// All that continues this training bit for bit, but the data: with the same batches from here on, in the same order.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::from_session`].
+    pub fn checkpoint(&self) -> Result<Checkpoint> {
+        Checkpoint::from_session(&self.session)
+    }
+
+    /// Continues where a checkpoint of a training with the same options was taken.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::apply`].
+    pub fn resume(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+        checkpoint.apply(&mut self.session)
     }
 
     fn forward(&self, ids: &[u32], mask: &[f32]) -> Result<Vec<f32>> {

@@ -85,6 +85,15 @@ fn reset(graph: &mut Graph, state: ValueId) -> Result<()> {
     graph.assign(state, zero)
 }
 
+/// The state that tells of accumulated gradients, if there are any.
+pub(super) fn pending(session: &Session) -> Result<Option<&'static str>> {
+    let weight = match session.states().contains_key(WEIGHT) {
+        true => session.get(WEIGHT)?,
+        false => Vec::new(),
+    };
+    Ok(weight.iter().any(|&x| x != 0.0).then_some(WEIGHT))
+}
+
 /// Forgets what was accumulated, for a step that could not be finished.
 pub(crate) fn discard(session: &Session) -> Result<()> {
     session.clear_accumulated()?;

@@ -1,6 +1,8 @@
 //! Runs a graph on the GPU and on the reference and compares all outputs.
 #![allow(dead_code, reason = "every test file uses its part")]
 
+pub mod toy;
+
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
 
