@@ -100,6 +100,7 @@ fn two_runs_and_a_resumed_one_are_the_same_bit_for_bit() {
         assert_eq!(loaded.metadata, "{\"step\": 100}");
         assert!(loaded == checkpoint, "a file is exact");
         loaded.apply(&mut second.session).unwrap();
+        let copies = second.session.stats().shadow_refreshes;
         let rest = second.run(STEPS / 2..STEPS);
         assert!(rest == losses[STEPS as usize / 2..], "{dtype}: losses");
         assert!(
@@ -184,14 +185,13 @@ fn moments_are_read_and_written_in_host_order() {
     let mut session = small("weight", [2, 3, 2], None);
     let weight = small("weight", [2, 3, 2], None).get("weight").unwrap();
     assert_eq!(session.get("weight").unwrap(), weight);
-    // One step from zero: the first moment has the sign of the gradient, the parameter's.
+    // One step from zero: m = 0.1·g and v = 0.001·g², with twice the parameter before the step as g.
     let [m, v] = session.moments("weight").unwrap().unwrap();
-    assert!(m.iter().zip(&weight).all(|(m, w)| m.signum() == w.signum()));
-    assert!(
-        m.iter()
-            .zip(&v)
-            .all(|(m, v)| (0.1 * m * m - v).abs() <= 1e-5 * v)
-    );
+    for ((m, v), w) in m.iter().zip(&v).zip(&weight) {
+        assert_eq!(m.signum(), w.signum());
+        assert!((m - 0.2 * w).abs() < 1e-3, "{m} {w}");
+        assert!((0.1 * m * m - v).abs() <= 1e-4 * v, "{m} {v}");
+    }
     let data: Vec<f32> = (0..12).map(|i| i as f32).collect();
     session.set_moments("weight", [&data, &v]).unwrap();
     assert_eq!(session.moments("weight").unwrap(), Some([data, v]));
