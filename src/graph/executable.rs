@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::lower::{Place, lower};
+use super::lower::{Arena, Place, lower};
 use super::memory::Memory;
 use super::plan::{Plan, plan};
 use super::run::Named;
@@ -104,6 +104,11 @@ impl Executable {
             let value = graph.value(root)?;
             if let Source::Constant(_) = value.source {
                 return Err(Error::Graph(format!("output {name:?} is a constant")));
+            }
+            if let Some((Arena::Accumulated, _)) = lowered.pinned.get(&root) {
+                return Err(Error::Graph(format!(
+                    "output {name:?} is an accumulated gradient, which is zero when the run ends: output a copy"
+                )));
             }
             let layout = Layout::of(&value.shape, value.dtype)?;
             let slice = memory.slice(Place::Value(root), layout.size_bytes())?;

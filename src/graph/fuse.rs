@@ -152,8 +152,8 @@ impl<'a> Fused<'a> {
         }
         let mut live = vec![false; self.graph.nodes.len()];
         for (index, node) in self.graph.nodes.iter().enumerate().rev() {
-            let effect = matches!(node.op, Op::AdamW { .. } | Op::Assign { .. });
-            live[index] = effect || node.outputs.iter().any(|id| wanted[id.0 as usize]);
+            live[index] =
+                node.op.has_effect() || node.outputs.iter().any(|id| wanted[id.0 as usize]);
             if live[index] {
                 for &id in &node.inputs {
                     wanted[id.0 as usize] = true;

@@ -39,6 +39,8 @@ pub(crate) fn name(op: &Op) -> &'static str {
         Op::LinearCrossEntropyGrad { .. } => "linear_cross_entropy_grad",
         Op::GlobalNorm => "global_norm",
         Op::AdamW { .. } => "adamw",
+        Op::Accumulate { .. } => "accumulate",
+        Op::TakeAccumulated { .. } => "take_accumulated",
         Op::Assign { .. } => "assign",
     }
 }
@@ -105,6 +107,41 @@ impl Operands<'_> {
             return Ok(());
         }
         self.fail(format!("{what} must have shape {shape}"))
+    }
+
+    /// `params` are parameters, each named once.
+    fn parameters(&self, graph: &Graph, params: &[ValueId]) -> Result<()> {
+        for (i, &param) in params.iter().enumerate() {
+            let value = graph.value(param)?;
+            if !matches!(value.source, Source::Parameter(_)) {
+                return self.fail(format!("updates only parameters, not {:?}", value.name));
+            }
+            let twice = params[..i].contains(&param);
+            self.require(!twice, "a parameter occurs twice")?;
+        }
+        Ok(())
+    }
+
+    /// The first operands are a gradient of each parameter.
+    fn gradients(&self, graph: &Graph, params: &[ValueId]) -> Result<()> {
+        for (i, &param) in params.iter().enumerate() {
+            self.is(i, &graph.value(param)?.shape, "a gradient")?;
+            self.require(self.dtypes[i] == DType::F32, "gradients must be f32")?;
+        }
+        Ok(())
+    }
+
+    /// No other node of the graph accumulates for one of `params` or takes what was accumulated.
+    fn once(&self, graph: &Graph, params: &[ValueId]) -> Result<()> {
+        let nodes = graph.nodes().iter();
+        let mut others = nodes.flat_map(|node| node.op.accumulated());
+        match others.find(|param| params.contains(param)) {
+            Some(&param) => self.fail(format!(
+                "{:?} is accumulated or taken twice in the same graph",
+                graph.value(param)?.name
+            )),
+            None => Ok(()),
+        }
     }
 }
 
@@ -450,18 +487,26 @@ pub(super) fn infer(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Result<Vec<(S
             o.count(params.len() + 1)?;
             // Else padding becomes 0/0.
             o.require(*eps > 0.0, "eps must be positive")?;
-            for (i, &param) in params.iter().enumerate() {
-                let value = graph.value(param)?;
-                if !matches!(value.source, Source::Parameter(_)) {
-                    return o.fail(format!("updates only parameters, not {:?}", value.name));
-                }
-                o.is(i, &value.shape, "a gradient")?;
-                let twice = params[..i].contains(&param);
-                o.require(!twice, "a parameter occurs twice")?;
-                o.require(o.dtypes[i] == f32, "gradients must be f32")?;
-            }
+            o.parameters(graph, params)?;
+            o.gradients(graph, params)?;
             o.is(params.len(), &Shape::vector(5), "hyper")?;
             Vec::new()
+        }
+        Op::Accumulate { params } => {
+            o.count(params.len() + 1)?;
+            o.parameters(graph, params)?;
+            o.once(graph, params)?;
+            o.gradients(graph, params)?;
+            o.is(params.len(), &scalar(), "the weight")?;
+            o.require(o.dtypes[params.len()] == f32, "the weight must be f32")?;
+            Vec::new()
+        }
+        Op::TakeAccumulated { params } => {
+            o.count(0)?;
+            o.parameters(graph, params)?;
+            o.once(graph, params)?;
+            let shapes = params.iter().map(|&param| graph.shape(param));
+            shapes.map(|shape| (shape.clone(), f32)).collect()
         }
         Op::Assign { state } => {
             o.count(1)?;

@@ -53,7 +53,10 @@ impl<'a> Memory<'a> {
             }
         }
         let mut gradients = HashMap::new();
-        for &param in lowered.pinned.values() {
+        for &(arena, param) in lowered.pinned.values() {
+            if arena != Arena::Gradients {
+                continue;
+            }
             let block = table.run(param)?.block;
             if let Entry::Vacant(entry) = gradients.entry(block) {
                 let bytes = session.block(block).bytes;
@@ -109,8 +112,8 @@ impl<'a> Memory<'a> {
                 if let Some(name) = self.states.get(&id) {
                     return self.session.state(name);
                 }
-                if let Some(&param) = self.lowered.pinned.get(&id) {
-                    (Arena::Gradients, self.table.run(param)?)
+                if let Some(&(arena, param)) = self.lowered.pinned.get(&id) {
+                    (arena, self.table.run(param)?)
                 } else if let Some(&param) = self.lowered.shadows.get(&id) {
                     (Arena::Shadows, self.table.run(param)?)
                 } else {
@@ -174,7 +177,9 @@ impl<'a> Memory<'a> {
 
     pub(super) fn intermediates(&self, graph: &Graph) -> Result<Vec<BufferSlice>> {
         let mut slices: Vec<BufferSlice> = self.slots.iter().map(Buffer::whole).collect();
-        for &gradient in self.lowered.pinned.keys() {
+        let pinned = self.lowered.pinned.iter();
+        let computed = pinned.filter(|(_, (arena, _))| *arena == Arena::Gradients);
+        for (&gradient, _) in computed {
             let value = graph.value(gradient)?;
             let bytes = Layout::of(&value.shape, value.dtype)?.size_bytes();
             slices.push(self.slice(Place::Value(gradient), bytes)?);

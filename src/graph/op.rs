@@ -292,6 +292,17 @@ pub enum Op {
         /// Decoupled weight decay wd.
         weight_decay: f32,
     },
+    /// gradients (one a parameter, f32), weight `[1]` → nothing; adds weight·gradient to what the session accumulates for each of
+    /// `params`, which begins as zero.
+    Accumulate {
+        /// The parameters, in the order of the gradients.
+        params: Vec<ValueId>,
+    },
+    /// nothing → what has been accumulated for each of `params`, f32. It is zero again when the run ends.
+    TakeAccumulated {
+        /// The parameters, in the order of the results.
+        params: Vec<ValueId>,
+    },
     /// value → nothing; the state takes the value when all nodes before this one have read it.
     Assign {
         /// The state.
@@ -315,5 +326,24 @@ impl Op {
             Self::AdamW { params, .. } => params,
             _ => &[],
         }
+    }
+
+    /// Parameters whose accumulated gradients the operation changes.
+    pub(super) fn accumulated(&self) -> &[ValueId] {
+        match self {
+            Self::Accumulate { params } | Self::TakeAccumulated { params } => params,
+            _ => &[],
+        }
+    }
+
+    /// Whether the operation changes something that outlives the run.
+    pub(super) fn has_effect(&self) -> bool {
+        matches!(
+            self,
+            Self::AdamW { .. }
+                | Self::Assign { .. }
+                | Self::Accumulate { .. }
+                | Self::TakeAccumulated { .. }
+        )
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 
-use super::lower::{Arenas, Lowered, Place};
+use super::lower::{Arena, Arenas, Lowered, Place};
 use super::pack::{Item, pack};
 use super::session::Table;
 use super::{Graph, Op, Source};
@@ -27,6 +27,8 @@ pub struct Plan {
     pub moments: u64,
     /// Bytes of the gradients that lie side by side as the parameters do; others are intermediate values.
     pub gradients: u64,
+    /// Bytes of the gradients that the session accumulates over micro-batches.
+    pub accumulated: u64,
     /// Bytes of the parameters' f16 copies.
     pub shadows: u64,
     /// Bytes of the states.
@@ -52,8 +54,9 @@ impl Plan {
     /// round each buffer up.
     #[must_use]
     pub fn peak(&self) -> u64 {
-        let lasting = self.parameters + self.moments + self.gradients + self.shadows + self.states;
-        self.inputs + lasting + self.intermediates()
+        let lasting =
+            self.parameters + self.moments + self.accumulated + self.shadows + self.states;
+        self.inputs + lasting + self.gradients + self.intermediates()
     }
 }
 
@@ -85,6 +88,11 @@ pub(super) fn plan(graph: &Graph, lowered: &Lowered, table: &Table, largest: u64
             .map(|block| table.block_bytes(block))
             .sum())
     };
+    let pinned = |wanted: Arena| {
+        let all = lowered.pinned.values();
+        all.filter(move |(arena, _)| *arena == wanted)
+            .map(|&(_, param)| param)
+    };
     let parameters = blocks_of(&mut graph.parameters().map(|(id, _)| id))?;
     let trains = |op: &Op| matches!(op, Op::AdamW { .. });
     let trained = graph.nodes().iter().any(|node| trains(&node.op));
@@ -92,7 +100,14 @@ pub(super) fn plan(graph: &Graph, lowered: &Lowered, table: &Table, largest: u64
         inputs: bytes_of(|source| matches!(source, Source::Input { .. }))?,
         parameters,
         moments: if trained { 2 * parameters } else { 0 },
-        gradients: blocks_of(&mut lowered.pinned.values().copied())?,
+        gradients: blocks_of(&mut pinned(Arena::Gradients))?,
+        accumulated: blocks_of(
+            &mut graph
+                .nodes()
+                .iter()
+                .flat_map(|node| node.op.accumulated())
+                .copied(),
+        )?,
         shadows: blocks_of(&mut lowered.shadows.values().copied())? / 2,
         states: bytes_of(|source| matches!(source, Source::State(_)))?,
         lower_bound,
@@ -186,6 +201,7 @@ impl fmt::Display for Plan {
         let rest = [
             ("moments", self.moments),
             ("gradients", self.gradients),
+            ("accumulated gradients", self.accumulated),
             ("f16 copies", self.shadows),
         ];
         for (name, bytes) in rest.into_iter().filter(|&(_, bytes)| bytes > 0) {

@@ -1,6 +1,6 @@
 //! Where parameters, moments and states live between runs, and where graphs become executables.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use rand::{RngExt, SeedableRng};
@@ -10,7 +10,7 @@ use super::executable::Executable;
 use super::lower::{Arena, Arenas, Run, lower};
 use super::plan::{Plan, plan};
 use super::shadow::Shadows;
-use super::{DType, Graph, Init, Shape, Source, ValueId};
+use super::{DType, Graph, Init, Op, Shape, Source, ValueId};
 use crate::error::{Error, Result};
 use crate::fnv::fnv1a;
 use crate::gpu::{Buffer, BufferSlice, Gpu, Layout, OFFSET_ALIGNMENT, Tensor};
@@ -24,6 +24,7 @@ const PARAMETER_ALIGNMENT: u64 = 2 * OFFSET_ALIGNMENT;
 pub(super) struct Block {
     parameters: Buffer,
     moments: Option<[Buffer; 2]>,
+    accumulated: Option<Buffer>,
     pub bytes: u64,
 }
 
@@ -34,6 +35,7 @@ impl Block {
             (Arena::Parameters, _) => Some(&self.parameters),
             (Arena::FirstMoments, Some([m, _])) => Some(m),
             (Arena::SecondMoments, Some([_, v])) => Some(v),
+            (Arena::Accumulated, _) => self.accumulated.as_ref(),
             _ => None,
         }
     }
@@ -171,20 +173,7 @@ impl Session {
     /// [`Error::Data`] for an unknown name, a wrong number of elements, NaN or infinity; [`Error::DeviceLost`].
     pub fn set(&mut self, name: &str, data: &[f32]) -> Result<()> {
         let tensor = self.tensor(name)?;
-        let fail = |reason: String| Error::Data {
-            name: name.to_owned(),
-            reason,
-        };
-        let expected = tensor.layout().len();
-        if data.len() != expected {
-            return Err(fail(format!(
-                "needs {expected} elements, got {}",
-                data.len()
-            )));
-        }
-        if let Some(i) = data.iter().position(|x| !x.is_finite()) {
-            return Err(fail(format!("element {i} is {}", data[i])));
-        }
+        check(name, data, tensor.layout().len())?;
         match self.by_name.get(name) {
             Some(&index) => {
                 let entry = &self.entries[index];
@@ -193,6 +182,88 @@ impl Session {
                     .write(entry.run.block, || tensor.upload(&self.gpu, &data))
             }
             None => tensor.upload(&self.gpu, data),
+        }
+    }
+
+    /// First and second moments of a parameter in the order of its host shape; `None` before a graph with AdamW was compiled.
+    ///
+    /// # Errors
+    /// As [`Session::get`].
+    pub fn moments(&self, name: &str) -> Result<Option<[Vec<f32>; 2]>> {
+        let entry = self.entry(name)?;
+        let Some(buffers) = &self.blocks[entry.run.block].moments else {
+            return Ok(None);
+        };
+        let [m, v] = buffers;
+        let read = |buffer: &Buffer| -> Result<Vec<f32>> {
+            let slice = buffer.slice(entry.run.offset, entry.layout.size_bytes())?;
+            let tensor = Tensor::from_slice(slice, entry.layout)?;
+            Ok(entry.to_host_order(&tensor.download::<f32>(&self.gpu)?.wait()?))
+        };
+        Ok(Some([read(m)?, read(v)?]))
+    }
+
+    /// Replaces the moments of a parameter, given in the order of its host shape.
+    ///
+    /// # Errors
+    /// As [`Session::set`]; [`Error::Data`] before a graph with AdamW was compiled.
+    pub fn set_moments(&mut self, name: &str, moments: [&[f32]; 2]) -> Result<()> {
+        let entry = self.entry(name)?;
+        let Some(buffers) = &self.blocks[entry.run.block].moments else {
+            return Err(Error::Data {
+                name: name.to_owned(),
+                reason: "has no moments; compile a graph that trains".into(),
+            });
+        };
+        for data in moments {
+            check(name, data, entry.layout.len())?;
+        }
+        for (buffer, data) in buffers.iter().zip(moments) {
+            let slice = buffer.slice(entry.run.offset, entry.layout.size_bytes())?;
+            let tensor = Tensor::from_slice(slice, entry.layout)?;
+            tensor.upload(&self.gpu, &entry.to_storage(data))?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn has_moments(&self, name: &str) -> Result<bool> {
+        Ok(self.blocks[self.entry(name)?.run.block].moments.is_some())
+    }
+
+    /// Names of all states in alphabetical order, with their numbers of elements.
+    pub(crate) fn states(&self) -> BTreeMap<&str, usize> {
+        let states = self.states.iter();
+        states
+            .map(|(name, tensor)| (name.as_str(), tensor.layout().len()))
+            .collect()
+    }
+
+    fn entry(&self, name: &str) -> Result<&Entry> {
+        let index = self.by_name.get(name).ok_or_else(|| Error::Data {
+            name: name.to_owned(),
+            reason: "no parameter of this name; compile a graph that declares it".into(),
+        })?;
+        Ok(&self.entries[*index])
+    }
+
+    /// Zeroes all accumulated gradients.
+    pub(crate) fn clear_accumulated(&self) -> Result<()> {
+        let mut recorder = self.gpu.recorder("clear accumulated gradients");
+        for buffer in self
+            .blocks
+            .iter()
+            .filter_map(|block| block.accumulated.as_ref())
+        {
+            recorder.clear(&buffer.whole());
+        }
+        recorder.submit().map(|_| ())
+    }
+
+    /// Zeroes a state, if there is one of this name.
+    pub(crate) fn clear_state(&self, name: &str) -> Result<()> {
+        match self.states.get(name) {
+            Some(tensor) => tensor.upload(&self.gpu, &vec![0.0; tensor.layout().len()]),
+            None => Ok(()),
         }
     }
 
@@ -303,6 +374,7 @@ impl Session {
             self.blocks.push(Block {
                 parameters: self.gpu.zeroed_buffer(bytes, "parameters")?,
                 moments: None,
+                accumulated: None,
                 bytes,
             });
             self.shadows.add_block();
@@ -314,15 +386,22 @@ impl Session {
             self.by_name.insert(entry.name.clone(), self.entries.len());
             self.entries.push(entry);
         }
-        let trains = |op: &super::Op| matches!(op, super::Op::AdamW { .. });
-        if graph.nodes().iter().any(|node| trains(&node.op)) {
-            for block in &mut self.blocks {
-                if block.moments.is_none() {
-                    block.moments = Some([
-                        self.gpu.zeroed_buffer(block.bytes, "first moments")?,
-                        self.gpu.zeroed_buffer(block.bytes, "second moments")?,
-                    ]);
-                }
+        let any = |test: fn(&Op) -> bool| graph.nodes().iter().any(|node| test(&node.op));
+        let trains = any(|op| !op.updated().is_empty());
+        let accumulates = any(|op| !op.accumulated().is_empty());
+        for block in &mut self.blocks {
+            if trains && block.moments.is_none() {
+                block.moments = Some([
+                    self.gpu.zeroed_buffer(block.bytes, "first moments")?,
+                    self.gpu.zeroed_buffer(block.bytes, "second moments")?,
+                ]);
+            }
+            if accumulates && block.accumulated.is_none() {
+                // Zeroed: accumulation begins there, and the gaps between parameters are part of the norm.
+                let buffer = self
+                    .gpu
+                    .zeroed_buffer(block.bytes, "accumulated gradients")?;
+                block.accumulated = Some(buffer);
             }
         }
         Ok(())
@@ -387,6 +466,23 @@ impl Entry {
     fn to_host_order(&self, data: &[f32]) -> Vec<f32> {
         let taps = self.taps.unwrap_or(1);
         transpose(data, taps, self.shape.cols() / taps)
+    }
+}
+
+/// What a parameter or state takes: `expected` finite numbers.
+fn check(name: &str, data: &[f32], expected: usize) -> Result<()> {
+    let fail = |reason: String| {
+        Err(Error::Data {
+            name: name.to_owned(),
+            reason,
+        })
+    };
+    if data.len() != expected {
+        return fail(format!("needs {expected} elements, got {}", data.len()));
+    }
+    match data.iter().position(|x| !x.is_finite()) {
+        Some(i) => fail(format!("element {i} is {}", data[i])),
+        None => Ok(()),
     }
 }
 

@@ -1,9 +1,9 @@
-//! Work over runs of the flat arenas: norm and AdamW.
+//! Work over runs of the flat arenas: norm, accumulation and AdamW.
 
 use super::{Instruction, Kernel, Operand, Program, Target, View, elementwise};
 use crate::error::Result;
 use crate::gpu::{Alignment, Layout};
-use crate::graph::{Broadcast, DType};
+use crate::graph::{BinaryOp, Broadcast, DType};
 
 const SIZE: usize = 64;
 /// `vec4`s whose squares one row of invocations adds up.
@@ -70,6 +70,40 @@ pub(crate) fn adamw(run: Layout, hyper: Layout, shadow: Option<Layout>, options:
         Some(shadow) => kernel.write("shadow", shadow, View::Vec4),
         None => kernel,
     }
+}
+
+/// What gradients are multiplied by before they are added up.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Weight {
+    Constant(f32),
+    Value(Layout),
+}
+
+/// g, (weight) → sum ← sum + weight·g, over runs of equal layout.
+pub(crate) fn accumulate(run: Layout, weight: Weight, target: Target) -> Kernel {
+    let operand = |layout, broadcast| Operand { layout, broadcast };
+    let mut operands = vec![operand(run, Broadcast::Same)];
+    let weight = match weight {
+        Weight::Constant(number) => Instruction::Constant(number),
+        Weight::Value(layout) => {
+            operands.push(operand(layout, Broadcast::Scalar));
+            Instruction::Load(1)
+        }
+    };
+    let program = Program {
+        rows: 1,
+        cols: run.cols(),
+        operands,
+        instructions: vec![
+            Instruction::Present(0),
+            Instruction::Load(0),
+            weight,
+            Instruction::Binary(BinaryOp::Mul, 1, 2),
+            Instruction::Binary(BinaryOp::Add, 0, 3),
+        ],
+        results: vec![(4, run)],
+    };
+    elementwise::elementwise(program, target)
 }
 
 /// `elements` of a block of parameters → their shadow.

@@ -35,7 +35,7 @@ impl Interpreter {
     }
 
     /// Gives a parameter or state a value. AdamW keeps the moments of parameter `NAME` as `NAME.adamw.m` and
-    /// `NAME.adamw.v`, which may be set, too; absent moments are zero.
+    /// `NAME.adamw.v`, and what is accumulated for it as `NAME.accumulated`; they may be set, too, and are zero where absent.
     ///
     /// Names and shapes are checked against the graph when it runs; names it does not use are ignored.
     pub fn set(&mut self, name: impl Into<String>, array: Array) {
@@ -83,12 +83,24 @@ impl Interpreter {
         inputs: &[(&str, Array)],
     ) -> Result<HashMap<ValueId, Array>> {
         let mut values = self.load(graph, inputs)?;
-        // Moments are collected apart, so that an error further on leaves the variables untouched.
+        // Moments and accumulated gradients are collected apart, so that an error further on leaves the variables untouched.
         let mut moments = HashMap::new();
         for node in graph.nodes() {
             match (&node.op, node.inputs.as_slice()) {
                 (Op::AdamW { .. }, operands) => {
                     self.adamw(graph, &node.op, operands, &mut values, &mut moments)?;
+                }
+                (Op::Accumulate { params }, operands) => {
+                    self.accumulate(graph, params, operands, &values, &mut moments)?;
+                }
+                (Op::TakeAccumulated { params }, []) => {
+                    for (&id, &param) in node.outputs.iter().zip(params) {
+                        let value = graph.value(param)?;
+                        let (name, sum) = self.accumulated(value)?;
+                        let zero = Array::splat(value.shape.clone(), 0.0);
+                        values.insert(id, sum);
+                        moments.insert(name, zero);
+                    }
                 }
                 (Op::Assign { state }, &[value]) => {
                     let data = lookup(&values, value)?.data().to_vec();
@@ -155,6 +167,43 @@ impl Interpreter {
             Some(name) => Err(data_error(name, "the graph has no such input")),
             None => Ok(values),
         }
+    }
+
+    /// What was accumulated for a parameter in earlier runs, and the name that it has as a variable.
+    fn accumulated(&self, parameter: &Value) -> Result<(String, Array)> {
+        let name = format!("{}.accumulated", parameter.name);
+        let sum = match self.variables.get(&name) {
+            Some(array) => {
+                check_shape(parameter, array)?;
+                array.clone()
+            }
+            None => Array::splat(parameter.shape.clone(), 0.0),
+        };
+        Ok((name, sum))
+    }
+
+    /// [`Op::Accumulate`].
+    fn accumulate(
+        &self,
+        graph: &Graph,
+        params: &[ValueId],
+        operands: &[ValueId],
+        values: &HashMap<ValueId, Array>,
+        sums: &mut HashMap<String, Array>,
+    ) -> Result<()> {
+        let Some((&weight, gradients)) = operands.split_last() else {
+            return Err(Error::Graph("accumulate has no weight".into()));
+        };
+        let weight = lookup(values, weight)?.data()[0];
+        for (&param, &gradient) in params.iter().zip(gradients) {
+            let (name, mut sum) = self.accumulated(graph.value(param)?)?;
+            let gradient = lookup(values, gradient)?.data();
+            for (sum, gradient) in sum.data_mut().iter_mut().zip(gradient) {
+                *sum += weight * gradient;
+            }
+            sums.insert(name, sum);
+        }
+        Ok(())
     }
 
     /// [`Op::AdamW`]: updates its parameters in `values`, and their moments.
@@ -328,6 +377,8 @@ fn evaluate(op: &Op, operands: &[&Array]) -> Result<Vec<Vec<f64>>> {
             | Op::LinearCrossEntropy(_)
             | Op::LinearCrossEntropyGrad { .. }
             | Op::AdamW { .. }
+            | Op::Accumulate { .. }
+            | Op::TakeAccumulated { .. }
             | Op::Assign { .. },
             _,
         ) => return Err(operand_error(op)),

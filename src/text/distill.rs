@@ -1,7 +1,7 @@
 //! Mode A: an encoder learns to give a teacher's sentence embeddings.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::batches::{Batch, Batches};
 use super::dataset::Dataset;
@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::graph::{DType, Executable, Graph, Host, Outputs, Pending, Session, ValueId};
 use crate::nn::{Draws, Training};
-use crate::train::{AdamW, LossScale, StepOutputs, Weights, trainable};
+use crate::train::{self, AdamW, Checkpoint, LossScale, StepOutputs, Weights, trainable};
 
 /// What the network between tokens and embedding computes in. Sums, statistics, the loss, master weights and the optimizer are
 /// f32 in either case.
@@ -29,6 +29,9 @@ pub enum Precision {
 pub struct DistillOptions {
     /// Samples a step, B.
     pub batch: usize,
+    /// Parts of a batch whose gradients are computed one after the other and added up, each with B / micro-batches samples:
+    /// less memory for the same step up to rounding.
+    pub micro_batches: usize,
     /// Weight of 1 − cosine.
     pub alpha: f32,
     /// Weight of the mean squared error.
@@ -49,6 +52,7 @@ impl Default for DistillOptions {
     fn default() -> Self {
         Self {
             batch: 64,
+            micro_batches: 1,
             alpha: 1.0,
             beta: 1.0,
             optimizer: AdamW {
@@ -85,10 +89,20 @@ pub struct Metrics {
 
 impl Metrics {
     fn new(outputs: &Outputs) -> Result<Self> {
+        // Means over micro-batches are one output.
+        let means = outputs.get(StepOutputs::METRICS).unwrap_or_default();
+        let [loss, cosine, mse] = match *means.as_slice() {
+            [loss, cosine, mse] => [loss, cosine, mse],
+            _ => [
+                outputs.scalar("loss")?,
+                outputs.scalar("cosine")?,
+                outputs.scalar("mse")?,
+            ],
+        };
         Ok(Self {
-            loss: outputs.scalar("loss")?,
-            cosine: outputs.scalar("cosine")?,
-            mse: outputs.scalar("mse")?,
+            loss,
+            cosine,
+            mse,
             gradient_norm: outputs.scalar(StepOutputs::GRADIENT_NORM)?,
             learning_rate: outputs.scalar(StepOutputs::LEARNING_RATE)?,
             loss_scale: outputs.scalar(StepOutputs::LOSS_SCALE)?,
@@ -118,8 +132,13 @@ pub struct Evaluation {
 pub struct Distiller {
     encoder: EncoderOptions,
     batch: usize,
+    micro_batches: usize,
     session: Session,
     train: Arc<Executable>,
+    /// With micro-batches: the step itself, behind the accumulation of gradients by `train`.
+    update: Option<Arc<Executable>>,
+    /// The micro-batches of a step belong together.
+    order: Mutex<()>,
     embed: Arc<Executable>,
 }
 
@@ -135,6 +154,12 @@ impl Distiller {
                 reason: "must be at least 1".into(),
             });
         }
+        if options.micro_batches == 0 || !options.batch.is_multiple_of(options.micro_batches) {
+            return Err(Error::Config {
+                field: "micro_batches",
+                reason: format!("must divide the batch of {}", options.batch),
+            });
+        }
         let mut optimizer = options.optimizer;
         let dtype = match options.precision {
             Precision::F32 => DType::F32,
@@ -146,6 +171,10 @@ impl Distiller {
         let mut session = Session::new(gpu, options.seed);
         let training = training_graph(encoder, options, &optimizer, dtype)?;
         let train = session.compile(&training)?;
+        let update = match options.micro_batches {
+            1 => None,
+            _ => Some(session.compile(&update_graph(encoder, &optimizer, &options.freeze)?)?),
+        };
         let mut graph = Graph::new();
         let training = Training::default();
         let z = forward(&mut graph, encoder, options.batch, dtype, &training)?;
@@ -154,8 +183,11 @@ impl Distiller {
         Ok(Self {
             encoder: encoder.clone(),
             batch: options.batch,
+            micro_batches: options.micro_batches,
             session,
             train,
+            update,
+            order: Mutex::new(()),
             embed,
         })
     }
@@ -166,7 +198,7 @@ impl Distiller {
         &self.encoder
     }
 
-    /// The compiled training step: its plan, its kernels.
+    /// The compiled training step: its plan, its kernels. With micro-batches the part that every one of them goes through.
     #[must_use]
     pub fn training_step(&self) -> &Executable {
         &self.train
@@ -183,10 +215,47 @@ impl Distiller {
     /// # Errors
     /// [`Error::Data`] for a batch of another shape, [`Error::OutOfMemory`], [`Error::DeviceLost`].
     pub fn submit(&self, batch: &Batch) -> Result<Pending> {
+        let Some(update) = &self.update else {
+            return self.train_on(&batch.ids, &batch.mask, &batch.targets);
+        };
+        let _order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
+        let step = self.accumulate(batch).and_then(|()| update.run(&[]));
+        if step.is_err() {
+            // Or the next step would contain the beginning of this one. What went wrong is reported first.
+            let _ = train::discard(&self.session);
+        }
+        step
+    }
+
+    fn accumulate(&self, batch: &Batch) -> Result<()> {
+        let samples = self.batch / self.micro_batches;
+        let (tokens, width) = (samples * self.encoder.length, self.encoder.embedding);
+        let whole = [
+            ("ids", batch.ids.len(), self.batch * self.encoder.length),
+            ("mask", batch.mask.len(), self.batch * self.encoder.length),
+            ("target", batch.targets.len(), self.batch * width),
+        ];
+        if let Some((name, len, needed)) = whole.into_iter().find(|(_, len, n)| len != n) {
+            return Err(Error::Data {
+                name: name.into(),
+                reason: format!("needs {needed} elements, got {len}"),
+            });
+        }
+        let ids = batch.ids.chunks_exact(tokens);
+        let mask = batch.mask.chunks_exact(tokens);
+        let targets = batch.targets.chunks_exact(samples * width);
+        for ((ids, mask), targets) in ids.zip(mask).zip(targets) {
+            // Returns at once, since the graph has no outputs.
+            self.train_on(ids, mask, targets)?.wait()?;
+        }
+        Ok(())
+    }
+
+    fn train_on(&self, ids: &[u32], mask: &[f32], targets: &[f32]) -> Result<Pending> {
         self.train.run(&[
-            ("ids", Host::from(&batch.ids)),
-            ("mask", Host::from(&batch.mask)),
-            ("target", Host::from(&batch.targets)),
+            ("ids", Host::from(ids)),
+            ("mask", Host::from(mask)),
+            ("target", Host::from(targets)),
         ])
     }
 
@@ -299,6 +368,22 @@ impl Distiller {
         weights.apply(&mut self.session)
     }
 
+    /// All that continues this training bit for bit, but the data: with the same batches from here on, in the same order.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::from_session`].
+    pub fn checkpoint(&self) -> Result<Checkpoint> {
+        Checkpoint::from_session(&self.session)
+    }
+
+    /// Continues where a checkpoint of a training with the same options was taken.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::apply`].
+    pub fn resume(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+        checkpoint.apply(&mut self.session)
+    }
+
     fn forward(&self, ids: &[u32], mask: &[f32]) -> Result<Vec<f32>> {
         let inputs = [("ids", Host::from(ids)), ("mask", Host::from(mask))];
         self.embed.run(&inputs)?.wait()?.get("z")
@@ -337,13 +422,30 @@ fn training_graph(
     let training = Training::default()
         .draws(draws)
         .checkpoint(options.checkpoint);
-    let z = forward(&mut graph, encoder, options.batch, dtype, &training)?;
-    let target = graph.input("target", &[options.batch, encoder.embedding], DType::F32)?;
+    let batch = options.batch / options.micro_batches;
+    let z = forward(&mut graph, encoder, batch, dtype, &training)?;
+    let target = graph.input("target", &[batch, encoder.embedding], DType::F32)?;
     let kd = graph.kd_loss(z, target, options.alpha, options.beta)?;
-    graph.output("loss", kd.loss)?;
-    graph.output("cosine", kd.cosine)?;
-    graph.output("mse", kd.mse)?;
+    let metrics = [kd.loss, kd.cosine, kd.mse];
     let parameters = trainable(&graph, &options.freeze)?;
+    if options.micro_batches > 1 {
+        // All micro-batches have the same number of samples.
+        let weight = graph.constant(&[1], 1.0)?;
+        optimizer.accumulate(&mut graph, kd.loss, weight, &parameters, &metrics)?;
+        return Ok(graph);
+    }
+    for (name, value) in ["loss", "cosine", "mse"].into_iter().zip(metrics) {
+        graph.output(name, value)?;
+    }
     optimizer.step(&mut graph, kd.loss, &parameters)?;
+    Ok(graph)
+}
+
+/// The step that follows the accumulation of micro-batches.
+fn update_graph(encoder: &EncoderOptions, optimizer: &AdamW, frozen: &[String]) -> Result<Graph> {
+    let mut graph = Graph::new();
+    Encoder::new(&mut graph, encoder)?;
+    let parameters = trainable(&graph, frozen)?;
+    optimizer.update(&mut graph, &parameters, 3)?;
     Ok(graph)
 }

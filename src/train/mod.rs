@@ -1,11 +1,15 @@
 //! Training: everything a step needs beside the loss, as nodes of the same graph, so that a step is one submission.
 
+mod accumulation;
+mod checkpoint;
 mod freeze;
 mod optimizer;
 mod scale;
 mod schedule;
 mod weights;
 
+pub(crate) use accumulation::discard;
+pub use checkpoint::Checkpoint;
 pub use freeze::trainable;
 pub use optimizer::{AdamW, StepOutputs};
 pub use scale::LossScale;

@@ -4,7 +4,7 @@ use super::{LossScale, Schedule};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Op, UnaryOp, ValueId};
 
-/// Names of the outputs that [`AdamW::step`] adds to a graph, each `[1]`.
+/// Names of the outputs that [`AdamW::step`] and [`AdamW::update`] add to a graph, `[1]` unless said otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StepOutputs;
@@ -18,6 +18,8 @@ impl StepOutputs {
     pub const LOSS_SCALE: &'static str = "loss_scale";
     /// Steps skipped so far because a gradient was not finite.
     pub const SKIPPED: &'static str = "skipped";
+    /// Of [`AdamW::update`] alone, `[metrics]`: means of the metrics over the micro-batches.
+    pub const METRICS: &'static str = "metrics";
 }
 
 /// AdamW with decoupled weight decay (Loshchilov & Hutter, arXiv:1711.05101), bias-corrected.
@@ -94,19 +96,35 @@ impl AdamW {
     /// [`Error::Config`] for values out of range, [`Error::Graph`] when the loss has no gradient, no parameter is given or the
     /// graph has a step already.
     pub fn step(&self, graph: &mut Graph, loss: ValueId, parameters: &[ValueId]) -> Result<()> {
+        let scale = self.begin(graph, parameters)?;
+        let gradients = graph.gradients_from(loss, scale, parameters)?;
+        self.finish(graph, parameters, &gradients, [scale, scale])
+    }
+
+    /// What every graph with a part of a step begins with: the loss scale.
+    pub(super) fn begin(&self, graph: &mut Graph, parameters: &[ValueId]) -> Result<ValueId> {
         self.check()?;
         if parameters.is_empty() {
             return Err(Error::Graph("there is no parameter to train".into()));
         }
-        let scale = match &self.loss_scale {
-            Some(options) => graph.state("train.loss_scale", &[1], options.start)?,
-            None => graph.constant(&[1], 1.0)?,
-        };
-        let gradients = graph.gradients_from(loss, scale, parameters)?;
-        let scaled_norm = graph.global_norm(&gradients)?;
-        let norm = graph.div(scaled_norm, scale)?;
+        match &self.loss_scale {
+            Some(options) => graph.state("train.loss_scale", &[1], options.start),
+            None => graph.constant(&[1], 1.0),
+        }
+    }
+
+    /// The update of `parameters` from gradients that are `divisor` times too large.
+    pub(super) fn finish(
+        &self,
+        graph: &mut Graph,
+        parameters: &[ValueId],
+        gradients: &[ValueId],
+        [scale, divisor]: [ValueId; 2],
+    ) -> Result<()> {
+        let scaled_norm = graph.global_norm(gradients)?;
+        let norm = graph.div(scaled_norm, divisor)?;
         let apply = graph.unary(UnaryOp::IsFinite, scaled_norm)?;
-        let factor = self.factor(graph, norm, scale)?;
+        let factor = self.factor(graph, norm, divisor)?;
 
         let step = graph.state("train.step", &[1], 0.0)?;
         let next = graph.add(step, apply)?;
@@ -136,7 +154,7 @@ impl AdamW {
             eps: self.eps,
             weight_decay: self.weight_decay,
         };
-        graph.apply(op, &[gradients.as_slice(), &[hyper]].concat())?;
+        graph.apply(op, &[gradients, &[hyper]].concat())?;
 
         graph.output(StepOutputs::LEARNING_RATE, rate)?;
         graph.output(StepOutputs::GRADIENT_NORM, norm)?;
@@ -144,9 +162,9 @@ impl AdamW {
         graph.output(StepOutputs::SKIPPED, missed)
     }
 
-    /// What gradients are multiplied by: min(1, clip / norm) / scale.
-    fn factor(&self, graph: &mut Graph, norm: ValueId, scale: ValueId) -> Result<ValueId> {
-        let unscale = graph.unary(UnaryOp::Recip, scale)?;
+    /// What gradients are multiplied by: min(1, clip / norm) / divisor.
+    fn factor(&self, graph: &mut Graph, norm: ValueId, divisor: ValueId) -> Result<ValueId> {
+        let unscale = graph.unary(UnaryOp::Recip, divisor)?;
         let Some(clip) = self.clip else {
             return Ok(unscale);
         };

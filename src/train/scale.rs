@@ -3,17 +3,20 @@
 use crate::error::{Error, Result};
 use crate::graph::{BinaryOp, Broadcast, Graph, UnaryOp, ValueId};
 
-/// The loss is multiplied by a scale that grows while gradients stay finite and shrinks when they do not.
-/// Micikevicius et al., arXiv:1710.03740.
+/// The loss is multiplied by a scale that doubles after `interval` good steps in a row, and halves when a gradient is not finite; that
+/// step is skipped. Micikevicius et al., arXiv:1710.03740.
+///
+/// The first step uses `start`, which may lie outside of `min..=max`, for instance to provoke an overflow. Every later one is
+/// within, so that after a first step at 2²⁴ the scale is at most `max`, whether the step was good or not.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LossScale {
-    /// First scale.
+    /// Scale of the first step.
     pub start: f32,
     /// Smallest scale.
     pub min: f32,
     /// Largest scale.
     pub max: f32,
-    /// Good steps until the scale doubles.
+    /// Good steps in a row until the scale doubles, at most 2²³.
     pub interval: u32,
 }
 
@@ -31,12 +34,14 @@ impl Default for LossScale {
 impl LossScale {
     pub(super) fn check(&self) -> Result<()> {
         let ordered = 0.0 < self.min && self.min <= self.max && self.start > 0.0;
-        if ordered && self.max.is_finite() && self.start.is_finite() && self.interval > 0 {
+        // Steps are counted in f32, and compared at half a step.
+        let counted = (1..=1 << 23).contains(&self.interval);
+        if ordered && self.max.is_finite() && self.start.is_finite() && counted {
             return Ok(());
         }
         Err(Error::Config {
             field: "loss_scale",
-            reason: "needs 0 < min <= max, a finite start > 0 and an interval of at least 1".into(),
+            reason: "needs 0 < min <= max, a finite start > 0 and an interval in 1..=2^23".into(),
         })
     }
 
@@ -53,7 +58,7 @@ impl LossScale {
         let factor = graph.affine(apply, 0.5, 0.5)?;
         let factor = graph.add(factor, grow)?;
         let next = graph.mul(scale, factor)?;
-        let (min, max) = (self.min, self.max.max(self.start));
+        let (min, max) = (self.min, self.max);
         let next = graph.unary(UnaryOp::Clamp { min, max }, next)?;
         graph.assign(good, count)?;
         graph.assign(scale, next)

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "every test file uses its part")]
 
 pub mod network;
+pub mod toy;
 
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};

@@ -1,4 +1,4 @@
-//! Work over the flat arenas: which gradients live there, their norm, the optimizer step.
+//! Work over the flat arenas: which gradients live there, their norm and accumulation, the optimizer step.
 
 use std::collections::{HashMap, HashSet};
 
@@ -9,12 +9,19 @@ use crate::graph::fuse::Fused;
 use crate::graph::{DType, Node, Op, Source, ValueId};
 use crate::kernels;
 
-/// Gradients that only optimizers and norms read are computed straight into the gradient arena.
-pub(super) fn pin(fused: &Fused<'_>) -> Result<HashMap<ValueId, ValueId>> {
+/// Accumulated gradients stay where they are. Gradients that only optimizers, norms and accumulation read are computed straight
+/// into the gradient arena.
+pub(super) fn pin(fused: &Fused<'_>) -> Result<HashMap<ValueId, (Arena, ValueId)>> {
     let graph = fused.graph;
     let mut pinned = HashMap::new();
     for node in graph.nodes() {
-        let Op::AdamW { params, .. } = &node.op else {
+        if let Op::TakeAccumulated { params } = &node.op {
+            let taken = node.outputs.iter().zip(params);
+            pinned.extend(taken.map(|(&id, &param)| (id, (Arena::Accumulated, param))));
+        }
+    }
+    for node in graph.nodes() {
+        let (Op::AdamW { params, .. } | Op::Accumulate { params }) = &node.op else {
             continue;
         };
         for (&gradient, &param) in node.inputs.iter().zip(params) {
@@ -23,56 +30,71 @@ pub(super) fn pin(fused: &Fused<'_>) -> Result<HashMap<ValueId, ValueId>> {
             let computed = matches!(value.source, Source::Node { .. });
             let readers = fused.readers(root);
             let for_optimizer = readers.iter().all(|&reader| {
-                matches!(graph.nodes()[reader].op, Op::AdamW { .. } | Op::GlobalNorm)
+                matches!(
+                    graph.nodes()[reader].op,
+                    Op::AdamW { .. } | Op::Accumulate { .. } | Op::GlobalNorm
+                )
             });
             let uses = node.inputs.iter().filter(|&&id| fused.root(id) == root);
             let layout = Layout::of(&value.shape, value.dtype)?;
             let same = layout == Layout::of(graph.shape(param), DType::F32)?;
             if computed && for_optimizer && uses.count() == 1 && same && !pinned.contains_key(&root)
             {
-                pinned.insert(root, param);
+                pinned.insert(root, (Arena::Gradients, param));
             }
         }
     }
     Ok(pinned)
 }
 
+/// A run of one of the arenas.
+type ArenaRun = (Arena, Run);
+
 impl Lowering<'_> {
-    /// Runs of the arena that cover the pinned gradients of `ids`, merged where they touch; and the other gradients.
-    fn runs(&self, ids: &[ValueId], params: Option<&[ValueId]>) -> Result<(Vec<Run>, Vec<usize>)> {
-        let mut runs: Vec<Run> = Vec::new();
+    /// Runs of the arenas that cover the pinned gradients of `ids`, merged where they touch; and the other gradients.
+    fn runs(
+        &self,
+        ids: &[ValueId],
+        params: Option<&[ValueId]>,
+    ) -> Result<(Vec<ArenaRun>, Vec<usize>)> {
+        let mut runs = Vec::new();
         let mut rest = Vec::new();
         for (i, &id) in ids.iter().enumerate() {
             match self.pinned.get(&self.fused.root(id)) {
-                Some(&param) if params.is_none_or(|params| params[i] == param) => {
-                    runs.push(self.arenas.run(param)?);
+                Some(&(arena, param)) if params.is_none_or(|params| params[i] == param) => {
+                    runs.push((arena, self.arenas.run(param)?));
                 }
                 _ => rest.push(i),
             }
         }
-        runs.sort_by_key(|run| (run.block, run.offset));
-        let mut merged: Vec<Run> = Vec::new();
-        for run in runs {
+        Ok((self.merged(runs), rest))
+    }
+
+    fn merged(&self, mut runs: Vec<ArenaRun>) -> Vec<ArenaRun> {
+        runs.sort_by_key(|(arena, run)| (*arena, run.block, run.offset));
+        let mut merged: Vec<ArenaRun> = Vec::new();
+        for (arena, run) in runs {
             match merged.last_mut() {
-                Some(last)
-                    if last.block == run.block
+                Some((before, last))
+                    if *before == arena
+                        && last.block == run.block
                         && last.offset + last.bytes == run.offset
                         && last.bytes + run.bytes <= self.max_binding =>
                 {
                     last.bytes += run.bytes;
                 }
-                _ => merged.push(run),
+                _ => merged.push((arena, run)),
             }
         }
-        Ok((merged, rest))
+        merged
     }
 
     pub(super) fn global_norm(&mut self, node: &Node) -> Result<()> {
         let (runs, rest) = self.runs(&node.inputs, None)?;
         let mut sources = Vec::new();
-        for run in runs {
+        for (arena, run) in runs {
             let layout = Self::vector(run.bytes as usize / 4, DType::F32)?;
-            sources.push((layout, Place::Run(Arena::Gradients, run)));
+            sources.push((layout, Place::Run(arena, run)));
         }
         for i in rest {
             let layout = self.layout(node.inputs[i])?;
@@ -95,6 +117,71 @@ impl Lowering<'_> {
         let output = self.layout(node.outputs[0])?;
         let kernel = kernels::reduce::total(partial, output, true, self.target);
         self.step(kernel, vec![place, Place::Value(node.outputs[0])]);
+        Ok(())
+    }
+
+    /// For each stretch of parameters, where its gradients lie.
+    fn gradients(&mut self, ids: &[ValueId], params: &[ValueId]) -> Result<Vec<(Run, Place)>> {
+        let (runs, rest) = self.runs(ids, Some(params))?;
+        let mut work: Vec<(Run, Place)> = runs
+            .into_iter()
+            .map(|(arena, run)| (run, Place::Run(arena, run)))
+            .collect();
+        for i in rest {
+            let run = self.arenas.run(params[i])?;
+            // Without the gap behind the parameter, which the gradient's own buffer does not have.
+            let bytes = self.layout(params[i])?.size_bytes();
+            work.push((Run { bytes, ..run }, self.place(ids[i])?));
+        }
+        Ok(work)
+    }
+
+    pub(super) fn accumulate(&mut self, node: &Node, params: &[ValueId]) -> Result<()> {
+        let (gradients, weight) = node.inputs.split_at(params.len());
+        let constant = |id: ValueId| match self.graph().value(self.fused.root(id))?.source {
+            Source::Constant(number) => Ok(Some(number)),
+            _ => Ok(None),
+        };
+        // A parameter that the loss does not depend on has zero as its gradient.
+        let mut used = (Vec::new(), Vec::new());
+        for (&gradient, &param) in gradients.iter().zip(params) {
+            if constant(gradient)? != Some(0.0) {
+                used.0.push(gradient);
+                used.1.push(param);
+            }
+        }
+        let weight = match constant(weight[0])? {
+            Some(number) => kernels::optimizer::Weight::Constant(number),
+            None => kernels::optimizer::Weight::Value(self.layout(weight[0])?),
+        };
+        let weight_place = match weight {
+            kernels::optimizer::Weight::Constant(_) => None,
+            kernels::optimizer::Weight::Value(_) => Some(self.place(node.inputs[params.len()])?),
+        };
+        for (run, gradient) in self.gradients(&used.0, &used.1)? {
+            let layout = Self::vector(run.bytes as usize / 4, DType::F32)?;
+            let kernel = kernels::optimizer::accumulate(layout, weight, self.target);
+            let sum = Place::Run(Arena::Accumulated, run);
+            let places = std::iter::once(gradient).chain(weight_place);
+            self.step(kernel, places.chain([sum]).collect());
+        }
+        Ok(())
+    }
+
+    /// What was taken is zero when the run ends.
+    pub(super) fn clear_accumulated(&mut self) -> Result<()> {
+        let mut runs = Vec::new();
+        for node in self.graph().nodes() {
+            if let Op::TakeAccumulated { params } = &node.op {
+                for &param in params {
+                    runs.push((Arena::Accumulated, self.arenas.run(param)?));
+                }
+            }
+        }
+        for (arena, run) in self.merged(runs) {
+            let layout = Self::vector(run.bytes as usize / 4, DType::F32)?;
+            self.fill(layout, 0.0, Place::Run(arena, run));
+        }
         Ok(())
     }
 
@@ -126,18 +213,7 @@ impl Lowering<'_> {
         let gradients = &node.inputs[..params.len()];
         let hyper = node.inputs[params.len()];
         let (hyper_layout, hyper) = (self.layout(hyper)?, self.place(hyper)?);
-        let (runs, rest) = self.runs(gradients, Some(params))?;
-        let mut work: Vec<(Run, Place)> = runs
-            .into_iter()
-            .map(|run| (run, Place::Run(Arena::Gradients, run)))
-            .collect();
-        for i in rest {
-            let run = self.arenas.run(params[i])?;
-            // Without the gap behind the parameter, which the gradient's own buffer does not have.
-            let bytes = self.layout(params[i])?.size_bytes();
-            let source = self.place(gradients[i])?;
-            work.push((Run { bytes, ..run }, source));
-        }
+        let work = self.gradients(gradients, params)?;
         let shadowed = self.shadowed_blocks()?;
         for (run, gradient) in work {
             let elements = run.bytes as usize / 4;

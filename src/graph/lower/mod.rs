@@ -34,10 +34,12 @@ pub(super) enum Place {
 }
 
 /// Which of the parallel arenas.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Arena {
     Parameters,
     Gradients,
+    /// Gradients added up over runs.
+    Accumulated,
     FirstMoments,
     SecondMoments,
     /// f16 copies of the parameters, at half their offsets.
@@ -74,8 +76,8 @@ pub(super) struct Step {
 #[derive(Debug)]
 pub(super) struct Lowered {
     pub steps: Vec<Step>,
-    /// Gradients that live in the gradient arena, with their parameter.
-    pub pinned: HashMap<ValueId, ValueId>,
+    /// Gradients that live in an arena, with their parameter.
+    pub pinned: HashMap<ValueId, (Arena, ValueId)>,
     /// Values that lie in the shadow arena, with their parameter.
     pub shadows: HashMap<ValueId, ValueId>,
     /// (value, state) to copy when the run ends.
@@ -121,6 +123,7 @@ pub(super) fn lower(
     for group in &fused.groups {
         lowering.group(group)?;
     }
+    lowering.clear_accumulated()?;
     Ok(Lowered {
         steps: lowering.steps,
         pinned: lowering.pinned,
@@ -138,7 +141,7 @@ struct Lowering<'a> {
     max_binding: u64,
     steps: Vec<Step>,
     scratch: Vec<Layout>,
-    pinned: HashMap<ValueId, ValueId>,
+    pinned: HashMap<ValueId, (Arena, ValueId)>,
     /// Constants that had to be stored because something other than a program reads them.
     constants: HashMap<ValueId, Place>,
     assigns: Vec<(ValueId, ValueId)>,

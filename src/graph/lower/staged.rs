@@ -104,6 +104,9 @@ impl Lowering<'_> {
             }
             Op::GlobalNorm => self.global_norm(node)?,
             Op::AdamW { .. } => self.adamw(node)?,
+            Op::Accumulate { params } => self.accumulate(node, params)?,
+            // Its results are where they were accumulated.
+            Op::TakeAccumulated { .. } => {}
             Op::Assign { state } => {
                 let from = self.fused.root(x[0]);
                 if !matches!(self.graph().value(from)?.source, Source::Node { .. }) {
