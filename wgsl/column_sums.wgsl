@@ -1,5 +1,5 @@
 // Sums over `chunk` rows of each column: a workgroup takes `across` vec4s of columns, `down` invocations share the rows of each.
-// Run again on its own result (one chunk) it gives the whole sum, so the order is fixed. With two results, one a chunk.
+// What the chunks leave is added up by sum_parts.
 {% include "shared/group" %}
 {% set size = across * down %}
 {% set parts = ["sum", "dot"] if param_grad else ["sum"] %}
@@ -27,8 +27,8 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     var sum = vec4<f32>();
     var dot = vec4<f32>();
     if (col < {{ used }}u) {
-        let end = {{ first }}u + min((chunk + 1u) * {{ chunk }}u, {{ rows }}u);
-        var row = {{ first }}u + chunk * {{ chunk }}u + lid / {{ across }}u;
+        let end = min((chunk + 1u) * {{ chunk }}u, {{ rows }}u);
+        var row = chunk * {{ chunk }}u + lid / {{ across }}u;
         // Four rows in flight.
         for (; row + {{ 3 * down }}u < end; row += {{ 4 * down }}u) {
 {% for n in range(4) %}
@@ -75,15 +75,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     sum = select(vec4<f32>(), sum, valid);
     dot = select(vec4<f32>(), dot, valid);
 {% endif %}
-{% if pair %}
-    if (chunk == 0u) {
-        y_store(col, sum);
-    } else {
-        z_store(col, sum);
-    }
-{% else %}
     y_store(chunk * y_stride + col, sum);
-{% endif %}
 {% if param_grad %}
     y_store(({{ chunks }}u + chunk) * y_stride + col, dot);
 {% endif %}

@@ -13,6 +13,7 @@ pub(crate) mod gemm_windows;
 pub(crate) mod layer_norm;
 pub(crate) mod loss;
 pub(crate) mod optimizer;
+pub(crate) mod parts;
 mod program;
 pub(crate) mod reduce;
 mod templates;

@@ -30,40 +30,31 @@ impl ColumnSums {
         }
     }
 
-    /// Runs of rows whose sums are added up in a second stage; with 1 there is none.
+    /// Runs of rows whose sums are added up by [`sum_parts`](super::parts::sum_parts); with 1 there is nothing to add.
     pub fn chunks(&self, rows: usize, cols: usize) -> usize {
         /// Workgroups that keep a large GPU busy.
         const BUSY: usize = 1024;
+        /// Parts that one invocation adds up.
+        const MOST: usize = 64;
         if self.down == 1 {
             return rows.div_ceil(64);
         }
         let tiles = cols.div_ceil(4 * self.across);
         // An invocation with less than four rows waits more than it adds.
-        rows.div_ceil(4 * self.down).min(BUSY.div_ceil(tiles))
+        let most = BUSY.div_ceil(tiles).min(MOST);
+        rows.div_ceil(4 * self.down).min(most)
     }
 
-    /// Rows `first..first + rows` of x → y: sums over runs of rows, one row of y a run (`y.rows()` runs).
-    pub fn sums(&self, x: Layout, first: usize, rows: usize, y: Layout) -> Kernel {
-        self.kernel(x, rows, y, y.rows())
-            .with("first", first)
+    /// x → y: sums over runs of rows, one row of y a run.
+    pub fn sums(&self, x: Layout, y: Layout) -> Kernel {
+        self.kernel(x, y, y.rows())
             .read("x", x, View::Vec4)
             .write("y", y, View::Vec4)
-    }
-
-    /// The two halves of the rows of x → y, z.
-    pub fn two_sums(&self, x: Layout, [y, z]: [Layout; 2]) -> Kernel {
-        self.kernel(x, x.rows(), y, 2)
-            .with("first", 0)
-            .with("pair", true)
-            .read("x", x, View::Vec4)
-            .write("y", y, View::Vec4)
-            .write("z", z, View::Vec4)
     }
 
     /// dy, x, statistics → y: per run of rows Σ dy in the first half of y, Σ dy·x̂ in the second.
     pub fn layer_norm_params(&self, [dy, x, stats]: [Layout; 3], y: Layout) -> Kernel {
-        self.kernel(x, x.rows(), y, y.rows() / 2)
-            .with("first", 0)
+        self.kernel(x, y, y.rows() / 2)
             .with("param_grad", true)
             .read("x", dy, View::Vec4)
             .read("input", x, View::Vec4)
@@ -72,7 +63,8 @@ impl ColumnSums {
             .flops(4.0 * x.len() as f64)
     }
 
-    fn kernel(&self, x: Layout, rows: usize, y: Layout, chunks: usize) -> Kernel {
+    fn kernel(&self, x: Layout, y: Layout, chunks: usize) -> Kernel {
+        let rows = x.rows();
         let width = y.row_stride() / 4;
         let tiles = width.div_ceil(self.across);
         Kernel::new("column_sums")
@@ -87,7 +79,6 @@ impl ColumnSums {
             .with("chunks", chunks)
             .with("chunk", rows.div_ceil(chunks))
             .with("param_grad", false)
-            .with("pair", false)
             .flops(x.len() as f64)
     }
 }

@@ -48,6 +48,7 @@ const TEMPLATES: &[(&str, &str)] = templates![
     "shared/window",
     "split_sums",
     "stack",
+    "sum_parts",
     "total",
 ];
 

@@ -111,12 +111,12 @@ impl Lowering<'_> {
         let mut first = 0;
         for (layout, source) in sources {
             let kernel = kernels::optimizer::norm_partial(layout, partial, first, self.target);
-            self.step(kernel, vec![source, place]);
+            self.step(kernel, vec![source, place])?;
             first += kernels::optimizer::norm_parts(layout.row_stride());
         }
         let output = self.layout(node.outputs[0])?;
         let kernel = kernels::reduce::total(partial, output, true, self.target);
-        self.step(kernel, vec![place, Place::Value(node.outputs[0])]);
+        self.step(kernel, vec![place, Place::Value(node.outputs[0])])?;
         Ok(())
     }
 
@@ -163,7 +163,7 @@ impl Lowering<'_> {
             let kernel = kernels::optimizer::accumulate(layout, weight, self.target);
             let sum = Place::Run(Arena::Accumulated, run);
             let places = std::iter::once(gradient).chain(weight_place);
-            self.step(kernel, places.chain([sum]).collect());
+            self.step(kernel, places.chain([sum]).collect())?;
         }
         Ok(())
     }
@@ -180,7 +180,7 @@ impl Lowering<'_> {
         }
         for (arena, run) in self.merged(runs) {
             let layout = Self::vector(run.bytes as usize / 4, DType::F32)?;
-            self.fill(layout, 0.0, Place::Run(arena, run));
+            self.fill(layout, 0.0, Place::Run(arena, run))?;
         }
         Ok(())
     }
@@ -232,7 +232,7 @@ impl Lowering<'_> {
                 places.push(arena(Arena::Shadows));
             }
             let kernel = kernels::optimizer::adamw(layout, hyper_layout, shadow, options);
-            self.step(kernel, places);
+            self.step(kernel, places)?;
         }
         Ok(())
     }

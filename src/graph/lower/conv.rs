@@ -39,7 +39,7 @@ impl Lowering<'_> {
                 };
                 self.matmul(gemm, &stored(columns), &product)?;
                 let kernel = col2im(columns, window, program);
-                self.step(kernel, [vec![place], x.loads, x.stores].concat());
+                self.step(kernel, [vec![place], x.loads, x.stores].concat())?;
                 Ok(())
             }
             Op::ConvGradWeight { window, .. } => {
@@ -73,7 +73,7 @@ impl Lowering<'_> {
         let rows = x.rows() / window.time * window.steps;
         let columns = matrix(rows, window.kernel * x.cols(), x.dtype())?;
         let place = self.scratch(columns);
-        self.step(im2col(x, window, stored(columns)), vec![from, place]);
+        self.step(im2col(x, window, stored(columns)), vec![from, place])?;
         Ok((columns, place))
     }
 }

@@ -84,7 +84,7 @@ impl Lowering<'_> {
         };
         if let (Some(node), true) = (value, several) {
             // A chunk does not know where the padding of all rows is.
-            self.fill(rows.0, 0.0, Place::Value(node.outputs[2]));
+            self.fill(rows.0, 0.0, Place::Value(node.outputs[2]))?;
         }
         let layer = Layer {
             entropy,
@@ -211,7 +211,7 @@ impl Lowering<'_> {
         match (gradient.dbias, gradient.part) {
             (Some(dbias), Some(part)) if first > 0 => {
                 self.sum_rows(dlogits.0, dlogits.1, part)?;
-                self.add_to(dbias, part);
+                self.add_to(dbias, part)?;
                 Ok(())
             }
             (Some(dbias), _) => self.sum_rows(dlogits.0, dlogits.1, dbias),
@@ -236,7 +236,7 @@ impl Lowering<'_> {
         let own = vec![logits.1, targets_place];
         let Some(gradient) = &layer.gradient else {
             let kernel = entropy.rows(chunk, targets, rows, self.target);
-            self.step(kernel, [own, vec![rows_place]].concat());
+            self.step(kernel, [own, vec![rows_place]].concat())?;
             return Ok(());
         };
         let program = program(dlogits.0, Vec::new(), &[]);
@@ -252,7 +252,7 @@ impl Lowering<'_> {
                 [own, counted, vec![dloss_place], vec![rows_place, dlogits.1]],
             ),
         };
-        self.step(kernel, places.concat());
+        self.step(kernel, places.concat())?;
         Ok(())
     }
 
@@ -271,7 +271,7 @@ impl Lowering<'_> {
     }
 
     /// sum += x
-    fn add_to(&mut self, sum: At, x: At) {
+    fn add_to(&mut self, sum: At, x: At) -> Result<()> {
         let program = Program {
             rows: sum.0.rows(),
             cols: sum.0.cols(),
@@ -287,7 +287,7 @@ impl Lowering<'_> {
             results: vec![(2, sum.0)],
         };
         let kernel = kernels::elementwise::elementwise(program, self.target);
-        self.step(kernel, vec![x.1, sum.1]);
+        self.step(kernel, vec![x.1, sum.1])
     }
 
     fn at(&mut self, id: ValueId) -> Result<At> {

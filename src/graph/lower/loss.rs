@@ -13,7 +13,7 @@ impl Lowering<'_> {
         let rows = self.layout(node.outputs[2])?;
         let mut places = self.places(&node.inputs)?;
         places.push(Place::Value(node.outputs[2]));
-        self.step(entropy.rows(logits, targets, rows, self.target), places);
+        self.step(entropy.rows(logits, targets, rows, self.target), places)?;
         self.cross_entropy_total(entropy, node, node.inputs[1], logits.cols())
     }
 
@@ -33,7 +33,7 @@ impl Lowering<'_> {
         let counted = counted.into_iter().collect();
         let own = [vec![reads[0], reads[1]], counted, vec![reads[4]]].concat();
         let places = [own, loads, vec![reads[2]], stores].concat();
-        self.step(kernel, places);
+        self.step(kernel, places)?;
         let others = |id| {
             let readers = self.fused.readers(id).iter();
             self.is_output(id) || readers.clone().count() > usize::from(id == node.inputs[3])
@@ -58,7 +58,7 @@ impl Lowering<'_> {
         let count = Self::vector(1, DType::F32)?;
         let place = self.scratch(count);
         let kernel = entropy.count(layout, count, self.target);
-        self.step(kernel, vec![from, place]);
+        self.step(kernel, vec![from, place])?;
         Ok((Count::Value(count), Some(place)))
     }
 
@@ -75,7 +75,7 @@ impl Lowering<'_> {
         let [loss_place, count_place, rows_place] =
             [0, 1, 2].map(|i| Place::Value(node.outputs[i]));
         let kernel = entropy.total(rows, layout, [loss, count], vocabulary, self.target);
-        self.step(kernel, vec![rows_place, from, loss_place, count_place]);
+        self.step(kernel, vec![rows_place, from, loss_place, count_place])?;
         Ok(())
     }
 }

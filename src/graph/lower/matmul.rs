@@ -1,5 +1,6 @@
 //! Matrix products, the one operation with several kernels to choose from.
 
+use super::parts::{Parts, only_stores};
 use super::{Lowering, Place, Step};
 use crate::error::Result;
 use crate::gpu::Layout;
@@ -26,10 +27,26 @@ impl Lowering<'_> {
                 tune::choose(gpu, self.target, &key, &gemm.candidates(program), build)?
             }
         };
-        let (steps, partial) = steps(chosen, program, x, scratch)?;
+        let (mut steps, partial) = steps(chosen, program, x, scratch)?;
         self.scratch.extend(partial);
-        self.steps.extend(steps);
-        Ok(())
+        let put_off = partial.filter(|_| only_stores(program));
+        if put_off.is_some() {
+            steps.pop();
+        }
+        for Step { kernel, places } in steps {
+            self.step(kernel, places)?;
+        }
+        match put_off {
+            None => Ok(()),
+            Some(layout) => self.put_off(Parts {
+                source: scratch,
+                layout,
+                first: 0,
+                parts: chosen.splits(),
+                to: x.stores[0],
+                result: program.results[0].1,
+            }),
+        }
     }
 }
 

@@ -5,11 +5,13 @@ mod conv;
 mod linear_cross_entropy;
 mod loss;
 mod matmul;
+mod parts;
 mod staged;
 
 use std::collections::HashMap;
 
 use self::matmul::Operands;
+use self::parts::Parts;
 use super::fuse::{Fused, Group};
 use super::{Broadcast, DType, Graph, Op, Source, ValueId, infer};
 use crate::error::{Error, Result};
@@ -117,12 +119,14 @@ pub(super) fn lower(
         max_binding,
         steps: Vec::new(),
         scratch: Vec::new(),
+        parts: Vec::new(),
         constants: HashMap::new(),
         assigns: Vec::new(),
     };
     for group in &fused.groups {
         lowering.group(group)?;
     }
+    lowering.add_up()?;
     lowering.clear_accumulated()?;
     Ok(Lowered {
         steps: lowering.steps,
@@ -141,6 +145,7 @@ struct Lowering<'a> {
     max_binding: u64,
     steps: Vec<Step>,
     scratch: Vec<Layout>,
+    parts: Vec<Parts>,
     pinned: HashMap<ValueId, (Arena, ValueId)>,
     /// Constants that had to be stored because something other than a program reads them.
     constants: HashMap<ValueId, Place>,
@@ -166,7 +171,16 @@ impl Lowering<'_> {
         Place::Scratch(self.scratch.len() - 1)
     }
 
-    fn step(&mut self, kernel: Kernel, places: Vec<Place>) {
+    /// The next dispatch, behind the sums that it needs.
+    fn step(&mut self, kernel: Kernel, places: Vec<Place>) -> Result<()> {
+        for &place in &places {
+            self.settle(place)?;
+        }
+        self.push(kernel, places);
+        Ok(())
+    }
+
+    fn push(&mut self, kernel: Kernel, places: Vec<Place>) {
         self.steps.push(Step { kernel, places });
     }
 
@@ -181,12 +195,12 @@ impl Lowering<'_> {
         }
         let layout = self.layout(root)?;
         let place = self.scratch(layout);
-        self.fill(layout, number, place);
+        self.fill(layout, number, place)?;
         self.constants.insert(root, place);
         Ok(place)
     }
 
-    fn fill(&mut self, layout: Layout, number: f32, place: Place) {
+    fn fill(&mut self, layout: Layout, number: f32, place: Place) -> Result<()> {
         let program = Program {
             rows: layout.rows(),
             cols: layout.cols(),
@@ -197,7 +211,7 @@ impl Lowering<'_> {
         self.step(
             kernels::elementwise::elementwise(program, self.target),
             vec![place],
-        );
+        )
     }
 
     fn places(&mut self, ids: &[ValueId]) -> Result<Vec<Place>> {
@@ -294,7 +308,7 @@ impl Lowering<'_> {
         let Some(anchor) = group.anchor else {
             let (program, loads, stores) = self.program(group)?;
             let kernel = kernels::elementwise::elementwise(program, self.target);
-            self.step(kernel, [loads, stores].concat());
+            self.step(kernel, [loads, stores].concat())?;
             return Ok(());
         };
         let graph = self.fused.graph;
@@ -363,7 +377,7 @@ impl Lowering<'_> {
                 return Err(Error::Graph(format!("{} has no kernel", infer::name(op))));
             }
         };
-        self.step(kernel, [reads, loads, side, stores].concat());
+        self.step(kernel, [reads, loads, side, stores].concat())?;
         Ok(())
     }
 }

@@ -1,5 +1,6 @@
 //! Operations that take several dispatches, or whose kernel takes no program.
 
+use super::parts::Parts;
 use super::{Lowering, Place};
 use crate::error::{Error, Result};
 use crate::gpu::Layout;
@@ -24,7 +25,7 @@ impl Lowering<'_> {
                 let (input, output) = (self.layout(x[0])?, self.layout(node.outputs[0])?);
                 let from = self.place(x[0])?;
                 let kernel = kernels::reduce::row_sums(input, output, target);
-                self.step(kernel, vec![from, Place::Value(node.outputs[0])]);
+                self.step(kernel, vec![from, Place::Value(node.outputs[0])])?;
             }
             Op::SumAll => {
                 let (input, output) = (self.layout(x[0])?, self.layout(node.outputs[0])?);
@@ -32,9 +33,9 @@ impl Lowering<'_> {
                 let sums = Self::vector(input.rows(), DType::F32)?;
                 let place = self.scratch(sums);
                 let rows = kernels::reduce::row_sums(input, sums, target);
-                self.step(rows, vec![from, place]);
+                self.step(rows, vec![from, place])?;
                 let total = kernels::reduce::total(sums, output, false, target);
-                self.step(total, vec![place, Place::Value(node.outputs[0])]);
+                self.step(total, vec![place, Place::Value(node.outputs[0])])?;
             }
             Op::LayerNormParamGrad => self.layer_norm_params(node)?,
             Op::GatherGrad { padding, .. } => {
@@ -44,24 +45,24 @@ impl Lowering<'_> {
                 let links = Self::vector(2 * ids.cols(), DType::U32)?;
                 let chain = self.scratch(links);
                 let reads = self.places(x)?;
-                self.fill(table, 0.0, result);
+                self.fill(table, 0.0, result)?;
                 match kernels::embedding::run_length(table.rows(), target) {
                     None => {
                         let kernel = kernels::embedding::links(ids, links, *padding);
-                        self.step(kernel, vec![reads[0], chain]);
+                        self.step(kernel, vec![reads[0], chain])?;
                     }
                     Some(run) => {
                         let keys = ids.cols().next_multiple_of(run);
                         let sorted = Self::vector(keys, DType::U32)?;
                         let place = self.scratch(sorted);
                         let kernel = kernels::embedding::sort(ids, sorted, run);
-                        self.step(kernel, vec![reads[0], place]);
+                        self.step(kernel, vec![reads[0], place])?;
                         let kernel = kernels::embedding::links_sorted(sorted, links, run, *padding);
-                        self.step(kernel, vec![place, chain]);
+                        self.step(kernel, vec![place, chain])?;
                     }
                 }
                 let kernel = kernels::embedding::gather_grad([ids, links, dy], table);
-                self.step(kernel, vec![reads[0], chain, reads[1], result]);
+                self.step(kernel, vec![reads[0], chain, reads[1], result])?;
             }
             Op::Stack => {
                 let output = self.layout(node.outputs[0])?;
@@ -78,7 +79,7 @@ impl Lowering<'_> {
                 }
                 let mut places = self.places(x)?;
                 places.push(Place::Value(node.outputs[0]));
-                self.step(kernels::reduce::stack(&layouts, output), places);
+                self.step(kernels::reduce::stack(&layouts, output), places)?;
             }
             Op::KdLoss { alpha, beta } => {
                 let [y, t] = self.layouts(x)?;
@@ -86,11 +87,11 @@ impl Lowering<'_> {
                 let out: Vec<Place> = node.outputs.iter().map(|&id| Place::Value(id)).collect();
                 let mut places = self.places(x)?;
                 places.push(out[3]);
-                self.step(kernels::loss::kd_rows(y, t, rows, target), places);
+                self.step(kernels::loss::kd_rows(y, t, rows, target), places)?;
                 let scalars = [loss, cosine, mse];
                 let kernel =
                     kernels::loss::kd_total(rows, scalars, y.cols(), [*alpha, *beta], target);
-                self.step(kernel, vec![out[3], out[0], out[1], out[2]]);
+                self.step(kernel, vec![out[3], out[0], out[1], out[2]])?;
             }
             Op::CrossEntropy { ignore, smoothing } => {
                 let (ignore, smoothing) = (*ignore, *smoothing);
@@ -128,17 +129,19 @@ impl Lowering<'_> {
         let columns = ColumnSums::new(input.cols(), self.target);
         let chunks = columns.chunks(input.rows(), input.cols());
         if chunks == 1 {
-            let kernel = columns.sums(input, 0, input.rows(), output);
-            self.step(kernel, vec![from, to]);
-            return Ok(());
+            return self.step(columns.sums(input, output), vec![from, to]);
         }
         let partial = Layout::of(&Shape::matrix(chunks, input.cols()), DType::F32)?;
         let place = self.scratch(partial);
-        let kernel = columns.sums(input, 0, input.rows(), partial);
-        self.step(kernel, vec![from, place]);
-        let kernel = columns.sums(partial, 0, chunks, output);
-        self.step(kernel, vec![place, to]);
-        Ok(())
+        self.step(columns.sums(input, partial), vec![from, place])?;
+        self.put_off(Parts {
+            source: place,
+            layout: partial,
+            first: 0,
+            parts: chunks,
+            to,
+            result: output,
+        })
     }
 
     fn layer_norm_params(&mut self, node: &Node) -> Result<()> {
@@ -149,20 +152,20 @@ impl Lowering<'_> {
         let partial = Layout::of(&Shape::matrix(2 * chunks, x.cols()), DType::F32)?;
         let place = self.scratch(partial);
         let kernel = columns.layer_norm_params([dy, x, stats], partial);
-        self.step(kernel, vec![reads[2], reads[0], reads[1], place]);
-        let [gamma, beta] = [node.outputs[0], node.outputs[1]];
-        let wanted = |id| !self.fused.readers(id).is_empty() || self.is_output(id);
-        if wanted(gamma) && wanted(beta) {
-            let kernel = columns.two_sums(partial, self.layouts(&[beta, gamma])?);
-            self.step(kernel, vec![place, Place::Value(beta), Place::Value(gamma)]);
-            return Ok(());
+        self.step(kernel, vec![reads[2], reads[0], reads[1], place])?;
+        for (id, first) in [(node.outputs[1], 0), (node.outputs[0], chunks)] {
+            if self.fused.readers(id).is_empty() && !self.is_output(id) {
+                continue;
+            }
+            self.put_off(Parts {
+                source: place,
+                layout: partial,
+                first,
+                parts: chunks,
+                to: Place::Value(id),
+                result: self.layout(id)?,
+            })?;
         }
-        let (id, first) = match wanted(beta) {
-            true => (beta, 0),
-            false => (gamma, chunks),
-        };
-        let kernel = columns.sums(partial, first, chunks, self.layout(id)?);
-        self.step(kernel, vec![place, Place::Value(id)]);
         Ok(())
     }
 

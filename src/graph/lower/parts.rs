@@ -1,0 +1,198 @@
+//! Sums that are put off: parts of several results are added up in one dispatch, as late as the first of the results is read.
+
+use super::{Arena, Lowering, Place, Run};
+use crate::error::Result;
+use crate::gpu::Layout;
+use crate::graph::DType;
+use crate::kernels::parts::{Sum, sum_parts};
+use crate::kernels::{Instruction, MAX_BINDINGS, Program};
+
+/// Parts that are waiting to be added up.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Parts {
+    /// Where they lie.
+    pub source: Place,
+    pub layout: Layout,
+    /// Row of the first part.
+    pub first: usize,
+    /// Their number.
+    pub parts: usize,
+    /// Where the sum goes.
+    pub to: Place,
+    pub result: Layout,
+}
+
+/// Most bytes of parts that are kept waiting.
+const MOST_BYTES: u64 = 64 << 20;
+
+/// Whether a program does nothing but store what it is given.
+pub(super) fn only_stores(program: &Program) -> bool {
+    program.instructions == [Instruction::Sum] && program.results.len() == 1
+}
+
+/// A result's buffer, or the stretch of the gradient arena that it lies in.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Target {
+    Whole(Place, Layout),
+    Arena(Arena, Run),
+}
+
+/// Sources and targets of one dispatch.
+#[derive(Default)]
+struct Bound {
+    sources: Vec<(Place, Layout)>,
+    targets: Vec<Target>,
+}
+
+impl Lowering<'_> {
+    /// Adds parts up, now or later, but before anything reads the sum.
+    pub(super) fn put_off(&mut self, parts: Parts) -> Result<()> {
+        let waiting: u64 = self
+            .parts
+            .iter()
+            .map(|parts| parts.layout.size_bytes())
+            .sum();
+        let mut all = self.parts.clone();
+        all.push(parts);
+        let bound = self.bound(&all)?;
+        let fits = bound.sources.len() + bound.targets.len() <= MAX_BINDINGS;
+        if !fits || waiting + parts.layout.size_bytes() > MOST_BYTES {
+            self.add_up()?;
+        }
+        self.parts.push(parts);
+        Ok(())
+    }
+
+    /// Adds up what is waiting if `place` is one of the sums.
+    pub(super) fn settle(&mut self, place: Place) -> Result<()> {
+        let pinned = |parts: &Parts| match parts.to {
+            Place::Value(id) => self.pinned.contains_key(&id),
+            _ => false,
+        };
+        let mut waiting = self.parts.iter();
+        let touched = match place {
+            Place::Run(..) => waiting.any(pinned),
+            Place::Part { value, .. } | Place::Value(value) => {
+                waiting.any(|parts| match parts.to {
+                    Place::Value(id) => id == value,
+                    Place::Part { value: id, .. } => id == value,
+                    _ => false,
+                })
+            }
+            Place::Scratch(_) => waiting.any(|parts| parts.to == place),
+        };
+        match touched {
+            true => self.add_up(),
+            false => Ok(()),
+        }
+    }
+
+    /// Adds up everything that is waiting.
+    pub(super) fn add_up(&mut self) -> Result<()> {
+        let waiting = std::mem::take(&mut self.parts);
+        if waiting.is_empty() {
+            return Ok(());
+        }
+        let bound = self.bound(&waiting)?;
+        let mut sums = Vec::with_capacity(waiting.len());
+        for parts in &waiting {
+            let own = |(place, _): &(Place, Layout)| *place == parts.source;
+            let source = bound.sources.iter().position(own).unwrap_or(0);
+            let (result, offset) = self.target(&bound.targets, parts)?;
+            sums.push(Sum {
+                source,
+                first: parts.first,
+                parts: parts.parts,
+                result,
+                offset,
+                layout: parts.result,
+            });
+        }
+        let sources: Vec<Layout> = bound.sources.iter().map(|&(_, layout)| layout).collect();
+        let mut results = Vec::new();
+        let mut places: Vec<Place> = bound.sources.iter().map(|&(place, _)| place).collect();
+        for target in bound.targets {
+            match target {
+                Target::Whole(place, layout) => {
+                    results.push(layout);
+                    places.push(place);
+                }
+                Target::Arena(arena, run) => {
+                    results.push(Self::vector(run.bytes as usize / 4, DType::F32)?);
+                    places.push(Place::Run(arena, run));
+                }
+            }
+        }
+        let kernel = sum_parts(&sums, &sources, &results);
+        self.push(kernel, places);
+        Ok(())
+    }
+
+    fn arena_of(&self, place: Place) -> Result<Option<(Arena, Run)>> {
+        match place {
+            Place::Value(id) => match self.pinned.get(&id) {
+                Some(&(arena, param)) => Ok(Some((arena, self.arenas.run(param)?))),
+                None => Ok(None),
+            },
+            _ => Ok(None),
+        }
+    }
+
+    fn bound(&self, waiting: &[Parts]) -> Result<Bound> {
+        let mut bound = Bound::default();
+        for parts in waiting {
+            let source = (parts.source, parts.layout);
+            if !bound.sources.contains(&source) {
+                bound.sources.push(source);
+            }
+            let Some((arena, run)) = self.arena_of(parts.to)? else {
+                bound.targets.push(Target::Whole(parts.to, parts.result));
+                continue;
+            };
+            let mut joined = false;
+            for target in &mut bound.targets {
+                if let Target::Arena(other, whole) = target
+                    && *other == arena
+                    && whole.block == run.block
+                {
+                    let start = whole.offset.min(run.offset);
+                    let end = (whole.offset + whole.bytes).max(run.offset + run.bytes);
+                    if end - start <= self.max_binding {
+                        *whole = Run {
+                            block: run.block,
+                            offset: start,
+                            bytes: end - start,
+                        };
+                        joined = true;
+                        break;
+                    }
+                }
+            }
+            if !joined {
+                bound.targets.push(Target::Arena(arena, run));
+            }
+        }
+        Ok(bound)
+    }
+
+    /// Number of the target and bytes from its beginning.
+    fn target(&self, targets: &[Target], parts: &Parts) -> Result<(usize, u64)> {
+        let own = self.arena_of(parts.to)?;
+        let found = targets
+            .iter()
+            .enumerate()
+            .find_map(|(i, target)| match (target, own) {
+                (Target::Whole(place, _), None) => (*place == parts.to).then_some((i, 0)),
+                (Target::Arena(arena, whole), Some((own, run))) => {
+                    let inside = *arena == own
+                        && whole.block == run.block
+                        && whole.offset <= run.offset
+                        && run.offset + run.bytes <= whole.offset + whole.bytes;
+                    inside.then(|| (i, run.offset - whole.offset))
+                }
+                _ => None,
+            });
+        let missing = || crate::Error::Graph("a sum has no place".into());
+        found.ok_or_else(missing)
+    }
+}

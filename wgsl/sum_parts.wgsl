@@ -1,0 +1,41 @@
+// Adds up parts, in their order: what products with a split K and sums over runs of rows leave behind, of several results in one dispatch.
+// An invocation takes a vec4 of one result; each result begins with a workgroup.
+{% include "shared/group" %}
+
+@compute @workgroup_size({{ size }})
+fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
+    let i = group_id(wid) * {{ size }}u + lid;
+{% for source, first, parts, used, result, offset, stride, rows, width, begin in segments %}
+    if (i >= {{ begin }}u && i < {{ begin + rows * width }}u) {
+        let row = (i - {{ begin }}u) / {{ width }}u;
+        let col = (i - {{ begin }}u) % {{ width }}u;
+        var sum = vec4<f32>();
+{% if used < width %}
+        if (col < {{ used }}u) {
+{% endif %}
+        var at = ({{ first }}u + row) * s{{ source }}_stride + col;
+{% set together = [parts, 8]|min %}
+{% if parts >= 16 %}
+        for (var round = 0u; round < {{ parts // 8 }}u; round++) {
+{% endif %}
+{% for n in range(together) %}
+            let v{{ n }} = s{{ source }}_load(at + {{ n * rows }}u * s{{ source }}_stride);
+{% endfor %}
+{% for n in range(together) %}
+            sum += v{{ n }};
+{% endfor %}
+            at += {{ together * rows }}u * s{{ source }}_stride;
+{% if parts >= 16 %}
+        }
+{% endif %}
+{% set rest = parts % 8 if parts >= 16 else parts - together %}
+{% for n in range(rest) %}
+        sum += s{{ source }}_load(at + {{ n * rows }}u * s{{ source }}_stride);
+{% endfor %}
+{% if used < width %}
+        }
+{% endif %}
+        q{{ result }}_store({{ offset }}u + row * {{ stride }}u + col, sum);
+    }
+{% endfor %}
+}
