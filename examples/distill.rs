@@ -13,7 +13,7 @@ use energyflow::text::{
     Batches, Dataset, DistillOptions, Distiller, EncoderOptions, Evaluation, Metrics, OpenOptions,
     Precision, Tokenizer, WordPiece,
 };
-use energyflow::train::{AdamW, Schedule, WeightType};
+use energyflow::train::{AdamW, LossScale, Schedule, WeightType};
 use energyflow::{Gpu, GpuOptions};
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 use plotters::prelude::*;
@@ -55,6 +55,15 @@ struct Options {
     /// Samples a step
     #[arg(long, default_value_t = 64)]
     batch: usize,
+    /// Split a batch into so many parts whose gradients are added up, to save memory
+    #[arg(long, default_value_t = 1)]
+    micro_batches: usize,
+    /// Decoupled weight decay
+    #[arg(long, default_value_t = 0.01)]
+    weight_decay: f32,
+    /// First loss scale of f16 training
+    #[arg(long, default_value_t = LossScale::default().start)]
+    loss_scale: f32,
     /// Seed of the parameters and of the order of the samples
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -227,8 +236,17 @@ fn configure(
                 total: steps,
             },
             clip: Some(1.0),
+            weight_decay: options.weight_decay,
+            loss_scale: match options.precision {
+                Storage::F32 => None,
+                Storage::F16 => Some(LossScale {
+                    start: options.loss_scale,
+                    ..LossScale::default()
+                }),
+            },
             ..AdamW::default()
         },
+        micro_batches: options.micro_batches,
         precision: match options.precision {
             Storage::F32 => Precision::F32,
             Storage::F16 => Precision::Mixed,

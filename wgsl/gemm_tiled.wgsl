@@ -7,7 +7,8 @@
 // An operand that is stored with k along its rows is staged as it is, [k][column]. One with k along its columns is turned into that by
 // blocks of 4 x 4 in registers, or, with `keep`, stays as it is, [row][k], and the multiply-adds take four k at a time.
 //
-// With `windows` the product is a convolution, see gemm_cooperative.
+// With `windows` the product is a convolution, see gemm_cooperative. `whole`: every 8 of K belong to one tap (or sample), so that places move
+// on by a stride, and are looked up anew only where a tap (or sample) begins.
 {% set am = bm // 4 %}
 {% set bn4 = bn // 4 %}
 {% set ty = bm // tm %}
@@ -40,6 +41,8 @@ fn b_row(k: u32) -> u32 {
 {% set a_windows = windows in ["forward", "input"] %}
 {% set b_windows = windows == "weight" %}
 {% set b_taps = windows == "input" %}
+{% set a_moves = a_windows and whole %}
+{% set b_moves = (b_windows or b_taps) and whole %}
 
 @compute @workgroup_size({{ threads }})
 fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
@@ -77,6 +80,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
 {% for r in range(4) %}
 {% if name == "a" and a_windows %}
     let a_start{{ r }} = origin(min(4u * ({{ begin }} + a_block) + {{ r }}u, {{ count - 1 }}u));
+    var a_source{{ r }} = 0u;
 {% else %}
     var {{ name }}_from{{ r }} = ({{ above }}min(4u * ({{ begin }} + {{ name }}_block) + {{ r }}u, {{ count - 1 }}u)) * {{ name }}_stride + 2u * first + {{ name }}_part;
 {% endif %}
@@ -102,6 +106,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
 {% endif %}
 {% if name == "a" and a_windows %}
     let a_start{{ q }} = origin(min(4u * {{ begin }} + a_at{{ q }}, {{ count - 1 }}u));
+    var a_source{{ q }} = 0u;
     var a_cell{{ q }} = 2u * first + a_part{{ q }};
 {% else %}
     var {{ name }}_from{{ q }} = ({{ above }}min(4u * {{ begin }} + {{ name }}_at{{ q }}, {{ count - 1 }}u)) * {{ name }}_stride + 2u * first + {{ name }}_part{{ q }};
@@ -111,9 +116,17 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     let b_column{{ q }} = min({{ begin }} + b_to{{ q }} % {{ blocks }}u, {{ n // 4 - 1 }}u);
     let b_tap{{ q }} = b_column{{ q }} / {{ cells }}u;
     let b_col{{ q }} = b_column{{ q }} % {{ cells }}u;
+{% if b_moves %}
+    let b_start{{ q }} = origin(b_k{{ q }});
+    var b_sample{{ q }} = b_start{{ q }}.x;
+    var b_step{{ q }} = b_start{{ q }}.y + b_tap{{ q }} * {{ apart }}u;
+{% endif %}
 {% elif name == "b" and b_taps %}
     var b_k{{ q }} = first * 8u + b_to{{ q }} / {{ blocks }}u;
     let b_col{{ q }} = min({{ begin }} + b_to{{ q }} % {{ blocks }}u, {{ tap_cells - 1 }}u);
+{% if b_moves %}
+    var b_from{{ q }} = b_row(b_k{{ q }}) + b_col{{ q }};
+{% endif %}
 {% else %}
     var {{ name }}_k{{ q }} = first * 8u + {{ name }}_to{{ q }} / {{ blocks }}u;
     let {{ name }}_col{{ q }} = min({{ begin }} + {{ name }}_to{{ q }} % {{ blocks }}u, {{ name }}_stride - 1u);
@@ -125,12 +138,28 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
 {# Four columns of windows: those of cell number `cell` of row `start`, one of K where that has no whole number of steps. #}
 {% macro window(r, cell) %}
             {
+{% if a_moves %}
+                a_next{{ r }} = vec4<f32>();
+                if (a_source{{ r }} != NOWHERE) {
+                    a_next{{ r }} = a_load(a_source{{ r }} + {{ cell }});
+                }
+{% else %}
                 let source = source_row(a_start{{ r }}, {{ cell }} / {{ cells }}u);
                 a_next{{ r }} = vec4<f32>();
                 if (source != NOWHERE{% if k % 8 != 0 %} && {{ cell }} < {{ k // 4 }}u{% endif %}) {
                     a_next{{ r }} = a_load(source * a_stride + {{ cell }} % {{ cells }}u);
                 }
+{% endif %}
             }
+{% endmacro %}
+{# Where the rows of a tap begin, less the cells of the taps before, which `a_cell` counts. Both are even, so it is never NOWHERE. #}
+{% macro find_rows(count) %}
+{% for r in range(count) %}
+        a_source{{ r }} = source_row(a_start{{ r }}, a_tap);
+        if (a_source{{ r }} != NOWHERE) {
+            a_source{{ r }} = a_source{{ r }} * a_stride - a_tap * {{ cells }}u;
+        }
+{% endfor %}
 {% endmacro %}
 {% macro load(name, above, size, kept, turned, mine) %}
 {% if turned %}
@@ -154,7 +183,11 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
 {% elif name == "b" and b_windows %}
 {% for q in range(size // threads) %}
         {
+{% if b_moves %}
+            let source = select(NOWHERE, b_sample{{ q }} + b_step{{ q }}, b_step{{ q }} < {{ source_each }}u);
+{% else %}
             let source = source_row(origin(b_k{{ q }}), b_tap{{ q }});
+{% endif %}
             b_next{{ q }} = vec4<f32>();
             if (source != NOWHERE{% if k % 8 != 0 %} && b_k{{ q }} < {{ k }}u{% endif %}) {
                 b_next{{ q }} = b_load(source * b_stride + b_col{{ q }});
@@ -163,7 +196,9 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
 {% endfor %}
 {% elif name == "b" and b_taps %}
 {% for q in range(size // threads) %}
-{% if k % 8 == 0 %}
+{% if b_moves %}
+        b_next{{ q }} = b_load(b_from{{ q }});
+{% elif k % 8 == 0 %}
         b_next{{ q }} = b_load(b_row(b_k{{ q }}) + b_col{{ q }});
 {% else %}
         b_next{{ q }} = select(vec4<f32>(), b_load(b_row(b_k{{ q }}) + b_col{{ q }}), b_k{{ q }} < {{ k }}u);
@@ -204,10 +239,38 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
 {% for q in range(1 if turned else size // threads) %}
         a_cell{{ q }} += 2u * go;
 {% endfor %}
+{% if a_moves %}
+        a_cells += 2u * go;
+        if (a_cells == {{ cells }}u) {
+            a_cells = 0u;
+            a_tap += 1u;
+{{ find_rows(4 if turned else size // threads) }}
+        }
+{% endif %}
 {% elif name == "b" and (b_windows or b_taps) %}
 {% for q in range(size // threads) %}
+{% if b_moves and b_taps %}
+        b_from{{ q }} += 8u * go * b_stride;
+{% elif b_moves %}
+        b_step{{ q }} += {{ 8 * times }}u * go;
+{% else %}
         b_k{{ q }} += 8u * go;
+{% endif %}
 {% endfor %}
+{% if b_moves %}
+        b_rows += 8u * go;
+        if (b_rows == {{ 4 * cells if b_taps else rows_each }}u) {
+            b_rows = 0u;
+{% for q in range(size // threads) %}
+{% if b_taps %}
+            b_from{{ q }} = b_from{{ q }} + {{ tap_cells }}u - {{ 4 * cells }}u * b_stride;
+{% else %}
+            b_step{{ q }} -= {{ rows_each * times }}u;
+            b_sample{{ q }} += {{ source_each }}u;
+{% endif %}
+{% endfor %}
+        }
+{% endif %}
 {% elif kept or turned %}
 {% for q in range(4 if turned else size // threads) %}
         {{ name }}_from{{ q }} += 2u * go;
@@ -223,6 +286,14 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
 {% set b_mine = "lid >= " ~ (threads - bn4 * 2) ~ "u" if bn4 * 2 < threads else "" %}
 {{ prepare("a", a_above, am, "row0", a_size, keep_a, turn_a, m, "(lid % " ~ am * 2 ~ "u)") }}
 {{ prepare("b", b_above, bn4, "col0", b_size, keep_b, turn_b, n, "(lid % " ~ bn4 * 2 ~ "u)") }}
+{% if a_moves %}
+    var a_tap = 2u * first / {{ cells }}u;
+    var a_cells = 2u * first % {{ cells }}u;
+{{ find_rows(4 if turn_a else a_size // threads) }}
+{% endif %}
+{% if b_moves %}
+    var b_rows = 8u * first % {{ 4 * cells if b_taps else rows_each }}u;
+{% endif %}
 {% macro load_both() %}
 {{ load("a", a_above, a_size, keep_a, turn_a, a_mine) }}
 {{ load("b", b_above, b_size, keep_b, turn_b, b_mine) }}

@@ -30,7 +30,7 @@ const fn case(name: &'static str, build: fn(&mut Workload, DType) -> Result<()>)
 }
 
 /// All cases.
-pub static CASES: [Case; 20] = [
+pub static CASES: [Case; 21] = [
     case("gemm_4096", |w, dtype| gemm(w, dtype, 4096)),
     case("gemm_1024", |w, dtype| gemm(w, dtype, 1024)),
     case("gemm_512", |w, dtype| gemm(w, dtype, 512)),
@@ -58,7 +58,10 @@ pub static CASES: [Case; 20] = [
     case("tcn_block_fwdbwd", tcn_block_fwdbwd),
     case("encoder_fwd", encoder_fwd),
     case("encoder_train", encoder_train),
-    case("decoder_train", decoder_train),
+    case("decoder_train", |w, dtype| decoder_train(w, dtype, true)),
+    case("decoder_train_logits", |w, dtype| {
+        decoder_train(w, dtype, false)
+    }),
 ];
 
 const VOCABULARY: usize = 30_522;
@@ -246,7 +249,8 @@ fn encoder_train(w: &mut Workload, dtype: DType) -> Result<()> {
     w.train(loss, &optimizer(dtype, Some(1.0)))
 }
 
-fn decoder_train(w: &mut Workload, dtype: DType) -> Result<()> {
+/// `chunked`: the logits never exist as a whole.
+fn decoder_train(w: &mut Workload, dtype: DType, chunked: bool) -> Result<()> {
     let (batch, width) = (32, 768);
     let rows = batch * LENGTH;
     let options = TcnOptions {
@@ -272,8 +276,19 @@ fn decoder_train(w: &mut Workload, dtype: DType) -> Result<()> {
     let z = condition.forward(&mut w.graph, z)?;
     let x = w.graph.add_over_time(x, z)?;
     let x = tcn.forward(&mut w.graph, x, None)?;
-    let logits = head.forward(&mut w.graph, x)?;
-    let loss = w.graph.cross_entropy(logits, targets, None, 0.0)?.loss;
+    let loss = match chunked {
+        true => {
+            let weight = w.graph.cast(head.weight, dtype)?;
+            let bias = head.bias;
+            w.graph
+                .linear_cross_entropy(x, weight, bias, targets, None, 0.0)?
+        }
+        false => {
+            let logits = head.forward(&mut w.graph, x)?;
+            w.graph.cross_entropy(logits, targets, None, 0.0)?
+        }
+    }
+    .loss;
 
     let blocks = 2.0 * block_flops(rows, width, options.hidden, options.kernel);
     let products = 2.0 * (batch * width * width + rows * width * VOCABULARY) as f64;

@@ -231,6 +231,7 @@ impl Gemm {
                 tiled(tile, m, width, splits)
                     .layers(splits.max(batch))
                     .with("chunk", chunk)
+                    .with("whole", windows.is_some_and(|windows| windows.whole(DEPTH)))
             }
             Tier::Cooperative(tile, units) => {
                 let work = Work {

@@ -168,13 +168,14 @@ pub(super) fn kernel(tile: Tile, work: Work, units: MatrixUnits, program: Progra
         Trans::NT if work.windows.is_none() => work.a.row_stride().min(work.b.row_stride()),
         _ => work.k,
     };
-    // A tile has a single tap, all of it.
-    let whole = |windows: &Windows| windows.channels.is_multiple_of(tile.bk);
     let element = work.a.dtype().to_string();
     Kernel::new("gemm_cooperative")
         .cooperative()
         .windows(work.windows.as_ref())
-        .with("whole", work.windows.as_ref().is_some_and(whole))
+        .with(
+            "whole",
+            work.windows.is_some_and(|windows| windows.whole(tile.bk)),
+        )
         .with("size", units.size)
         .with("lanes", units.lanes)
         .with("scalar", units.scalar)

@@ -29,6 +29,16 @@ pub(super) struct Windows {
     pub tap_columns: usize,
 }
 
+impl Windows {
+    /// Whether every `depth` of K belong to one tap, or, of a weight gradient, to one sample.
+    pub(super) fn whole(&self, depth: usize) -> bool {
+        match self.role {
+            Role::Forward | Role::Input => self.channels.is_multiple_of(depth),
+            Role::Weight => self.taps.rows_each.is_multiple_of(depth),
+        }
+    }
+}
+
 impl Kernel {
     /// The numbers that templates of products need to gather an operand, or to know that they do not.
     pub(super) fn windows(self, windows: Option<&Windows>) -> Self {

@@ -106,7 +106,7 @@ impl Convolution {
 
 /// Taps that fill a tile and such that do not, parts of K; every kind of window.
 fn convolutions(role: Role) -> Result<Vec<(Convolution, usize)>> {
-    let causal = Window::causal(11, 3, 2)?;
+    let causal = Window::causal(16, 3, 2)?;
     let same = Window::new(7, 4, 3, 1, Padding::Same)?;
     let strided = Window::new(29, 5, 3, 2, Padding::Causal)?;
     let long = Window::causal(67, 8, 1)?;
