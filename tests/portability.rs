@@ -5,7 +5,9 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet};
 
 use common::{baseline_gpu, gpu, packed_gpu, tiled_gpu};
-use energyflow::graph::{BinaryOp, Broadcast, DType, Graph, Init, Op, Trans, UnaryOp, ValueId};
+use energyflow::graph::{
+    BinaryOp, Broadcast, DType, Graph, Init, Op, Padding, Trans, UnaryOp, ValueId, Window,
+};
 use energyflow::{Gpu, Session};
 use naga::back::{hlsl, msl, spv};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
@@ -53,8 +55,12 @@ fn training(dtype: DType, width: usize) -> Graph {
     let x = g.reshape(x, &[BATCH, TIME, width]).unwrap();
     let x = g.add_over_time(x, z).unwrap();
     let h = g.layer_norm(x, gamma, beta, 1e-5).unwrap();
+    let window = Window::new(TIME, 3, 2, 1, Padding::Same).unwrap();
+    let gathered = g.conv1d(h, conv, window).unwrap();
     let h = g.im2col(h, 3, 2).unwrap();
     let h = g.matmul(h, conv, Trans::NT).unwrap();
+    let h = g.reshape(h, &[BATCH, TIME, 2 * width]).unwrap();
+    let h = g.add(h, gathered).unwrap();
     let h = g.add_bias(h, bias).unwrap();
     let h = g.unary(UnaryOp::GeluTanh, h).unwrap();
     let h = g.matmul(h, back, Trans::NT).unwrap();
@@ -168,7 +174,11 @@ fn products(dtype: DType) -> Graph {
                 let name = format!("{name} {i} {trans:?}");
                 graph.input(&name, &dims, dtype).unwrap()
             });
-            let c = graph.matmul(a, b, trans).unwrap();
+            let mut c = graph.matmul(a, b, trans).unwrap();
+            // Parts of K are added up otherwise where something follows.
+            if trans == Trans::TN {
+                c = graph.unary(UnaryOp::Tanh, c).unwrap();
+            }
             graph.output(&format!("c {i} {trans:?}"), c).unwrap();
         }
     }

@@ -215,6 +215,13 @@ impl Outputs {
         download.read(output.range.clone(), |bytes| read(&output.layout, bytes))
     }
 
+    /// Whether there is an output of this name.
+    #[must_use]
+    pub fn contains(&self, name: &str) -> bool {
+        let mut all = self.0.iter().flat_map(|(_, all)| all.iter());
+        all.any(|output| output.name == name)
+    }
+
     /// The elements of an output, dense and row-major; f16 outputs are widened.
     ///
     /// # Errors

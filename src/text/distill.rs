@@ -90,15 +90,16 @@ pub struct Metrics {
 impl Metrics {
     fn new(outputs: &Outputs) -> Result<Self> {
         // Means over micro-batches are one output.
-        let means = outputs.get(StepOutputs::METRICS).unwrap_or_default();
-        let [loss, cosine, mse] = match *means.as_slice() {
-            [loss, cosine, mse] => [loss, cosine, mse],
-            _ => [
-                outputs.scalar("loss")?,
-                outputs.scalar("cosine")?,
-                outputs.scalar("mse")?,
-            ],
-        };
+        let mut means = [0.0; 3];
+        match outputs.contains(StepOutputs::METRICS) {
+            true => outputs.get_into(StepOutputs::METRICS, &mut means)?,
+            false => {
+                for (mean, name) in means.iter_mut().zip(["loss", "cosine", "mse"]) {
+                    *mean = outputs.scalar(name)?;
+                }
+            }
+        }
+        let [loss, cosine, mse] = means;
         Ok(Self {
             loss,
             cosine,
