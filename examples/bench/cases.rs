@@ -1,7 +1,7 @@
 //! The cases: names, shapes, work.
 
 use energyflow::graph::{Init, Op, Trans};
-use energyflow::nn::{Embedding, Gelu, Linear, Tcn, TcnOptions};
+use energyflow::nn::{Draws, Embedding, Gelu, Linear, Tcn, TcnOptions, Training};
 use energyflow::text::{Encoder, EncoderOptions};
 use energyflow::train::{AdamW, LossScale};
 use energyflow::{DType, Error, Result};
@@ -30,7 +30,7 @@ const fn case(name: &'static str, build: fn(&mut Workload, DType) -> Result<()>)
 }
 
 /// All cases.
-pub static CASES: [Case; 21] = [
+pub static CASES: [Case; 23] = [
     case("gemm_4096", |w, dtype| gemm(w, dtype, 4096)),
     case("gemm_1024", |w, dtype| gemm(w, dtype, 1024)),
     case("gemm_512", |w, dtype| gemm(w, dtype, 512)),
@@ -57,10 +57,18 @@ pub static CASES: [Case; 21] = [
     case("tcn_block_fwd", tcn_block_fwd),
     case("tcn_block_fwdbwd", tcn_block_fwdbwd),
     case("encoder_fwd", encoder_fwd),
-    case("encoder_train", encoder_train),
-    case("decoder_train", |w, dtype| decoder_train(w, dtype, true)),
-    case("decoder_train_logits", |w, dtype| {
-        decoder_train(w, dtype, false)
+    case("encoder_train", |w, dtype| {
+        encoder_train(w, dtype, 0.0, false)
+    }),
+    case("encoder_train_dropout", |w, dtype| {
+        encoder_train(w, dtype, 0.1, false)
+    }),
+    case("encoder_train_checkpoint", |w, dtype| {
+        encoder_train(w, dtype, 0.0, true)
+    }),
+    case("decoder_train", |w, dtype| decoder_train(w, dtype, false)),
+    case("decoder_train_chunked", |w, dtype| {
+        decoder_train(w, dtype, true)
     }),
 ];
 
@@ -227,16 +235,22 @@ fn optimizer(dtype: DType, clip: Option<f32>) -> AdamW {
     }
 }
 
-fn encoder_train(w: &mut Workload, dtype: DType) -> Result<()> {
+fn encoder_train(w: &mut Workload, dtype: DType, dropout: f32, checkpoint: bool) -> Result<()> {
     let options = EncoderOptions {
         table_bound: 0.5,
+        dropout,
         ..EncoderOptions::default()
     };
     let encoder = Encoder::new(&mut w.graph, &options)?;
     let ids = w.indices("ids", BATCH * LENGTH, options.vocabulary)?;
     let mask = w.mask("mask", BATCH, LENGTH)?;
     let target = w.uniform("target", &[BATCH, options.embedding], DType::F32)?;
-    let y = encoder.forward(&mut w.graph, ids, mask, dtype)?;
+    let draws = match dropout {
+        0.0 => None,
+        _ => Some(Draws::new(&mut w.graph, 0)?),
+    };
+    let training = Training::default().draws(draws).checkpoint(checkpoint);
+    let y = encoder.forward_in(&mut w.graph, ids, mask, dtype, &training)?;
     let loss = w.graph.kd_loss(y, target, 1.0, 1.0)?.loss;
     let blocks = block_flops(
         BATCH * LENGTH,

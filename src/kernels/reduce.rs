@@ -113,20 +113,35 @@ pub(crate) fn total(x: Layout, y: Layout, root: bool, target: Target) -> Kernel 
 }
 
 /// x [rows·period, C] → program([rows, C]): sums over runs of rows.
-pub(crate) fn group_sums(x: Layout, period: usize, program: Program) -> Kernel {
-    groups(x, period, false, program)
+pub(crate) fn group_sums(x: Layout, period: usize, program: Program, target: Target) -> Kernel {
+    groups(x, period, false, program, target)
 }
 
 /// x [B·L, C], mask [B·L] → program([B, C]).
-pub(crate) fn masked_mean(x: Layout, mask: Layout, period: usize, program: Program) -> Kernel {
-    let kernel = groups(x, period, true, program);
+pub(crate) fn masked_mean(
+    [x, mask]: [Layout; 2],
+    period: usize,
+    program: Program,
+    target: Target,
+) -> Kernel {
+    let kernel = groups(x, period, true, program, target);
     kernel.read("mask", mask, View::Scalar)
 }
 
-fn groups(x: Layout, period: usize, masked: bool, program: Program) -> Kernel {
+fn groups(x: Layout, period: usize, masked: bool, program: Program, target: Target) -> Kernel {
     let width = program.width();
+    let across = width.next_power_of_two().min(16);
+    let down = match target.barrier_free {
+        true => 1,
+        // Four rows each, or there is more waiting than adding.
+        false => period.div_ceil(4).next_power_of_two().min(256 / across),
+    };
+    let tiles = width.div_ceil(across);
     Kernel::new("group_sums")
-        .items(program.rows * width, SIZE)
+        .groups(program.rows * tiles)
+        .with("across", across)
+        .with("down", down)
+        .with("tiles", tiles)
         .with("rows", program.rows)
         .with("used", program.cols.div_ceil(4))
         .with("width", width)

@@ -350,12 +350,11 @@ impl Lowering<'_> {
                 kernels::embedding::gather(table, ids, program)
             }
             Op::SumGroups { period } => {
-                kernels::reduce::group_sums(self.layout(x[0])?, *period, program)
+                kernels::reduce::group_sums(self.layout(x[0])?, *period, program, target)
             }
             Op::MaskedMean => {
-                let [values, mask] = self.layouts(x)?;
                 let period = graph.shape(x[0]).dims()[1];
-                kernels::reduce::masked_mean(values, mask, period, program)
+                kernels::reduce::masked_mean(self.layouts(x)?, period, program, target)
             }
             Op::MaskedMeanGrad { .. } => {
                 let [dy, mask] = self.layouts(x)?;
