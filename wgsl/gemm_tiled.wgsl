@@ -81,6 +81,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
 {% if name == "a" and a_windows %}
     let a_start{{ r }} = origin(min(4u * ({{ begin }} + a_block) + {{ r }}u, {{ count - 1 }}u));
     var a_source{{ r }} = 0u;
+    var a_inside{{ r }} = false;
 {% else %}
     var {{ name }}_from{{ r }} = ({{ above }}min(4u * ({{ begin }} + {{ name }}_block) + {{ r }}u, {{ count - 1 }}u)) * {{ name }}_stride + 2u * first + {{ name }}_part;
 {% endif %}
@@ -107,6 +108,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
 {% if name == "a" and a_windows %}
     let a_start{{ q }} = origin(min(4u * {{ begin }} + a_at{{ q }}, {{ count - 1 }}u));
     var a_source{{ q }} = 0u;
+    var a_inside{{ q }} = false;
     var a_cell{{ q }} = 2u * first + a_part{{ q }};
 {% else %}
     var {{ name }}_from{{ q }} = ({{ above }}min(4u * {{ begin }} + {{ name }}_at{{ q }}, {{ count - 1 }}u)) * {{ name }}_stride + 2u * first + {{ name }}_part{{ q }};
@@ -118,6 +120,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     let b_col{{ q }} = b_column{{ q }} % {{ cells }}u;
 {% if b_moves %}
     let b_start{{ q }} = origin(b_k{{ q }});
+    var b_inside{{ q }} = false;
     var b_sample{{ q }} = b_start{{ q }}.x;
     var b_step{{ q }} = b_start{{ q }}.y + b_tap{{ q }} * {{ apart }}u;
 {% endif %}
@@ -139,10 +142,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
 {% macro window(r, cell) %}
             {
 {% if a_moves %}
-                a_next{{ r }} = vec4<f32>();
-                if (a_source{{ r }} != NOWHERE) {
-                    a_next{{ r }} = a_load(a_source{{ r }} + {{ cell }});
-                }
+                a_next{{ r }} = a_load(a_source{{ r }} + {{ cell }});
 {% else %}
                 let source = source_row(a_start{{ r }}, {{ cell }} / {{ cells }}u);
                 a_next{{ r }} = vec4<f32>();
@@ -152,13 +152,13 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
 {% endif %}
             }
 {% endmacro %}
-{# Where the rows of a tap begin, less the cells of the taps before, which `a_cell` counts. Both are even, so it is never NOWHERE. #}
+{# Where the rows of a tap begin, less the cells of the taps before, which `a_cell` counts. What lies outside is read from row 0, and
+   becomes zero on its way to workgroup memory, not before, or the load would be waited for here. #}
 {% macro find_rows(count) %}
 {% for r in range(count) %}
         a_source{{ r }} = source_row(a_start{{ r }}, a_tap);
-        if (a_source{{ r }} != NOWHERE) {
-            a_source{{ r }} = a_source{{ r }} * a_stride - a_tap * {{ cells }}u;
-        }
+        a_inside{{ r }} = a_source{{ r }} != NOWHERE;
+        a_source{{ r }} = select(0u, a_source{{ r }}, a_inside{{ r }}) * a_stride - a_tap * {{ cells }}u;
 {% endfor %}
 {% endmacro %}
 {% macro load(name, above, size, kept, turned, mine) %}
@@ -184,14 +184,15 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
 {% for q in range(size // threads) %}
         {
 {% if b_moves %}
-            let source = select(NOWHERE, b_sample{{ q }} + b_step{{ q }}, b_step{{ q }} < {{ source_each }}u);
+            b_inside{{ q }} = b_step{{ q }} < {{ source_each }}u;
+            b_next{{ q }} = b_load(select(0u, b_sample{{ q }} + b_step{{ q }}, b_inside{{ q }}) * b_stride + b_col{{ q }});
 {% else %}
             let source = source_row(origin(b_k{{ q }}), b_tap{{ q }});
-{% endif %}
             b_next{{ q }} = vec4<f32>();
             if (source != NOWHERE{% if k % 8 != 0 %} && b_k{{ q }} < {{ k }}u{% endif %}) {
                 b_next{{ q }} = b_load(source * b_stride + b_col{{ q }});
             }
+{% endif %}
         }
 {% endfor %}
 {% elif name == "b" and b_taps %}
@@ -217,6 +218,11 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
 {% endif %}
 {% endmacro %}
 {% macro store(name, blocks, size, turned, mine, copy) %}
+{% if (name == "a" and a_moves) or (name == "b" and b_moves and b_windows) %}
+{% for r in range(4 if turned else size // threads) %}
+        {{ name }}_next{{ r }} = select(vec4<f32>(), {{ name }}_next{{ r }}, {{ name }}_inside{{ r }});
+{% endfor %}
+{% endif %}
 {% if turned %}
 {% if mine %}
         if ({{ mine }}) {
