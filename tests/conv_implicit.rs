@@ -64,10 +64,10 @@ fn block(extents: [usize; 6], window: Window, dtype: DType) -> Case {
 #[test]
 fn forward_and_gradients() {
     for (i, &extents) in EXTENTS.iter().enumerate() {
-        for (j, dtype) in [DType::F32, DType::F16].into_iter().enumerate() {
-            let case = block(extents, window(extents, i + 3 * j), dtype);
-            case.check(tolerance(dtype));
-        }
+        // A software driver takes a while to compile each.
+        let dtype = [DType::F32, DType::F16][i % 2];
+        let case = block(extents, window(extents, i), dtype);
+        case.check(tolerance(dtype));
     }
 }
 
