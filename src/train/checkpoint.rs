@@ -1,14 +1,14 @@
 //! Checkpoints: all that a training needs to continue bit for bit, in one file.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::Path;
 
-use safetensors::tensor::{Dtype, SafeTensors, View, serialize};
+use safetensors::tensor::{Dtype, View};
 use serde::{Deserialize, Serialize};
 
 use super::accumulation;
-use crate::atomic::AtomicFile;
+use super::file::{self, File};
 use crate::error::{Error, Result};
 use crate::fnv::fnv1a;
 use crate::graph::Session;
@@ -37,7 +37,7 @@ struct Stored {
     data: Vec<f32>,
 }
 
-/// The only entry of a file's metadata, so that equal checkpoints give equal files.
+/// The key of the header in a file's metadata.
 const KEY: &str = "energyflow.checkpoint";
 const VERSION: u32 = 1;
 
@@ -184,22 +184,18 @@ impl Checkpoint {
     /// [`Error::Io`]
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
-        let other = |error: String| Error::io(path, std::io::Error::other(error));
         let header = Header {
             version: VERSION,
             checksum: self.checksum(),
             metadata: self.metadata.clone(),
         };
-        let header = serde_json::to_string(&header).map_err(|error| other(error.to_string()))?;
+        let header = serde_json::to_string(&header)
+            .map_err(|error| Error::io(path, std::io::Error::other(error)))?;
         let views = self
             .tensors
             .iter()
             .map(|((kind, name), stored)| (format!("{}{name}", kind.prefix()), stored));
-        let bytes = serialize(views, Some(HashMap::from([(KEY.to_owned(), header)])))
-            .map_err(|error| other(error.to_string()))?;
-        let mut file = AtomicFile::create(path)?;
-        file.write(&bytes)?;
-        file.commit()
+        file::save(path, views, KEY, header)
     }
 
     /// Reads a file that [`Checkpoint::save`] has written.
@@ -207,48 +203,30 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::Io`]; [`Error::Format`] for a file that is damaged, of another kind or of another version.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
-        let bytes = std::fs::read(path).map_err(|error| Error::io(path, error))?;
-        let fail = |offset: usize, reason: String| Error::Format {
-            path: path.to_owned(),
-            offset: offset as u64,
-            reason,
-        };
-        let malformed = |error: safetensors::SafeTensorError| fail(0, error.to_string());
-        let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(malformed)?;
-        let file = SafeTensors::deserialize(&bytes).map_err(malformed)?;
-        let header = metadata.metadata().as_ref().and_then(|map| map.get(KEY));
-        let header = header.ok_or_else(|| fail(0, "this is no checkpoint".into()))?;
+        let file = File::read(path.as_ref())?;
+        let (views, header) = file.tensors(KEY)?;
+        let header = header.ok_or_else(|| file.fail(0, "this is no checkpoint"))?;
         // Another version may have another header, but has its number.
         let number: serde_json::Value =
-            serde_json::from_str(header).map_err(|error| fail(0, error.to_string()))?;
+            serde_json::from_str(&header).map_err(|error| file.fail(0, error.to_string()))?;
         if number["version"] != VERSION {
             let found = &number["version"];
-            return Err(fail(
-                0,
-                format!("version {found}, this is version {VERSION}"),
-            ));
+            return Err(file.fail(0, format!("version {found}, this is version {VERSION}")));
         }
         let header: Header =
-            serde_json::from_value(number).map_err(|error| fail(0, error.to_string()))?;
+            serde_json::from_value(number).map_err(|error| file.fail(0, error.to_string()))?;
         let mut tensors = BTreeMap::new();
-        for (full, view) in file.tensors() {
-            let words = view.data();
-            let offset = words.as_ptr() as usize - bytes.as_ptr() as usize;
+        for (full, view) in views.tensors() {
             let mut kinds = Kind::ALL.into_iter();
             let key =
                 kinds.find_map(|kind| Some((kind, full.strip_prefix(kind.prefix())?.to_owned())));
             let (Some(key), Dtype::F32) = (key, view.dtype()) else {
-                return Err(fail(
-                    offset,
-                    format!("tensor {full:?} has no place in a checkpoint"),
-                ));
+                let reason = format!("tensor {full:?} has no place in a checkpoint");
+                return Err(file.fail(file.offset(view.data()), reason));
             };
-            let words = words.chunks_exact(4);
-            let data = words.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
             let stored = Stored {
                 shape: view.shape().to_vec(),
-                data: data.collect(),
+                data: file::floats(view.data()),
             };
             tensors.insert(key, stored);
         }
@@ -257,7 +235,7 @@ impl Checkpoint {
             metadata: header.metadata,
         };
         if checkpoint.checksum() != header.checksum {
-            return Err(fail(0, "the checksum is wrong: the file is damaged".into()));
+            return Err(file.fail(0, "the checksum is wrong: the file is damaged"));
         }
         Ok(checkpoint)
     }

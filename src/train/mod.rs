@@ -2,6 +2,7 @@
 
 mod accumulation;
 mod checkpoint;
+mod file;
 mod freeze;
 mod optimizer;
 mod scale;

@@ -1,14 +1,14 @@
 //! Weights as safetensors files.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
-use safetensors::tensor::{Dtype, SafeTensors, View, serialize};
+use safetensors::tensor::{Dtype, View};
 
-use crate::atomic::AtomicFile;
+use super::file::{self, File};
 use crate::error::{Error, Result};
 use crate::graph::Session;
 
@@ -29,7 +29,7 @@ pub struct Weights {
     pub description: String,
 }
 
-/// The key of the description in a file's metadata: a single one, so that equal weights give equal files.
+/// The key of the description in a file's metadata.
 const KEY: &str = "energyflow";
 
 struct Stored<'a> {
@@ -126,7 +126,6 @@ impl Weights {
     /// # Errors
     /// [`Error::Io`]; [`Error::Data`] naming a parameter that does not fit the type.
     pub fn save(&self, path: impl AsRef<Path>, dtype: WeightType) -> Result<()> {
-        let path = path.as_ref();
         let mut views = Vec::new();
         for (name, (shape, data)) in &self.tensors {
             let (dtype, bytes) = match dtype {
@@ -152,12 +151,7 @@ impl Weights {
                 },
             ));
         }
-        let metadata = HashMap::from([(KEY.to_owned(), self.description.clone())]);
-        let bytes = serialize(views, Some(metadata))
-            .map_err(|error| Error::io(path, std::io::Error::other(error)))?;
-        let mut file = AtomicFile::create(path)?;
-        file.write(&bytes)?;
-        file.commit()
+        file::save(path.as_ref(), views, KEY, self.description.clone())
     }
 
     /// Reads a safetensors file of f32 and f16 tensors.
@@ -165,47 +159,32 @@ impl Weights {
     /// # Errors
     /// [`Error::Io`]; [`Error::Format`] for a malformed file, another element type, NaN or infinity.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
-        let bytes = std::fs::read(path).map_err(|error| Error::io(path, error))?;
-        let fail = |offset: usize, reason: String| Error::Format {
-            path: path.to_owned(),
-            offset: offset as u64,
-            reason,
-        };
-        let header = |error: safetensors::SafeTensorError| fail(0, error.to_string());
-        let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(header)?;
-        let file = SafeTensors::deserialize(&bytes).map_err(header)?;
-        let description = metadata.metadata().as_ref().and_then(|map| map.get(KEY));
+        let file = File::read(path.as_ref())?;
+        let (views, description) = file.tensors(KEY)?;
         let mut tensors = BTreeMap::new();
-        for (name, view) in file.tensors() {
-            let offset = view.data().as_ptr() as usize - bytes.as_ptr() as usize;
+        for (name, view) in views.tensors() {
             let words = view.data();
+            let offset = file.offset(words);
             let data: Vec<f32> = match view.dtype() {
-                Dtype::F32 => words
-                    .chunks_exact(4)
-                    .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-                    .collect(),
+                Dtype::F32 => file::floats(words),
                 Dtype::F16 => words
                     .chunks_exact(2)
                     .map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32())
                     .collect(),
                 other => {
                     let reason = format!("tensor {name:?} is {other:?}, not F32 or F16");
-                    return Err(fail(offset, reason));
+                    return Err(file.fail(offset, reason));
                 }
             };
             if let Some(i) = data.iter().position(|x| !x.is_finite()) {
                 let at = offset + i * words.len() / data.len();
-                return Err(fail(
-                    at,
-                    format!("tensor {name:?}: element {i} is {}", data[i]),
-                ));
+                return Err(file.fail(at, format!("tensor {name:?}: element {i} is {}", data[i])));
             }
             tensors.insert(name, (view.shape().to_vec(), data));
         }
         Ok(Self {
             tensors,
-            description: description.cloned().unwrap_or_default(),
+            description: description.unwrap_or_default(),
         })
     }
 }
