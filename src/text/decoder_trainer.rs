@@ -1,6 +1,5 @@
 //! Mode B: a decoder learns to continue a text, given the embedding of the whole.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::batches::{Batch, Batches};
@@ -8,11 +7,12 @@ use super::dataset::Dataset;
 use super::decoder::{Decoder, DecoderOptions, next_tokens};
 use super::distill::Precision;
 use super::encoder::PADDING;
+use super::steps;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::graph::{CrossEntropy, DType, Executable, Graph, Host, Outputs, Pending, Session};
-use crate::nn::{Draws, Training};
-use crate::train::{AdamW, LossScale, StepOutputs, Weights, trainable};
+use crate::nn::Training;
+use crate::train::{AdamW, StepOutputs, Weights, trainable};
 
 /// How to train a decoder.
 #[derive(Clone, Debug, PartialEq)]
@@ -99,9 +99,6 @@ impl DecoderEvaluation {
     }
 }
 
-/// Steps given to the device before the oldest one's metrics are awaited.
-const IN_FLIGHT: usize = 3;
-
 /// A decoder in training, with its session. It is given the teacher's embedding of each text as z, or whatever stands in
 /// [`Batch::targets`].
 #[derive(Debug)]
@@ -134,22 +131,11 @@ impl DecoderTrainer {
             return fail("smoothing", "must be in [0, 1)");
         }
         let mut optimizer = training.optimizer;
-        let dtype = match training.precision {
-            Precision::F32 => DType::F32,
-            Precision::Mixed => {
-                optimizer.loss_scale.get_or_insert_with(LossScale::default);
-                DType::F16
-            }
-        };
+        let dtype = training.precision.prepare(&mut optimizer);
         let mut session = Session::new(gpu, training.seed);
         let mut graph = Graph::new();
-        let draws = match decoder.dropout {
-            0.0 => None,
-            _ => Some(Draws::new(&mut graph, training.seed)?),
-        };
-        let mode = Training::default()
-            .draws(draws)
-            .checkpoint(training.checkpoint);
+        let (seed, checkpoint) = (training.seed, training.checkpoint);
+        let mode = steps::training(&mut graph, decoder.dropout, seed, checkpoint)?;
         let (batch, smoothing) = (training.batch, training.smoothing);
         let ce = loss(&mut graph, decoder, batch, smoothing, (dtype, &mode))?;
         let parameters = trainable(&graph, &training.freeze)?;
@@ -209,7 +195,8 @@ impl DecoderTrainer {
         DecoderMetrics::new(&self.submit(batch)?.wait()?)
     }
 
-    /// Trains on all remaining batches of the current epoch, a few steps ahead of the reported metrics.
+    /// Trains on all remaining batches of the current epoch, [`Executable::IN_FLIGHT`] steps ahead of the reported metrics: the next
+    /// batch is prepared while the device works on earlier ones.
     ///
     /// # Errors
     /// As [`DecoderTrainer::submit`].
@@ -218,19 +205,11 @@ impl DecoderTrainer {
         batches: &mut Batches,
         mut report: impl FnMut(&DecoderMetrics),
     ) -> Result<()> {
-        let mut pending: VecDeque<Pending> = VecDeque::with_capacity(IN_FLIGHT + 1);
-        while let Some(batch) = batches.next_batch() {
-            pending.push_back(self.submit(batch)?);
-            if pending.len() > IN_FLIGHT
-                && let Some(oldest) = pending.pop_front()
-            {
-                report(&DecoderMetrics::new(&oldest.wait()?)?);
-            }
-        }
-        for step in pending {
-            report(&DecoderMetrics::new(&step.wait()?)?);
-        }
-        Ok(())
+        let metrics = |outputs: &Outputs| {
+            report(&DecoderMetrics::new(outputs)?);
+            Ok(())
+        };
+        steps::epoch(batches, |batch| self.submit(batch), metrics)
     }
 
     /// Cross entropy of a dataset's texts, each given its teacher's embedding.

@@ -1,17 +1,16 @@
 //! Mode A: an encoder learns to give a teacher's sentence embeddings.
 
-use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::batches::{Batch, Batches};
 use super::dataset::Dataset;
 use super::encoder::{Encoder, EncoderOptions, PADDING};
-use super::metrics;
+use super::{metrics, steps};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::graph::{DType, Executable, Graph, Host, Outputs, Pending, Session, ValueId};
-use crate::nn::{Draws, Training};
-use crate::train::{self, AdamW, Checkpoint, LossScale, StepOutputs, Weights, trainable};
+use crate::nn::Training;
+use crate::train::{self, AdamW, Checkpoint, StepOutputs, Weights, trainable};
 
 /// What the network between tokens and embedding computes in. Sums, statistics, the loss, master weights and the optimizer are
 /// f32 in either case.
@@ -162,13 +161,7 @@ impl Distiller {
             });
         }
         let mut optimizer = options.optimizer;
-        let dtype = match options.precision {
-            Precision::F32 => DType::F32,
-            Precision::Mixed => {
-                optimizer.loss_scale.get_or_insert_with(LossScale::default);
-                DType::F16
-            }
-        };
+        let dtype = options.precision.prepare(&mut optimizer);
         let mut session = Session::new(gpu, options.seed);
         let training = training_graph(encoder, options, &optimizer, dtype)?;
         let train = session.compile(&training)?;
@@ -274,19 +267,11 @@ impl Distiller {
     /// # Errors
     /// As [`Distiller::submit`].
     pub fn epoch(&self, batches: &mut Batches, mut report: impl FnMut(&Metrics)) -> Result<()> {
-        let mut pending: VecDeque<Pending> = VecDeque::with_capacity(Executable::IN_FLIGHT);
-        while let Some(batch) = batches.next_batch() {
-            if pending.len() == Executable::IN_FLIGHT
-                && let Some(oldest) = pending.pop_front()
-            {
-                report(&Metrics::new(&oldest.wait()?)?);
-            }
-            pending.push_back(self.submit(batch)?);
-        }
-        for step in pending {
-            report(&Metrics::new(&step.wait()?)?);
-        }
-        Ok(())
+        let metrics = |outputs: &Outputs| {
+            report(&Metrics::new(outputs)?);
+            Ok(())
+        };
+        steps::epoch(batches, |batch| self.submit(batch), metrics)
     }
 
     /// The embeddings [n, E] of `n` tokenised texts; longer texts are cut to L.
@@ -416,13 +401,8 @@ fn training_graph(
     dtype: DType,
 ) -> Result<Graph> {
     let mut graph = Graph::new();
-    let draws = match encoder.dropout {
-        0.0 => None,
-        _ => Some(Draws::new(&mut graph, options.seed)?),
-    };
-    let training = Training::default()
-        .draws(draws)
-        .checkpoint(options.checkpoint);
+    let (seed, checkpoint) = (options.seed, options.checkpoint);
+    let training = steps::training(&mut graph, encoder.dropout, seed, checkpoint)?;
     let batch = options.batch / options.micro_batches;
     let z = forward(&mut graph, encoder, batch, dtype, &training)?;
     let target = graph.input("target", &[batch, encoder.embedding], DType::F32)?;

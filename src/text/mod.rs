@@ -14,6 +14,7 @@ pub mod jsonl;
 mod mapped;
 pub mod metrics;
 mod sample;
+mod steps;
 pub mod tokenizer;
 
 pub use batches::{Batch, Batches};
