@@ -3,9 +3,9 @@
 
 use super::matmul::Operands;
 use super::{Lowering, Place};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gpu::Layout;
-use crate::graph::{DType, Op, Shape, Trans, Window};
+use crate::graph::{DType, Op, Shape, Trans, Window, infer};
 use crate::kernels::conv::{col2im, im2col};
 use crate::kernels::gemm::Gemm;
 use crate::kernels::gemm_windows::gathers;
@@ -64,7 +64,10 @@ impl Lowering<'_> {
                 let gemm = Gemm::new(columns, second, Trans::NT, width, target)?;
                 self.matmul(gemm, &program, &x)
             }
-            _ => Ok(()),
+            _ => Err(Error::Graph(format!(
+                "{} is no convolution",
+                infer::name(op)
+            ))),
         }
     }
 

@@ -196,3 +196,122 @@ impl Lowering<'_> {
         found.ok_or_else(missing)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+    use crate::gpu::MatrixUnits;
+    use crate::graph::lower::{Arenas, lower};
+    use crate::graph::{Graph, ValueId};
+    use crate::kernels::Target;
+    use crate::nn::{Gelu, Tcn, TcnOptions};
+    use crate::train::AdamW;
+
+    /// Parameters one behind the other.
+    struct Sequence(HashMap<ValueId, Run>);
+
+    impl Sequence {
+        fn of(graph: &Graph) -> Result<Self> {
+            let mut offset = 0;
+            let mut runs = HashMap::new();
+            for (id, value) in graph.parameters() {
+                let bytes = Layout::of(&value.shape, value.dtype)?.size_bytes();
+                let bytes = bytes.next_multiple_of(512);
+                runs.insert(
+                    id,
+                    Run {
+                        block: 0,
+                        offset,
+                        bytes,
+                    },
+                );
+                offset += bytes;
+            }
+            Ok(Self(runs))
+        }
+    }
+
+    impl Arenas for Sequence {
+        fn run(&self, parameter: ValueId) -> Result<Run> {
+            Ok(self.0[&parameter])
+        }
+    }
+
+    /// Dispatches of a stack on a large GPU, which splits most of its products; and kernels by name.
+    fn dispatches(blocks: usize, dtype: DType, train: bool) -> Result<(usize, Vec<&'static str>)> {
+        let options = TcnOptions {
+            width: 256,
+            hidden: 512,
+            kernel: 5,
+            dilations: (0..blocks).map(|i| 1 << i).collect(),
+            gelu: Gelu::Tanh,
+            eps: 1e-5,
+            dropout: 0.0,
+        };
+        let mut graph = Graph::new();
+        let tcn = Tcn::new(&mut graph, "blocks", &options)?;
+        let x = graph.input("x", &[64, 128, 256], dtype)?;
+        let mask = graph.input("mask", &[64 * 128], DType::F32)?;
+        let y = tcn.forward(&mut graph, x, Some(mask))?;
+        if train {
+            let loss = graph.sum_all(y)?;
+            let parameters: Vec<_> = graph.parameters().map(|(id, _)| id).collect();
+            AdamW::default().step(&mut graph, loss, &parameters)?;
+        } else {
+            graph.output("y", y)?;
+        }
+        let units = MatrixUnits {
+            size: 16,
+            lanes: 32,
+            f16: true,
+            f32: false,
+            scalar: false,
+            subgroup_barrier: true,
+            storage: 48 << 10,
+            invocations: 256,
+        };
+        let target = Target {
+            f16: true,
+            barrier_free: false,
+            matrix_units: Some(units),
+            invocations: 256,
+            cores: 132,
+        };
+        let arenas = Sequence::of(&graph)?;
+        let lowered = lower(&graph, None, target, &arenas, 1 << 31)?;
+        let names: Vec<_> = lowered
+            .steps
+            .iter()
+            .map(|step| step.kernel.name())
+            .collect();
+        Ok((names.len(), names))
+    }
+
+    #[test]
+    fn a_block_takes_at_most_four_dispatches_forward_and_ten_backward() -> Result<()> {
+        for dtype in [DType::F32, DType::F16] {
+            let each = |train| -> Result<usize> {
+                let (few, _) = dispatches(2, dtype, train)?;
+                let (many, _) = dispatches(6, dtype, train)?;
+                Ok((many - few).div_ceil(4))
+            };
+            let (forward, both) = (each(false)?, each(true)?);
+            assert!(forward <= 4, "{dtype}: {forward} forward");
+            assert!(both - forward <= 10, "{dtype}: {} backward", both - forward);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn parts_of_several_results_are_one_dispatch() -> Result<()> {
+        let (_, names) = dispatches(4, DType::F16, true)?;
+        let sums = names.iter().filter(|name| **name == "sum_parts").count();
+        let parts = names.iter().filter(|name| **name == "column_sums").count();
+        // Two biases and a LayerNorm a block leave parts, besides split products.
+        assert_eq!(parts, 4 * 3);
+        assert!((1..=5).contains(&sums), "{names:?}");
+        Ok(())
+    }
+}

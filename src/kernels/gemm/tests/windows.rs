@@ -6,7 +6,7 @@ use crate::kernels::gemm_windows::Role;
 
 const ROLES: [Role; 3] = [Role::Forward, Role::Input, Role::Weight];
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct Convolution {
     role: Role,
     window: Window,
@@ -91,14 +91,7 @@ impl Convolution {
         );
         let got = compute(gpu, gemm, n, [&x, &y])?;
         assert_same(&got, &self.expected(&x, &y), || {
-            let Self {
-                role,
-                window,
-                samples,
-                channels,
-                outputs,
-            } = self;
-            format!("{role:?} {window:?} of {samples}, {channels} to {outputs} {dtype} by {choice}")
+            format!("{self:?} {dtype} by {choice}")
         });
         Ok(())
     }
