@@ -3,6 +3,7 @@
 
 mod common;
 
+use common::convolution::by_definition;
 use common::{Case, F32, baseline_gpu, compare, gpu, tiled_gpu, tolerance};
 use energyflow::graph::{DType, Graph, Host, Init, Op, Trans, Window};
 use energyflow::reference::Array;
@@ -97,36 +98,6 @@ fn gradients_agree_with_finite_differences() {
     }
 }
 
-/// y[b, t, o] = bias[o] + Σ w[o, c, j]·x[b, t − (k − 1 − j)·dilation, c], weights in the host's order.
-fn by_definition(
-    [b, time, channels, kernel, dilation]: [usize; 5],
-    out: usize,
-    x: &[f32],
-    w: &[f32],
-    bias: &[f32],
-) -> Vec<f64> {
-    let mut y = Vec::new();
-    for sample in 0..b {
-        for t in 0..time {
-            for o in 0..out {
-                let mut sum = f64::from(bias[o]);
-                for c in 0..channels {
-                    for j in 0..kernel {
-                        let back = (kernel - 1 - j) * dilation;
-                        if back <= t {
-                            let x = x[(sample * time + t - back) * channels + c];
-                            let w = w[(o * channels + c) * kernel + j];
-                            sum += f64::from(x) * f64::from(w);
-                        }
-                    }
-                }
-                y.push(sum);
-            }
-        }
-    }
-    y
-}
-
 fn convolve(gpu: &Gpu, extents: [usize; 5], out: usize) {
     let [b, time, channels, kernel, dilation] = extents;
     let mut case = Case::new(5, DType::F32);
@@ -150,7 +121,9 @@ fn convolve(gpu: &Gpu, extents: [usize; 5], out: usize) {
     session.set("b", &bias).unwrap();
     let outputs = executable.run(&[("x", Host::from(&x))]).unwrap();
     let got = outputs.wait().unwrap().get("y").unwrap();
-    let expected = by_definition(extents, out, &x, &w, &bias);
+    let causal = (time, 1, (kernel - 1) * dilation);
+    let extents = [b, time, channels, out, kernel, dilation];
+    let expected = by_definition(extents, causal, &x, &w, &bias);
     let expected = Array::new(&[b * time, out], expected).unwrap();
     compare("y", &got, &expected, F32, || format!("{extents:?}"));
 }

@@ -96,6 +96,10 @@ fn checkpointed_gradients_are_those_of_the_plain_graph_in_less_memory() {
             (less.lower_bound as f64) < 0.7 * whole.lower_bound as f64,
             "{whole}\n{less}"
         );
+        assert!(
+            less.intermediates() < whole.intermediates(),
+            "{whole}\n{less}"
+        );
     }
 }
 

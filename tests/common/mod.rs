@@ -1,6 +1,7 @@
 //! Runs a graph on the GPU and on the reference and compares all outputs.
 #![allow(dead_code, reason = "every test file uses its part")]
 
+pub mod convolution;
 pub mod network;
 pub mod toy;
 
