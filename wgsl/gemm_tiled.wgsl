@@ -4,29 +4,28 @@
 // Two copies of the staged operands take turns, so that a step has one barrier: behind it the registers loaded a step ahead go to the
 // copy that nobody reads any more, the loads of the step after that are issued, and the multiply-adds hide them.
 //
-// An operand that is stored with k along its rows is staged as it is, [k][column]. One with k along its columns is turned into that by
-// blocks of 4 x 4 in registers, or, with `keep`, stays as it is, [row][k], and the multiply-adds take four k at a time.
+// An operand that is stored with k along its rows is staged as it is, [k][column]. One with k along its columns is turned into that: an
+// invocation loads four k of two neighbouring rows and stores four pairs. Every invocation does the same, without a branch: a branch keeps
+// compilers from moving the loads ahead of the multiply-adds that hide them.
 //
-// With `windows` the product is a convolution, see gemm_cooperative. `whole`: every 8 of K belong to one tap (or sample), so that places move
-// on by a stride, and are looked up anew only where a tap (or sample) begins.
+// With `windows` the product is a convolution, see gemm_cooperative. What lies outside a sample, or behind K, is read from elsewhere and becomes
+// zero on its way to workgroup memory, not before, or the load would be waited for.
 {% set am = bm // 4 %}
 {% set bn4 = bn // 4 %}
 {% set ty = bm // tm %}
 {% set tx = bn // tn %}
 {% set threads = tx * ty %}
 {% set across = tx // 8 %}
-{% set keep_a = keep and trans != "TN" %}
-{% set keep_b = keep and trans == "NT" %}
-{% set turn_a = not keep and trans != "TN" %}
-{% set turn_b = not keep and trans == "NT" %}
+{% set turn_a = trans != "TN" %}
+{% set turn_b = trans == "NT" %}
 {% set steps = (k + 7) // 8 %}
 {% set rows = (m + bm - 1) // bm %}
 {% set columns = (4 * width + bn - 1) // bn %}
-{# In vec4s. #}
+{# In vec4s, as all places in a tile but those of pairs. #}
 {% set a_size = 8 * am %}
 {% set b_size = 8 * bn4 %}
-var<workgroup> tile_a: array<vec4<f32>, {{ 2 * a_size }}>;
-var<workgroup> tile_b: array<vec4<f32>, {{ 2 * b_size }}>;
+var<workgroup> tile_a: {% if turn_a %}array<vec2<f32>, {{ 4 * a_size }}>{% else %}array<vec4<f32>, {{ 2 * a_size }}>{% endif %};
+var<workgroup> tile_b: {% if turn_b %}array<vec2<f32>, {{ 4 * b_size }}>{% else %}array<vec4<f32>, {{ 2 * b_size }}>{% endif %};
 {% if windows %}
 {% include "shared/window" %}
 
@@ -41,8 +40,8 @@ fn b_row(k: u32) -> u32 {
 {% set a_windows = windows in ["forward", "input"] %}
 {% set b_windows = windows == "weight" %}
 {% set b_taps = windows == "input" %}
-{% set a_moves = a_windows and whole %}
-{% set b_moves = (b_windows or b_taps) and whole %}
+{% set a_checks = a_windows or (not turn_a and k % 8 != 0) %}
+{% set b_checks = b_windows or (not turn_b and k % 8 != 0) %}
 
 @compute @workgroup_size({{ threads }})
 fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
@@ -69,157 +68,96 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
 {% endfor %}
 {% endfor %}
 {# What an operand needs, by how it is stored: places to load from, registers to load into, their way to workgroup memory. Rows and columns
-   outside the operand are read from its last one and never stored. #}
+   outside the operand are read from its last one and never stored; columns behind K are zero, rows behind K do not exist. #}
 {# Layer z of the grid computes product z of a batch, or part z of K. #}
 {% set a_above = "wid.z * " ~ a_rows ~ "u + " if batch > 1 else "" %}
 {% set b_above = "wid.z * " ~ b_rows ~ "u + " if batch > 1 else "" %}
-{% macro prepare(name, above, blocks, begin, size, kept, turned, count, half) %}
+{% macro prepare(name, above, blocks, begin, size, turned, checks, count) %}
 {% if turned %}
-    let {{ name }}_block = {{ half }} / 2u;
-    let {{ name }}_part = {{ half }} % 2u;
-{% for r in range(4) %}
+    let {{ name }}_pair = {% if size // 2 < threads %}lid % {{ size // 2 }}u{% else %}lid{% endif %} / 2u;
+    let {{ name }}_part = lid % 2u;
+{% for r in range(2) %}
 {% if name == "a" and a_windows %}
-    let a_start{{ r }} = origin(min(4u * ({{ begin }} + a_block) + {{ r }}u, {{ count - 1 }}u));
-    var a_source{{ r }} = 0u;
-    var a_inside{{ r }} = false;
+    let a_start{{ r }} = origin(min(4u * {{ begin }} + 2u * a_pair + {{ r }}u, {{ count - 1 }}u));
 {% else %}
-    var {{ name }}_from{{ r }} = ({{ above }}min(4u * ({{ begin }} + {{ name }}_block) + {{ r }}u, {{ count - 1 }}u)) * {{ name }}_stride + 2u * first + {{ name }}_part;
+    var {{ name }}_from{{ r }} = ({{ above }}min(4u * {{ begin }} + 2u * {{ name }}_pair + {{ r }}u, {{ count - 1 }}u)) * {{ name }}_stride + 2u * first + {{ name }}_part;
 {% endif %}
     var {{ name }}_next{{ r }} = vec4<f32>();
 {% endfor %}
 {% if name == "a" and a_windows %}
-    var a_cell0 = 2u * first + a_part;
+    var a_cell = 2u * first + a_part;
 {% endif %}
-    // Blocks of the upper half of k change places, or they would lie in the banks of the lower half.
-    let {{ name }}_to = 4u * {{ name }}_part * {{ blocks }}u + ({{ name }}_block ^ (4u * {{ name }}_part));
+    // Of the upper half of k, vec4s change places by fours, or they would lie in the banks of the lower half.
+    let {{ name }}_to = 8u * {{ name }}_part * {{ blocks }}u + ({{ name }}_pair ^ (8u * {{ name }}_part));
 {% else %}
 {% for q in range(size // threads) %}
     let {{ name }}_to{{ q }} = lid + {{ q * threads }}u;
     var {{ name }}_next{{ q }} = vec4<f32>();
-{% if kept %}
-    // The place of a row in the tile, and which four k are there: of four rows the first half, of the next four the second.
-    let {{ name }}_row{{ q }} = {{ name }}_to{{ q }} / 2u;
-    let {{ name }}_part{{ q }} = ({{ name }}_to{{ q }} % 2u) ^ (({{ name }}_row{{ q }} >> 2u) & 1u);
-{% if name == "b" %}
-    let {{ name }}_at{{ q }} = {{ name }}_row{{ q }} % {{ blocks }}u * 4u + {{ name }}_row{{ q }} / {{ blocks }}u;
-{% else %}
-    let {{ name }}_at{{ q }} = {{ name }}_row{{ q }};
-{% endif %}
-{% if name == "a" and a_windows %}
-    let a_start{{ q }} = origin(min(4u * {{ begin }} + a_at{{ q }}, {{ count - 1 }}u));
-    var a_source{{ q }} = 0u;
-    var a_inside{{ q }} = false;
-    var a_cell{{ q }} = 2u * first + a_part{{ q }};
-{% else %}
-    var {{ name }}_from{{ q }} = ({{ above }}min(4u * {{ begin }} + {{ name }}_at{{ q }}, {{ count - 1 }}u)) * {{ name }}_stride + 2u * first + {{ name }}_part{{ q }};
-{% endif %}
-{% elif name == "b" and b_windows %}
-    var b_k{{ q }} = first * 8u + b_to{{ q }} / {{ blocks }}u;
+    var {{ name }}_k{{ q }} = first * 8u + {{ name }}_to{{ q }} / {{ blocks }}u;
+{% if name == "b" and b_windows %}
     let b_column{{ q }} = min({{ begin }} + b_to{{ q }} % {{ blocks }}u, {{ n // 4 - 1 }}u);
     let b_tap{{ q }} = b_column{{ q }} / {{ cells }}u;
     let b_col{{ q }} = b_column{{ q }} % {{ cells }}u;
-{% if b_moves %}
-    let b_start{{ q }} = origin(b_k{{ q }});
-    var b_inside{{ q }} = false;
-    var b_sample{{ q }} = b_start{{ q }}.x;
-    var b_step{{ q }} = b_start{{ q }}.y + b_tap{{ q }} * {{ apart }}u;
-{% endif %}
 {% elif name == "b" and b_taps %}
-    var b_k{{ q }} = first * 8u + b_to{{ q }} / {{ blocks }}u;
     let b_col{{ q }} = min({{ begin }} + b_to{{ q }} % {{ blocks }}u, {{ tap_cells - 1 }}u);
-{% if b_moves %}
-    var b_from{{ q }} = b_row(b_k{{ q }}) + b_col{{ q }};
-{% endif %}
 {% else %}
-    var {{ name }}_k{{ q }} = first * 8u + {{ name }}_to{{ q }} / {{ blocks }}u;
     let {{ name }}_col{{ q }} = min({{ begin }} + {{ name }}_to{{ q }} % {{ blocks }}u, {{ name }}_stride - 1u);
     var {{ name }}_from{{ q }} = ({{ above }}{{ name }}_k{{ q }}) * {{ name }}_stride + {{ name }}_col{{ q }};
 {% endif %}
 {% endfor %}
 {% endif %}
-{% endmacro %}
-{# Four columns of windows: those of cell number `cell` of row `start`, one of K where that has no whole number of steps. #}
-{% macro window(r, cell) %}
-            {
-{% if a_moves %}
-                a_next{{ r }} = a_load(a_source{{ r }} + {{ cell }});
-{% else %}
-                let source = source_row(a_start{{ r }}, {{ cell }} / {{ cells }}u);
-                a_next{{ r }} = vec4<f32>();
-                if (source != NOWHERE{% if k % 8 != 0 %} && {{ cell }} < {{ k // 4 }}u{% endif %}) {
-                    a_next{{ r }} = a_load(source * a_stride + {{ cell }} % {{ cells }}u);
-                }
-{% endif %}
-            }
-{% endmacro %}
-{# Where the rows of a tap begin, less the cells of the taps before, which `a_cell` counts. What lies outside is read from row 0, and
-   becomes zero on its way to workgroup memory, not before, or the load would be waited for here. #}
-{% macro find_rows(count) %}
-{% for r in range(count) %}
-        a_source{{ r }} = source_row(a_start{{ r }}, a_tap);
-        a_inside{{ r }} = a_source{{ r }} != NOWHERE;
-        a_source{{ r }} = select(0u, a_source{{ r }}, a_inside{{ r }}) * a_stride - a_tap * {{ cells }}u;
+{% if checks %}
+{% for r in range(2 if turned else size // threads) %}
+    var {{ name }}_inside{{ r }} = false;
 {% endfor %}
+{% endif %}
 {% endmacro %}
-{% macro load(name, above, size, kept, turned, mine) %}
-{% if turned %}
+{% macro load(name, above, size, turned, mine) %}
+{% if name == "a" and a_windows %}
+        {
+            let tap = a_cell / {{ cells }}u;
+{% for r in range(2) %}
+            let source{{ r }} = source_row(a_start{{ r }}, tap);
+            a_inside{{ r }} = source{{ r }} != NOWHERE{% if k % 8 != 0 %} && a_cell < {{ k // 4 }}u{% endif %};
+            a_next{{ r }} = a_load(select(0u, source{{ r }}, a_inside{{ r }}) * a_stride + a_cell % {{ cells }}u);
+{% endfor %}
+        }
+{% elif turned %}
 {% if mine %}
         if ({{ mine }}) {
 {% endif %}
-{% for r in range(4) %}
-{% if name == "a" and a_windows %}
-{{ window(r, "a_cell0") }}
-{% else %}
+{% for r in range(2) %}
             {{ name }}_next{{ r }} = {{ name }}_load({{ name }}_from{{ r }});
-{% endif %}
 {% endfor %}
 {% if mine %}
         }
 {% endif %}
-{% elif name == "a" and a_windows %}
-{% for q in range(size // threads) %}
-{{ window(q, "a_cell" ~ q) }}
-{% endfor %}
 {% elif name == "b" and b_windows %}
 {% for q in range(size // threads) %}
         {
-{% if b_moves %}
-            b_inside{{ q }} = b_step{{ q }} < {{ source_each }}u;
-            b_next{{ q }} = b_load(select(0u, b_sample{{ q }} + b_step{{ q }}, b_inside{{ q }}) * b_stride + b_col{{ q }});
-{% else %}
             let source = source_row(origin(b_k{{ q }}), b_tap{{ q }});
-            b_next{{ q }} = vec4<f32>();
-            if (source != NOWHERE{% if k % 8 != 0 %} && b_k{{ q }} < {{ k }}u{% endif %}) {
-                b_next{{ q }} = b_load(source * b_stride + b_col{{ q }});
-            }
-{% endif %}
+            b_inside{{ q }} = source != NOWHERE{% if k % 8 != 0 %} && b_k{{ q }} < {{ k }}u{% endif %};
+            b_next{{ q }} = b_load(select(0u, source, b_inside{{ q }}) * b_stride + b_col{{ q }});
         }
 {% endfor %}
-{% elif name == "b" and b_taps %}
+{% else %}
 {% for q in range(size // threads) %}
-{% if b_moves %}
-        b_next{{ q }} = b_load(b_from{{ q }});
-{% elif k % 8 == 0 %}
+{% if name == "b" and b_taps %}
         b_next{{ q }} = b_load(b_row(b_k{{ q }}) + b_col{{ q }});
-{% else %}
-        b_next{{ q }} = select(vec4<f32>(), b_load(b_row(b_k{{ q }}) + b_col{{ q }}), b_k{{ q }} < {{ k }}u);
-{% endif %}
-{% endfor %}
-{% elif kept or k % 8 == 0 %}
-{# Columns behind K are zero. #}
-{% for q in range(size // threads) %}
+{% elif k % 8 == 0 %}
         {{ name }}_next{{ q }} = {{ name }}_load({{ name }}_from{{ q }});
-{% endfor %}
 {% else %}
-{# Rows behind K do not exist. #}
-{% for q in range(size // threads) %}
-        {{ name }}_next{{ q }} = select(vec4<f32>(), {{ name }}_load(({{ above }}min({{ name }}_k{{ q }}, {{ k - 1 }}u)) * {{ name }}_stride + {{ name }}_col{{ q }}), {{ name }}_k{{ q }} < {{ k }}u);
+        {{ name }}_next{{ q }} = {{ name }}_load(({{ above }}min({{ name }}_k{{ q }}, {{ k - 1 }}u)) * {{ name }}_stride + {{ name }}_col{{ q }});
+{% endif %}
+{% if k % 8 != 0 %}
+        {{ name }}_inside{{ q }} = {{ name }}_k{{ q }} < {{ k }}u;
+{% endif %}
 {% endfor %}
 {% endif %}
 {% endmacro %}
-{% macro store(name, blocks, size, turned, mine, copy) %}
-{% if (name == "a" and a_moves) or (name == "b" and b_moves and b_windows) %}
-{% for r in range(4 if turned else size // threads) %}
+{% macro store(name, blocks, size, turned, checks, mine, copy) %}
+{% if checks %}
+{% for r in range(2 if turned else size // threads) %}
         {{ name }}_next{{ r }} = select(vec4<f32>(), {{ name }}_next{{ r }}, {{ name }}_inside{{ r }});
 {% endfor %}
 {% endif %}
@@ -228,7 +166,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
         if ({{ mine }}) {
 {% endif %}
 {% for c in range(4) %}
-            tile_{{ name }}[{{ copy }} + {{ name }}_to + {{ c * blocks }}u] = vec4<f32>({{ name }}_next0[{{ c }}], {{ name }}_next1[{{ c }}], {{ name }}_next2[{{ c }}], {{ name }}_next3[{{ c }}]);
+            tile_{{ name }}[2u * {{ copy }} + {{ name }}_to + {{ 2 * c * blocks }}u] = vec2<f32>({{ name }}_next0[{{ c }}], {{ name }}_next1[{{ c }}]);
 {% endfor %}
 {% if mine %}
         }
@@ -240,78 +178,40 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
 {% endif %}
 {% endmacro %}
 {# `go` is 0 behind the last step, which is then loaded once more and never used. #}
-{% macro advance(name, size, kept, turned) %}
+{% macro advance(name, size, turned) %}
 {% if name == "a" and a_windows %}
-{% for q in range(1 if turned else size // threads) %}
-        a_cell{{ q }} += 2u * go;
-{% endfor %}
-{% if a_moves %}
-        a_cells += 2u * go;
-        if (a_cells == {{ cells }}u) {
-            a_cells = 0u;
-            a_tap += 1u;
-{{ find_rows(4 if turned else size // threads) }}
-        }
-{% endif %}
-{% elif name == "b" and (b_windows or b_taps) %}
-{% for q in range(size // threads) %}
-{% if b_moves and b_taps %}
-        b_from{{ q }} += 8u * go * b_stride;
-{% elif b_moves %}
-        b_step{{ q }} += {{ 8 * times }}u * go;
-{% else %}
-        b_k{{ q }} += 8u * go;
-{% endif %}
-{% endfor %}
-{% if b_moves %}
-        b_rows += 8u * go;
-        if (b_rows == {{ 4 * cells if b_taps else rows_each }}u) {
-            b_rows = 0u;
-{% for q in range(size // threads) %}
-{% if b_taps %}
-            b_from{{ q }} = b_from{{ q }} + {{ tap_cells }}u - {{ 4 * cells }}u * b_stride;
-{% else %}
-            b_step{{ q }} -= {{ rows_each * times }}u;
-            b_sample{{ q }} += {{ source_each }}u;
-{% endif %}
-{% endfor %}
-        }
-{% endif %}
-{% elif kept or turned %}
-{% for q in range(4 if turned else size // threads) %}
-        {{ name }}_from{{ q }} += 2u * go;
+        a_cell += 2u * go;
+{% elif turned %}
+{% for r in range(2) %}
+        {{ name }}_from{{ r }} += 2u * go;
 {% endfor %}
 {% else %}
 {% for q in range(size // threads) %}
-        {{ name }}_{{ "from" if k % 8 == 0 else "k" }}{{ q }} += go * 8u{% if k % 8 == 0 %} * {{ name }}_stride{% endif %};
+{% if k % 8 == 0 and not (name == "b" and (b_windows or b_taps)) %}
+        {{ name }}_from{{ q }} += go * 8u * {{ name }}_stride;
+{% else %}
+        {{ name }}_k{{ q }} += go * 8u;
+{% endif %}
 {% endfor %}
 {% endif %}
 {% endmacro %}
-{# Blocks of 4 x 4 that are turned: one for each of the first invocations of a, of the last of b. #}
-{% set a_mine = "lid < " ~ am * 2 ~ "u" if am * 2 < threads else "" %}
-{% set b_mine = "lid >= " ~ (threads - bn4 * 2) ~ "u" if bn4 * 2 < threads else "" %}
-{{ prepare("a", a_above, am, "row0", a_size, keep_a, turn_a, m, "(lid % " ~ am * 2 ~ "u)") }}
-{{ prepare("b", b_above, bn4, "col0", b_size, keep_b, turn_b, n, "(lid % " ~ bn4 * 2 ~ "u)") }}
-{% if a_moves %}
-    var a_tap = 2u * first / {{ cells }}u;
-    var a_cells = 2u * first % {{ cells }}u;
-{{ find_rows(4 if turn_a else a_size // threads) }}
-{% endif %}
-{% if b_moves %}
-    var b_rows = 8u * first % {{ 4 * cells if b_taps else rows_each }}u;
-{% endif %}
+{# Where a tile has fewer pairs to turn than there are invocations, the first turn those of a and the last those of b. #}
+{% set a_mine = "lid < " ~ a_size // 2 ~ "u" if a_size // 2 < threads else "" %}
+{% set b_mine = "lid >= " ~ (threads - b_size // 2) ~ "u" if b_size // 2 < threads else "" %}
+{{ prepare("a", a_above, am, "row0", a_size, turn_a, a_checks, m) }}
+{{ prepare("b", b_above, bn4, "col0", b_size, turn_b, b_checks, n) }}
 {% macro load_both() %}
-{{ load("a", a_above, a_size, keep_a, turn_a, a_mine) }}
-{{ load("b", b_above, b_size, keep_b, turn_b, b_mine) }}
+{{ load("a", a_above, a_size, turn_a, a_mine) }}
+{{ load("b", b_above, b_size, turn_b, b_mine) }}
 {% endmacro %}
 {% macro store_both(a_copy, b_copy) %}
-{{ store("a", am, a_size, turn_a, a_mine, a_copy) }}
-{{ store("b", bn4, b_size, turn_b, b_mine, b_copy) }}
+{{ store("a", am, a_size, turn_a, a_checks, a_mine, a_copy) }}
+{{ store("b", bn4, b_size, turn_b, b_checks, b_mine, b_copy) }}
 {% endmacro %}
 {% macro advance_both(ahead) %}
         let go = select(0u, 1u, step + {{ ahead }}u < count);
-{{ advance("a", a_size, keep_a, turn_a) }}
-{{ advance("b", b_size, keep_b, turn_b) }}
+{{ advance("a", a_size, turn_a) }}
+{{ advance("b", b_size, turn_b) }}
 {% endmacro %}
 {{ load_both() }}
 {{ store_both("0u", "0u") }}
@@ -320,52 +220,6 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
 {{ advance_both(1) }}
 {{ load_both() }}
     }
-    var this_a = 0u;
-    var this_b = 0u;
-{% if keep_a or keep_b %}
-    let a_half = 2u * y + ((y >> 2u) & 1u);
-    let b_half = 2u * x + ((x >> 2u) & 1u);
-    for (var step = 0u; step < count; step++) {
-        workgroupBarrier();
-        let next_a = {{ a_size }}u - this_a;
-        let next_b = {{ b_size }}u - this_b;
-{{ store_both("next_a", "next_b") }}
-{{ advance_both(2) }}
-{{ load_both() }}
-{% for part in range(2) %}
-        {
-{% for i in range(tm) %}
-            let a{{ i }} = tile_a[this_a + (a_half ^ {{ part }}u) + {{ 2 * i * ty }}u];
-{% endfor %}
-{% if keep_b %}
-{% for j in range(tn // 4) %}
-{% for c in range(4) %}
-            let b{{ j }}_{{ c }} = tile_b[this_b + (b_half ^ {{ part }}u) + {{ 2 * (c * bn4 + j * tx) }}u];
-{% for kk in range(4) %}
-{% for i in range(tm) %}
-            c{{ i }}_{{ j }}[{{ c }}] += a{{ i }}[{{ kk }}] * b{{ j }}_{{ c }}[{{ kk }}];
-{% endfor %}
-{% endfor %}
-{% endfor %}
-{% endfor %}
-{% else %}
-{% for kk in range(4) %}
-{% for j in range(tn // 4) %}
-            let b{{ kk }}_{{ j }} = tile_b[this_b + {{ (4 * part + kk) * bn4 + j * tx }}u + x];
-{% endfor %}
-{% for i in range(tm) %}
-{% for j in range(tn // 4) %}
-            c{{ i }}_{{ j }} += a{{ i }}[{{ kk }}] * b{{ kk }}_{{ j }};
-{% endfor %}
-{% endfor %}
-{% endfor %}
-{% endif %}
-        }
-{% endfor %}
-        this_a = next_a;
-        this_b = next_b;
-    }
-{% else %}
     // What is multiplied next is read from workgroup memory before what is there is multiplied, across the barrier too.
 {% if turn_a %}
     let y_upper = y ^ 4u;
@@ -373,8 +227,9 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
 {% if turn_b %}
     let x_upper = x ^ 4u;
 {% endif %}
-{% macro a_at(copy, kk, i) %}tile_a[{{ copy }} + {{ kk * am + i * ty }}u + {{ "y_upper" if turn_a and kk >= 4 else "y" }}]{% endmacro %}
-{% macro b_at(copy, kk, j) %}tile_b[{{ copy }} + {{ kk * bn4 + j * tx }}u + {{ "x_upper" if turn_b and kk >= 4 else "x" }}]{% endmacro %}
+{% macro staged(tile, at, turned) %}{% if turned %}vec4<f32>({{ tile }}[2u * ({{ at }})], {{ tile }}[2u * ({{ at }}) + 1u]){% else %}{{ tile }}[{{ at }}]{% endif %}{% endmacro %}
+{% macro a_at(copy, kk, i) %}{{ staged("tile_a", copy ~ " + " ~ (kk * am + i * ty) ~ "u + " ~ ("y_upper" if turn_a and kk >= 4 else "y"), turn_a) }}{% endmacro %}
+{% macro b_at(copy, kk, j) %}{{ staged("tile_b", copy ~ " + " ~ (kk * bn4 + j * tx) ~ "u + " ~ ("x_upper" if turn_b and kk >= 4 else "x"), turn_b) }}{% endmacro %}
     workgroupBarrier();
 {% for i in range(tm // 4) %}
     var a{{ i }} = {{ a_at("0u", 0, i) }};
@@ -382,18 +237,20 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
 {% for j in range(tn // 4) %}
     var b{{ j }} = {{ b_at("0u", 0, j) }};
 {% endfor %}
+    var this_a = 0u;
+    var this_b = 0u;
     for (var step = 0u; step < count; step++) {
         let next_a = {{ a_size }}u - this_a;
         let next_b = {{ b_size }}u - this_b;
-{{ store_both("next_a", "next_b") }}
-{{ advance_both(2) }}
-{{ load_both() }}
 {% for i in range(tm // 4) %}
         let a0_{{ i }} = a{{ i }};
 {% endfor %}
 {% for j in range(tn // 4) %}
         let b0_{{ j }} = b{{ j }};
 {% endfor %}
+{{ store_both("next_a", "next_b") }}
+{{ advance_both(2) }}
+{{ load_both() }}
 {% for kk in range(8) %}
 {% if kk == 7 %}
         workgroupBarrier();
@@ -421,14 +278,9 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
         this_a = next_a;
         this_b = next_b;
     }
-{% endif %}
 {% for i in range(tm) %}
     {
-{% if keep_a %}
-        let row = 4u * row0 + {{ i * ty }}u + y;
-{% else %}
         let row = 4u * (row0 + {{ i // 4 * ty }}u + y) + {{ i % 4 }}u;
-{% endif %}
 {% for j in range(tn // 4) %}
         let to{{ j }} = col0 + {{ j * tx }}u + x;
         if (row < {{ m }}u && to{{ j }} < {{ width }}u) {

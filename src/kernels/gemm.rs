@@ -17,10 +17,9 @@ struct Tile {
     bn: usize,
     tm: usize,
     tn: usize,
-    /// Operands stored with k along their columns are staged like that; otherwise they are turned.
-    keep: bool,
     alone: f64,
     busy: f64,
+    resident: usize,
 }
 
 impl Tile {
@@ -31,6 +30,7 @@ impl Tile {
             depth: DEPTH,
             alone: self.alone,
             busy: self.busy,
+            resident: self.resident,
         }
     }
 }
@@ -231,7 +231,6 @@ impl Gemm {
                 tiled(tile, m, width, splits)
                     .layers(splits.max(batch))
                     .with("chunk", chunk)
-                    .with("whole", windows.is_some_and(|windows| windows.whole(DEPTH)))
             }
             Tier::Cooperative(tile, units) => {
                 let work = Work {
@@ -341,31 +340,30 @@ fn direct(m: usize, width: usize) -> Kernel {
 /// How deep a tile is staged: two copies of the largest fill the 16 KiB of workgroup memory that every adapter has.
 const DEPTH: usize = 8;
 
-/// Speeds as measured on an H200, in f32, except for the last tile, whose are estimates.
-const TILES: [Tile; 4] = [
-    tile([128, 128], [16, 8], false, [0.8, 1.0]),
-    tile([64, 64], [8, 8], true, [0.34, 0.91]),
-    tile([64, 128], [8, 8], true, [0.67, 0.92]),
-    tile([32, 32], [4, 4], true, [0.09, 0.5]),
+/// Speeds as measured on an H100, in f32.
+const TILES: [Tile; 3] = [
+    tile([128, 128], [16, 8], [0.76, 1.0], 2),
+    tile([64, 64], [8, 8], [0.34, 0.91], 6),
+    tile([32, 32], [4, 4], [0.18, 0.48], 16),
 ];
 
-/// Multiply-adds of a core in a microsecond, measured on an H200.
-const RATE: f64 = 1.6e5;
+/// Multiply-adds of a core in a microsecond, measured on an H100.
+const RATE: f64 = 1.8e5;
 
 const fn tile(
     [bm, bn]: [usize; 2],
     [tm, tn]: [usize; 2],
-    keep: bool,
     [alone, busy]: [f64; 2],
+    resident: usize,
 ) -> Tile {
     Tile {
         bm,
         bn,
         tm,
         tn,
-        keep,
         alone,
         busy,
+        resident,
     }
 }
 
@@ -377,7 +375,6 @@ fn tiled(tile: Tile, m: usize, width: usize, splits: usize) -> Kernel {
         .with("bn", tile.bn)
         .with("tm", tile.tm)
         .with("tn", tile.tn)
-        .with("keep", tile.keep)
         .with("order", ORDER)
         .with("split", splits > 1)
         .grid((4 * width).div_ceil(tile.bn), m.div_ceil(tile.bm))

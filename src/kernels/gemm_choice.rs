@@ -11,6 +11,8 @@ pub(super) struct Speed {
     pub alone: f64,
     /// Speed of a core that runs as many of them as it can.
     pub busy: f64,
+    /// How many a core runs at a time.
+    pub resident: usize,
 }
 
 /// Extents of the products.
@@ -44,12 +46,23 @@ fn time(tile: Speed, splits: usize, x: Extents, machine: Machine) -> f64 {
     let groups = x.batch * x.m.div_ceil(tile.rows) * x.n.div_ceil(tile.cols) * splits;
     let depth = x.k.div_ceil(splits).next_multiple_of(tile.depth) as f64 + OVERHEAD;
     let work = (tile.rows * tile.cols) as f64 * depth / machine.rate;
-    let rounds = groups.div_ceil(machine.cores) as f64;
+    let each = groups.div_ceil(machine.cores);
+    // Behind full rounds, cores do not get equally many: the last of them has one more.
+    let (full, rest) = match (each / tile.resident, each % tile.resident) {
+        (0, rest) => (0, rest),
+        (full, 0) => (full, 0),
+        (full, rest) => (full, rest + 1),
+    };
+    let last = match rest {
+        0 => 0.0,
+        _ => rest as f64 / tile.busy.min(rest as f64 * tile.alone),
+    };
+    let rounds = (full * tile.resident) as f64 / tile.busy + last;
     let second_pass = match splits {
         1 => 0.0,
         _ => SECOND_PASS + ADD * (splits * x.m * x.n) as f64 * 1e-6,
     };
-    (work / tile.alone).max(rounds * work / tile.busy) + second_pass
+    work * rounds + second_pass
 }
 
 /// Tiles with numbers of parts of K, the pair expected to be the fastest first. Large tiles reuse more; small ones and parts keep
@@ -92,6 +105,7 @@ mod tests {
         depth: 16,
         alone: 1.0,
         busy: 1.0,
+        resident: 2,
     };
     const SMALL: Speed = Speed {
         rows: 32,
@@ -99,6 +113,7 @@ mod tests {
         depth: 16,
         alone: 0.1,
         busy: 0.5,
+        resident: 16,
     };
     const MACHINE: Machine = Machine {
         cores: 132,
@@ -125,6 +140,12 @@ mod tests {
     #[test]
     fn a_long_k_is_split() {
         assert!(best(256, 256, 65_536).1 > 1);
+    }
+
+    #[test]
+    fn a_last_round_with_few_workgroups_is_filled_with_parts() {
+        // 11 workgroups for every core, two at a time.
+        assert_eq!(best(30_522, 768, 4096), (LARGE, 2));
     }
 
     #[test]

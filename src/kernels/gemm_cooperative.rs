@@ -78,6 +78,7 @@ impl Tile {
             depth: self.bk,
             alone: self.alone,
             busy: self.busy,
+            resident: usize::MAX,
         }
     }
 
