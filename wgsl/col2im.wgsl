@@ -10,12 +10,12 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     if (col < {{ used }}u) {
         let start = origin(row);
         for (var j = 0u; j < {{ kernel }}u; j++) {
-            let source = source_row(start, j);
-            if (source != NOWHERE) {
+            let dy = source(start, j);
+            if (dy.inside) {
 {% if channels % 4 == 0 %}
-                v += x_load(source * x_stride + j * {{ channels // 4 }}u + col);
+                v += x_load(dy.row * x_stride + j * {{ channels // 4 }}u + col);
 {% else %}
-                let base = source * x_stride + j * {{ channels }}u;
+                let base = dy.row * x_stride + j * {{ channels }}u;
                 for (var lane = 0u; lane < min(4u, {{ channels }}u - 4u * col); lane++) {
                     v[lane] += x_at(base + 4u * col + lane);
                 }

@@ -7,8 +7,8 @@
 // memory before the current one is made: also across the barrier, so that no multiplication waits behind it.
 //
 // With `windows` the product is a convolution, whose matrix of windows exists in workgroup memory only. "forward": row r, column (tap, c) of A
-// is x at `source_row`, the weight is B. "input": the same of dy, and row (tap, h) of B is row h of the weight at the columns of the
-// tap. "weight": row r, column (tap, c) of B is x at `source_row`, A is dy. Where `whole`, a tile has a single tap (or sample step).
+// is x at `source`, the weight is B. "input": the same of dy, and row (tap, h) of B is row h of the weight at the columns of the
+// tap. "weight": row r, column (tap, c) of B is x at `source`, A is dy. Where `whole`, a tile has a single tap (or sample step).
 //
 // Rows in workgroup memory are {{ pad }} elements apart more than they are long, so that eight rows touch all banks once.
 {% set mt = wm // size %}
@@ -106,10 +106,10 @@ lid / {{ cells }}u
 {% endif %}
 {% for r in range(loads) %}
 {% if name == "a" and windows in ["forward", "input"] %}
-        let a_source{{ r }} = source_row(a_start{{ r }}, a_tap);
+        let a_source{{ r }} = source(a_start{{ r }}, a_tap);
         {{ declare }}a_next{{ r }} = {{ zero }};
-        if (a_source{{ r }} != NOWHERE{% if masked %} && k / 4u + a_cell < {{ full_k // 4 }}u{% endif %}) {
-            a_next{{ r }} = a[a_source{{ r }} * a_stride + a_column];
+        if (a_source{{ r }}.inside{% if masked %} && k / 4u + a_cell < {{ full_k // 4 }}u{% endif %}) {
+            a_next{{ r }} = a[a_source{{ r }}.row * a_stride + a_column];
         }
 {% elif name == "b" and windows == "input" %}
 {% if whole %}
@@ -126,10 +126,10 @@ lid / {{ cells }}u
         {{ declare }}b_next{{ r }} = b[b_row{{ r }} * b_stride + b_tap{{ r }} * {{ tap_cells }}u + b_col];
 {% endif %}
 {% elif name == "b" and windows == "weight" %}
-        let b_source{{ r }} = source_row(origin(k + b_line + {{ r * apart }}u), b_tap);
+        let b_source{{ r }} = source(origin(k + b_line + {{ r * apart }}u), b_tap);
         {{ declare }}b_next{{ r }} = {{ zero }};
-        if (b_source{{ r }} != NOWHERE{% if masked %} && k + b_line + {{ r * apart }}u < {{ full_k }}u{% endif %}) {
-            b_next{{ r }} = b[b_source{{ r }} * b_stride + b_col];
+        if (b_source{{ r }}.inside{% if masked %} && k + b_line + {{ r * apart }}u < {{ full_k }}u{% endif %}) {
+            b_next{{ r }} = b[b_source{{ r }}.row * b_stride + b_col];
         }
 {% elif along_k %}
 {% if masked %}

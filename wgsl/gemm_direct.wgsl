@@ -9,19 +9,19 @@
 
 {% if a_windows %}
 fn a_window(start: vec2<u32>, tap: u32, cell: u32) -> vec4<f32> {
-    let source = source_row(start, tap);
-    if (source == NOWHERE) {
+    let x = source(start, tap);
+    if (!x.inside) {
         return vec4<f32>();
     }
-    return a_load(source * a_stride + cell);
+    return a_load(x.row * a_stride + cell);
 }
 {% else %}
 fn b_window(start: vec2<u32>, tap: u32, cell: u32) -> vec4<f32> {
-    let source = source_row(start, tap);
-    if (source == NOWHERE) {
+    let x = source(start, tap);
+    if (!x.inside) {
         return vec4<f32>();
     }
-    return b_load(source * b_stride + cell);
+    return b_load(x.row * b_stride + cell);
 }
 {% endif %}
 {% endif %}

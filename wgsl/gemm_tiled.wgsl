@@ -90,19 +90,23 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     // Of the upper half of k, vec4s change places by fours, or they would lie in the banks of the lower half.
     let {{ name }}_to = 8u * {{ name }}_part * {{ blocks }}u + ({{ name }}_pair ^ (8u * {{ name }}_part));
 {% else %}
+{# An invocation loads from one row, `lanes` columns apart. #}
+{% set lanes = threads // 8 %}
+    let {{ name }}_line = lid / {{ lanes }}u;
+    var {{ name }}_k = 8u * first + {{ name }}_line;
+    let {{ name }}_to = {{ name }}_line * {{ blocks }}u + lid % {{ lanes }}u;
 {% for q in range(size // threads) %}
-    let {{ name }}_to{{ q }} = lid + {{ q * threads }}u;
     var {{ name }}_next{{ q }} = vec4<f32>();
-    var {{ name }}_k{{ q }} = first * 8u + {{ name }}_to{{ q }} / {{ blocks }}u;
+    let {{ name }}_place{{ q }} = {{ begin }} + lid % {{ lanes }}u + {{ q * lanes }}u;
 {% if name == "b" and b_windows %}
-    let b_column{{ q }} = min({{ begin }} + b_to{{ q }} % {{ blocks }}u, {{ n // 4 - 1 }}u);
+    let b_column{{ q }} = min(b_place{{ q }}, {{ n // 4 - 1 }}u);
     let b_tap{{ q }} = b_column{{ q }} / {{ cells }}u;
     let b_col{{ q }} = b_column{{ q }} % {{ cells }}u;
 {% elif name == "b" and b_taps %}
-    let b_col{{ q }} = min({{ begin }} + b_to{{ q }} % {{ blocks }}u, {{ tap_cells - 1 }}u);
+    let b_col{{ q }} = min(b_place{{ q }}, {{ tap_cells - 1 }}u);
 {% else %}
-    let {{ name }}_col{{ q }} = min({{ begin }} + {{ name }}_to{{ q }} % {{ blocks }}u, {{ name }}_stride - 1u);
-    var {{ name }}_from{{ q }} = ({{ above }}{{ name }}_k{{ q }}) * {{ name }}_stride + {{ name }}_col{{ q }};
+    let {{ name }}_col{{ q }} = min({{ name }}_place{{ q }}, {{ name }}_stride - 1u);
+    var {{ name }}_from{{ q }} = ({{ above }}{{ name }}_k) * {{ name }}_stride + {{ name }}_col{{ q }};
 {% endif %}
 {% endfor %}
 {% endif %}
@@ -117,9 +121,9 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
         {
             let tap = a_cell / {{ cells }}u;
 {% for r in range(2) %}
-            let source{{ r }} = source_row(a_start{{ r }}, tap);
-            a_inside{{ r }} = source{{ r }} != NOWHERE{% if k % 8 != 0 %} && a_cell < {{ k // 4 }}u{% endif %};
-            a_next{{ r }} = a_load(select(0u, source{{ r }}, a_inside{{ r }}) * a_stride + a_cell % {{ cells }}u);
+            let source{{ r }} = source(a_start{{ r }}, tap);
+            a_inside{{ r }} = source{{ r }}.inside{% if k % 8 != 0 %} && a_cell < {{ k // 4 }}u{% endif %};
+            a_next{{ r }} = a_load(source{{ r }}.row * a_stride + a_cell % {{ cells }}u);
 {% endfor %}
         }
 {% elif turned %}
@@ -133,24 +137,25 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
         }
 {% endif %}
 {% elif name == "b" and b_windows %}
-{% for q in range(size // threads) %}
         {
-            let source = source_row(origin(b_k{{ q }}), b_tap{{ q }});
-            b_inside{{ q }} = source != NOWHERE{% if k % 8 != 0 %} && b_k{{ q }} < {{ k }}u{% endif %};
-            b_next{{ q }} = b_load(select(0u, source, b_inside{{ q }}) * b_stride + b_col{{ q }});
-        }
+            let start = origin(b_k);
+{% for q in range(size // threads) %}
+            let source{{ q }} = source(start, b_tap{{ q }});
+            b_inside{{ q }} = source{{ q }}.inside{% if k % 8 != 0 %} && b_k < {{ k }}u{% endif %};
+            b_next{{ q }} = b_load(source{{ q }}.row * b_stride + b_col{{ q }});
 {% endfor %}
+        }
 {% else %}
 {% for q in range(size // threads) %}
 {% if name == "b" and b_taps %}
-        b_next{{ q }} = b_load(b_row(b_k{{ q }}) + b_col{{ q }});
+        b_next{{ q }} = b_load(b_row(b_k) + b_col{{ q }});
 {% elif k % 8 == 0 %}
         {{ name }}_next{{ q }} = {{ name }}_load({{ name }}_from{{ q }});
 {% else %}
-        {{ name }}_next{{ q }} = {{ name }}_load(({{ above }}min({{ name }}_k{{ q }}, {{ k - 1 }}u)) * {{ name }}_stride + {{ name }}_col{{ q }});
+        {{ name }}_next{{ q }} = {{ name }}_load(({{ above }}min({{ name }}_k, {{ k - 1 }}u)) * {{ name }}_stride + {{ name }}_col{{ q }});
 {% endif %}
 {% if k % 8 != 0 %}
-        {{ name }}_inside{{ q }} = {{ name }}_k{{ q }} < {{ k }}u;
+        {{ name }}_inside{{ q }} = {{ name }}_k < {{ k }}u;
 {% endif %}
 {% endfor %}
 {% endif %}
@@ -173,7 +178,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
 {% endif %}
 {% else %}
 {% for q in range(size // threads) %}
-        tile_{{ name }}[{{ copy }} + {{ name }}_to{{ q }}] = {{ name }}_next{{ q }};
+        tile_{{ name }}[{{ copy }} + {{ name }}_to + {{ q * threads // 8 }}u] = {{ name }}_next{{ q }};
 {% endfor %}
 {% endif %}
 {% endmacro %}
@@ -186,13 +191,13 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
         {{ name }}_from{{ r }} += 2u * go;
 {% endfor %}
 {% else %}
-{% for q in range(size // threads) %}
 {% if k % 8 == 0 and not (name == "b" and (b_windows or b_taps)) %}
+{% for q in range(size // threads) %}
         {{ name }}_from{{ q }} += go * 8u * {{ name }}_stride;
-{% else %}
-        {{ name }}_k{{ q }} += go * 8u;
-{% endif %}
 {% endfor %}
+{% else %}
+        {{ name }}_k += go * 8u;
+{% endif %}
 {% endif %}
 {% endmacro %}
 {# Where a tile has fewer pairs to turn than there are invocations, the first turn those of a and the last those of b. #}

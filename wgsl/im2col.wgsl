@@ -1,14 +1,14 @@
-// Windows of a 1-D convolution: column j C + c of row r is x[source row of tap j, c].
+// Windows of a 1-D convolution: column j C + c of row r is x[source of tap j, c].
 {% include "shared/group" %}
 {% include "shared/window" %}
 
 {% if channels % 4 != 0 %}
 fn tap(start: vec2<u32>, column: u32) -> f32 {
-    let row = source_row(start, column / {{ channels }}u);
-    if (column >= {{ cols }}u || row == NOWHERE) {
+    let window = source(start, column / {{ channels }}u);
+    if (column >= {{ cols }}u || !window.inside) {
         return 0.0;
     }
-    return x_at(row * x_stride + column % {{ channels }}u);
+    return x_at(window.row * x_stride + column % {{ channels }}u);
 }
 {% endif %}
 
@@ -20,9 +20,9 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     if (col < {{ used }}u) {
         let start = origin(row);
 {% if channels % 4 == 0 %}
-        let source = source_row(start, col / {{ channels // 4 }}u);
-        if (source != NOWHERE) {
-            v = x_load(source * x_stride + col % {{ channels // 4 }}u);
+        let window = source(start, col / {{ channels // 4 }}u);
+        if (window.inside) {
+            v = x_load(window.row * x_stride + col % {{ channels // 4 }}u);
         }
 {% else %}
         v = vec4<f32>(tap(start, 4u * col), tap(start, 4u * col + 1u), tap(start, 4u * col + 2u), tap(start, 4u * col + 3u));
