@@ -4,7 +4,7 @@ mod common;
 
 use common::{Case, Tolerance, baseline_gpu, gpu, tiled_gpu, tolerance};
 use energyflow::Gpu;
-use energyflow::graph::{DType, ValueId};
+use energyflow::graph::{DType, Trans, ValueId};
 
 /// Sums with cancellation.
 fn bound(dtype: DType) -> Tolerance {
@@ -138,6 +138,38 @@ fn a_vocabulary() {
             let mut keys = executable.sources().map(|(key, _)| key);
             assert!(keys.any(|key| key.contains(steps)), "{executable}");
             case.check_on(&gpu, bound(dtype));
+        }
+    }
+}
+
+/// Logits that are computed and that nobody else wants make room for their gradient, in f32.
+#[test]
+fn the_gradient_takes_the_place_of_the_logits() {
+    for [n, v] in [[1, 2], [7, 5], [17, 129], [65, 1027], [3, 30_522]] {
+        for kept in [false, true] {
+            let mut case = Case::new((n + v) as u64, DType::F32);
+            let x = case.input_in(&[n, 3], -2.0, 2.0);
+            let w = case.input_in(&[v, 3], -2.0, 2.0);
+            let targets = case.ids(n, v as u32);
+            let g = &mut case.graph;
+            let logits = g.matmul(x, w, Trans::NT).unwrap();
+            let ce = g.cross_entropy(logits, targets, None, 0.1).unwrap();
+            case.output("loss", ce.loss);
+            if kept {
+                case.output("logits", logits);
+            }
+            case.gradients(ce.loss, &[x, w]);
+            for gpu in [gpu(), tiled_gpu(), baseline_gpu()] {
+                let executable = case.start(&gpu).executable;
+                let mut keys = executable.sources().map(|(key, _)| key);
+                let over = keys.any(|key| key.contains(" over=True "));
+                assert_eq!(over, !kept, "{executable}");
+                if v == 1027 {
+                    let both = 2 * 4 * (n * v) as u64;
+                    assert_eq!(executable.plan().lower_bound >= both, kept);
+                }
+                case.check_on(&gpu, bound(DType::F32));
+            }
         }
     }
 }

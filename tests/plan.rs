@@ -90,7 +90,9 @@ fn training_steps_need_little_more_than_what_is_alive_at_once() {
             for blocks in [1, 4, 8] {
                 let graph = chunked_decoder(dtype, blocks).unwrap();
                 let plan = check(&format!("decoder of {blocks} {dtype}"), &gpu, &graph);
-                assert!(plan.intermediates() > 2 * LinearCrossEntropy::CHUNK_BYTES);
+                // The gradient of f32 logits takes their place.
+                let chunks = if dtype == DType::F32 { 1 } else { 2 };
+                assert!(plan.intermediates() > chunks * LinearCrossEntropy::CHUNK_BYTES);
             }
         }
     }

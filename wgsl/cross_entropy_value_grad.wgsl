@@ -1,4 +1,5 @@
-// Value and gradient together. `lanes` invocations share a row and read it 16 bytes at a time.
+// Value and gradient together. `lanes` invocations share a row and read it 16 bytes at a time. With `over` the derivative takes the place of
+// the logits: an invocation writes what only it reads, but for the logit of the target.
 {% if steps > 0 %}
 // They keep it in registers between its sums and its derivative, {{ steps }} blocks each: every logit is read once.
 {% else %}
@@ -155,6 +156,10 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
 {% endif %}
 {% if lanes > 1 %}
     scratch[lane] = part;
+{% if over %}
+    // Behind it logits become derivatives: all have been read.
+    storageBarrier();
+{% endif %}
     workgroupBarrier();
     if (lane < {{ folds }}u) {
 {{ join("scratch", "lane", folds, lanes // folds) }}

@@ -14,7 +14,8 @@ pub(crate) enum View {
     /// One element at a time: `NAME_at(i)`, `NAME_put(i, value)`.
     Scalar,
     /// 16 bytes at a time, which are one `vec4` of f32 or two of f16. To read: `NAME[i]`, which stays packed in its registers,
-    /// `NAME_part0(block)` and `NAME_part1(block)` of it, and single elements as `NAME_at(i)`. To write, f16 only: `NAME_pair(i, a, b)`.
+    /// `NAME_part0(block)` and `NAME_part1(block)` of it, and single elements as `NAME_at(i)`. To write f16: `NAME_pair(i, a, b)`; to read
+    /// and write f32: as to read, and `NAME_store(i, value)`.
     Block,
 }
 
@@ -103,7 +104,7 @@ impl Binding {
         let name = &self.name;
         let stride = self.layout.row_bytes() / 16;
         let half = self.layout.dtype() == DType::F16;
-        if self.access == Access::Read {
+        if self.access == Access::Read || !half {
             let (element, parts, at) = match half {
                 true => (
                     "vec4<u32>",
@@ -119,12 +120,22 @@ impl Binding {
                 ),
             };
             let [part0, part1] = parts;
+            let (access, store) = match self.access {
+                Access::Read => ("read", String::new()),
+                Access::ReadWrite => (
+                    "read_write",
+                    format!(
+                        "fn {name}_store(at: u32, value: vec4<f32>) {{ {name}[at] = value; }}\n"
+                    ),
+                ),
+            };
             return format!(
-                "@group(0) @binding({index}) var<storage, read> {name}: array<{element}>;\n\
+                "@group(0) @binding({index}) var<storage, {access}> {name}: array<{element}>;\n\
                  const {name}_stride: u32 = {stride}u;\n\
                  fn {name}_part0(b: {element}) -> vec4<f32> {{ return {part0}; }}\n\
                  fn {name}_part1(b: {element}) -> vec4<f32> {{ return {part1}; }}\n\
-                 fn {name}_at(i: u32) -> f32 {{ return {at}; }}\n"
+                 fn {name}_at(i: u32) -> f32 {{ return {at}; }}\n\
+                 {store}"
             );
         }
         let (element, value) = match target.f16 {

@@ -2,6 +2,7 @@
 
 use super::{Kernel, Program, Target, View, row_lanes};
 use crate::gpu::Layout;
+use crate::graph::DType;
 
 const SIZE: usize = 64;
 
@@ -165,12 +166,19 @@ impl CrossEntropy {
             .finish(program)
     }
 
+    /// Whether the program's result can take the place of the logits.
+    pub fn fits_over(logits: Layout, program: &Program) -> bool {
+        logits.dtype() == DType::F32 && matches!(&*program.results, [(_, one)] if *one == logits)
+    }
+
     /// logits, targets, count, dloss → rows, program(dlogits), with every logit read once.
+    /// `over`: the program's result takes the place of the logits, which it must [fit](Self::fits_over).
     pub fn value_grad(
         self,
         [logits, targets, rows, dloss]: [Layout; 4],
         count: Count,
         program: Program,
+        over: bool,
         target: Target,
     ) -> Kernel {
         // A block of 16 bytes is one `vec4` of f32, two of f16.
@@ -193,6 +201,7 @@ impl CrossEntropy {
             .with("width", width)
             .with("cover", cover)
             .with("pad", padding(logits, rows))
+            .with("over", over)
             .read("logits", logits, View::Block)
             .read("targets", targets, View::Scalar);
         let kernel = match count {
@@ -203,9 +212,10 @@ impl CrossEntropy {
             .read("dloss", dloss, View::Scalar)
             .write("rows", rows, View::Scalar)
             .flops(9.0 * logits.len() as f64);
-        match pairs {
-            true => kernel.finish_pairs(program),
-            false => kernel.finish(program),
+        match (over, pairs) {
+            (true, _) => kernel.finish_over("logits", program),
+            (false, true) => kernel.finish_pairs(program),
+            (false, false) => kernel.finish(program),
         }
     }
 }

@@ -85,6 +85,8 @@ pub(crate) struct Kernel {
     cooperative: bool,
     /// The program takes two `vec4`s at a time and stores them as one [`View::Block`].
     pairs: bool,
+    /// Result 0 of the program takes the place of this operand.
+    over: Option<&'static str>,
     workgroups: [u32; 3],
     flops: f64,
 }
@@ -99,6 +101,7 @@ impl Kernel {
             program: None,
             cooperative: false,
             pairs: false,
+            over: None,
             workgroups: [1, 1, 1],
             flops: 0.0,
         }
@@ -140,6 +143,15 @@ impl Kernel {
         self
     }
 
+    /// As [`Kernel::finish`], of a program whose result 0 is stored over operand `name`, element by element: they share a binding.
+    fn finish_over(mut self, name: &'static str, program: Program) -> Self {
+        for binding in self.reads.iter_mut().filter(|read| read.name == name) {
+            binding.access = Access::ReadWrite;
+        }
+        self.over = Some(name);
+        self.finish(program)
+    }
+
     fn flops(mut self, flops: f64) -> Self {
         self.flops = flops;
         self
@@ -171,7 +183,8 @@ impl Kernel {
         self.with("grid_x", x)
     }
 
-    /// Bindings in `@binding` order: own reads, the program's operands, own writes, the program's results.
+    /// Bindings in `@binding` order: own reads, the program's operands, own writes, the program's results but one that
+    /// takes the place of an operand.
     pub fn bindings(&self) -> Vec<Binding> {
         let mut all = self.reads.clone();
         if let Some(program) = &self.program {
@@ -179,7 +192,8 @@ impl Kernel {
         }
         all.extend(self.writes.iter().cloned());
         if let Some(program) = &self.program {
-            all.extend(program.write_bindings().map(|binding| match self.pairs {
+            let results = program.write_bindings().skip(self.over.iter().len());
+            all.extend(results.map(|binding| match self.pairs {
                 true => Binding {
                     view: View::Block,
                     ..binding
@@ -222,6 +236,12 @@ impl Kernel {
     pub fn source(&self, target: Target) -> Result<KernelSource> {
         let bindings = self.bindings();
         let mut header = declare::header(&bindings, target, self.cooperative);
+        if let Some(name) = self.over {
+            header.push_str(&format!(
+                "const q0_stride: u32 = {name}_stride;\n\
+                 fn q0_store(at: u32, value: vec4<f32>) {{ {name}_store(at, value); }}\n"
+            ));
+        }
         if let Some(program) = &self.program {
             header.push_str(&match self.pairs {
                 true => program.pair_wgsl(),
@@ -235,7 +255,12 @@ impl Kernel {
 
     /// Operations and bytes of one dispatch.
     pub fn cost(&self) -> Cost {
-        let bytes = self.bindings().iter().map(Binding::bytes).sum();
+        // What is overwritten is read and written.
+        let over = self
+            .reads
+            .iter()
+            .filter(|read| Some(&*read.name) == self.over);
+        let bytes = self.bindings().iter().chain(over).map(Binding::bytes).sum();
         let flops = self.flops + self.program.as_ref().map_or(0.0, Program::flops);
         Cost { flops, bytes }
     }

@@ -24,7 +24,7 @@ struct Layer {
     bias: Option<At>,
     targets: At,
     rows: At,
-    /// Logits and their gradient, as many rows as a chunk has.
+    /// Logits and their gradient, as many rows as a chunk has; the same place where nobody wants both.
     logits: At,
     dlogits: At,
     /// The loss is wanted, not only its gradient.
@@ -76,11 +76,15 @@ impl Lowering<'_> {
         let each = self.rows_of_a_chunk(layer, vocabulary, x.0.rows())?;
         let chunk = Layout::of(&Shape::matrix(each, vocabulary), layer.logits)?;
         let logits = (chunk, self.scratch(chunk));
-        let dlogits = (chunk, self.scratch(chunk));
         let several = each < x.0.rows();
         let gradient = match gradient {
             Some(node) => Some(self.gradient(entropy, value, node, several)?),
             None => None,
+        };
+        let dlogits = match &gradient {
+            // Value and gradient at once leave nobody who wants the logits.
+            Some(_) if value.is_some() && layer.logits == DType::F32 => logits,
+            _ => (chunk, self.scratch(chunk)),
         };
         if let (Some(node), true) = (value, several) {
             // A chunk does not know where the padding of all rows is.
@@ -247,10 +251,18 @@ impl Lowering<'_> {
                 entropy.grad([chunk, targets, rows, count, dloss], program),
                 [own, vec![rows_place], counted, vec![dloss_place, dlogits.1]],
             ),
-            (_, count) => (
-                entropy.value_grad([chunk, targets, rows, dloss], count, program, self.target),
-                [own, counted, vec![dloss_place], vec![rows_place, dlogits.1]],
-            ),
+            (_, count) => {
+                let over = logits.1 == dlogits.1;
+                let layouts = [chunk, targets, rows, dloss];
+                let stores = match over {
+                    true => vec![rows_place],
+                    false => vec![rows_place, dlogits.1],
+                };
+                (
+                    entropy.value_grad(layouts, count, program, over, self.target),
+                    [own, counted, vec![dloss_place], stores],
+                )
+            }
         };
         self.step(kernel, places.concat())?;
         Ok(())

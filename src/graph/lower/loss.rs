@@ -2,7 +2,7 @@
 
 use super::{Lowering, Place};
 use crate::error::Result;
-use crate::graph::{DType, Node, ValueId};
+use crate::graph::{DType, Node, Source, ValueId};
 use crate::kernels::Program;
 use crate::kernels::loss::{Count, CrossEntropy};
 
@@ -28,9 +28,18 @@ impl Lowering<'_> {
         let [logits, targets, rows, _, dloss] = self.layouts(&node.inputs)?;
         let reads = self.places(&node.inputs)?;
         let (count, counted) = self.count(entropy, value.inputs[1])?;
-        let kernel =
-            entropy.value_grad([logits, targets, rows, dloss], count, program, self.target);
+        let over = self.can_overwrite(node.inputs[0], [value, node])
+            && CrossEntropy::fits_over(logits, &program);
+        let layouts = [logits, targets, rows, dloss];
+        let kernel = entropy.value_grad(layouts, count, program, over, self.target);
         let counted = counted.into_iter().collect();
+        let stores = match (&*stores, reads[0]) {
+            (&[Place::Value(gradient)], Place::Value(logits)) if over => {
+                self.renamed.insert(gradient, logits);
+                Vec::new()
+            }
+            _ => stores,
+        };
         let own = [vec![reads[0], reads[1]], counted, vec![reads[4]]].concat();
         let places = [own, loads, vec![reads[2]], stores].concat();
         self.step(kernel, places)?;
@@ -43,6 +52,24 @@ impl Lowering<'_> {
             true => self.cross_entropy_total(entropy, value, value.inputs[1], logits.cols()),
             false => Ok(()),
         }
+    }
+
+    /// Whether nobody but these nodes wants a value, which no arena holds.
+    fn can_overwrite(&self, id: ValueId, nodes: [&Node; 2]) -> bool {
+        let root = self.fused.root(id);
+        let graph = self.graph();
+        let computed = graph
+            .value(root)
+            .is_ok_and(|value| matches!(value.source, Source::Node { .. }));
+        let mut readers = self.fused.readers(root).iter();
+        computed
+            && !self.is_output(root)
+            && !self.pinned.contains_key(&root)
+            && !self.fused.shadows().contains_key(&root)
+            && readers.all(|&reader| {
+                let reader = &graph.nodes()[reader];
+                nodes.iter().any(|&node| std::ptr::eq(node, reader))
+            })
     }
 
     /// How many targets count, and where that stands if it is not known: the gradient needs it before the rows are summed.

@@ -84,7 +84,7 @@ pub(super) struct Lowered {
     pub shadows: HashMap<ValueId, ValueId>,
     /// (value, state) to copy when the run ends.
     pub assigns: Vec<(ValueId, ValueId)>,
-    /// Reshapes resolved: by value, the value that holds its elements.
+    /// Reshapes, and values that took the place of others, resolved: by value, the value that holds its elements.
     pub roots: Vec<ValueId>,
 }
 
@@ -122,18 +122,31 @@ pub(super) fn lower(
         parts: Vec::new(),
         constants: HashMap::new(),
         assigns: Vec::new(),
+        renamed: HashMap::new(),
     };
     for group in &fused.groups {
         lowering.group(group)?;
     }
     lowering.add_up()?;
     lowering.clear_accumulated()?;
+    let renamed = lowering.renamed;
+    let home = |mut id: ValueId| {
+        while let Some(&other) = renamed.get(&id) {
+            id = other;
+        }
+        id
+    };
+    for place in lowering.steps.iter_mut().flat_map(|step| &mut step.places) {
+        if let Place::Value(value) | Place::Part { value, .. } = place {
+            *value = home(*value);
+        }
+    }
     Ok(Lowered {
         steps: lowering.steps,
         pinned: lowering.pinned,
         shadows: fused.shadows().clone(),
         assigns: lowering.assigns,
-        roots: graph.values().map(|(id, _)| fused.root(id)).collect(),
+        roots: graph.values().map(|(id, _)| home(fused.root(id))).collect(),
     })
 }
 
@@ -150,6 +163,8 @@ struct Lowering<'a> {
     /// Constants that had to be stored because something other than a program reads them.
     constants: HashMap<ValueId, Place>,
     assigns: Vec<(ValueId, ValueId)>,
+    /// Values that take the place of another, by which they are known in the steps.
+    renamed: HashMap<ValueId, ValueId>,
 }
 
 impl Lowering<'_> {
