@@ -3,6 +3,7 @@
 mod common;
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::Path;
 
 use common::network::Network;
@@ -11,8 +12,8 @@ use energyflow::Error;
 use energyflow::graph::{DType, Graph, Host, Session};
 use energyflow::nn::{Gelu, TcnBlock};
 use energyflow::text::{
-    Batches, Dataset, Decoder, DecoderOptions, DecoderTrainer, DecoderTraining, Efb1Writer,
-    Encoder, EncoderOptions, Precision, next_tokens,
+    Batches, Dataset, Decoder, DecoderMetrics, DecoderOptions, DecoderTrainer, DecoderTraining,
+    Efb1Writer, Encoder, EncoderOptions, Precision, next_tokens,
 };
 use energyflow::train::{AdamW, Schedule};
 use tempfile::TempDir;
@@ -270,6 +271,15 @@ fn unusable_options_are_refused() {
             ..DecoderTraining::default()
         },
         DecoderTraining {
+            micro_batches: 0,
+            ..DecoderTraining::default()
+        },
+        DecoderTraining {
+            batch: 10,
+            micro_batches: 4,
+            ..DecoderTraining::default()
+        },
+        DecoderTraining {
             smoothing: 1.0,
             ..DecoderTraining::default()
         },
@@ -300,22 +310,22 @@ fn texts(path: &Path) -> (Dataset, usize) {
     (Dataset::open(path).unwrap(), numbers.len() + 1)
 }
 
-/// All begin alike, so only the embedding tells how they go on.
-fn learns_by_heart(precision: Precision) {
-    let folder = TempDir::new().unwrap();
-    let (samples, vocabulary) = texts(&folder.path().join("texts.efb"));
-    let decoder = DecoderOptions {
+fn small(vocabulary: usize, embedding: usize) -> DecoderOptions {
+    DecoderOptions {
         vocabulary,
         length: 8,
         width: 32,
         hidden: 32,
         kernel: 3,
         dilations: vec![1, 2],
-        embedding: samples.width(),
+        embedding,
         table_bound: 0.05,
         ..DecoderOptions::default()
-    };
-    let training = DecoderTraining {
+    }
+}
+
+fn training(precision: Precision) -> DecoderTraining {
+    DecoderTraining {
         batch: 10,
         optimizer: AdamW {
             schedule: Schedule::Constant { rate: 1e-2 },
@@ -325,7 +335,15 @@ fn learns_by_heart(precision: Precision) {
         precision,
         seed: 1,
         ..DecoderTraining::default()
-    };
+    }
+}
+
+/// All begin alike, so only the embedding tells how they go on.
+fn learns_by_heart(precision: Precision) {
+    let folder = TempDir::new().unwrap();
+    let (samples, vocabulary) = texts(&folder.path().join("texts.efb"));
+    let decoder = small(vocabulary, samples.width());
+    let training = training(precision);
     let mut trainer = DecoderTrainer::new(&gpu(), &decoder, &training).unwrap();
     let before = trainer.evaluate(&samples).unwrap();
     // Near uniform over the vocabulary.
@@ -363,4 +381,103 @@ fn texts_are_learnt() {
 #[test]
 fn texts_are_learnt_in_mixed_precision() {
     learns_by_heart(Precision::Mixed);
+}
+
+/// Bits of all parameters.
+fn bits(trainer: &DecoderTrainer) -> Vec<Vec<u32>> {
+    let weights = trainer.weights().unwrap();
+    let names = weights.names();
+    names
+        .map(|name| {
+            let (_, data) = weights.get(name).unwrap();
+            data.iter().map(|x| x.to_bits()).collect()
+        })
+        .collect()
+}
+
+fn epochs(
+    trainer: &mut DecoderTrainer,
+    batches: &mut Batches,
+    epochs: Range<u64>,
+) -> Vec<DecoderMetrics> {
+    let mut history = Vec::new();
+    for epoch in epochs {
+        batches.start_epoch(epoch);
+        trainer
+            .epoch(batches, |metrics| history.push(*metrics))
+            .unwrap();
+    }
+    history
+}
+
+/// Texts have different lengths, so that micro-batches have different numbers of targets.
+#[test]
+fn micro_batches_are_one_batch() {
+    let folder = TempDir::new().unwrap();
+    let (samples, vocabulary) = texts(&folder.path().join("texts.efb"));
+    let decoder = small(vocabulary, samples.width());
+    for (precision, bound) in [(Precision::F32, 2e-5), (Precision::Mixed, 1e-2)] {
+        let run = |micro_batches: usize| {
+            let options = DecoderTraining {
+                micro_batches,
+                smoothing: 0.1,
+                optimizer: AdamW {
+                    schedule: Schedule::Constant { rate: 1e-3 },
+                    clip: Some(1.0),
+                    ..AdamW::default()
+                },
+                ..training(precision)
+            };
+            let mut trainer = DecoderTrainer::new(&gpu(), &decoder, &options).unwrap();
+            let mut batches = Batches::training(samples.clone(), 10, 8, 1).unwrap();
+            let history = epochs(&mut trainer, &mut batches, 0..2);
+            batches.start_epoch(3);
+            let mut batch = batches.next_batch().unwrap().clone();
+            // The last micro-batch is refused: nothing of it stays behind.
+            *batch.ids.last_mut().unwrap() = u32::MAX;
+            let before = bits(&trainer);
+            assert!(matches!(trainer.step(&batch), Err(Error::Data { .. })));
+            batch.ids.pop();
+            assert!(matches!(trainer.step(&batch), Err(Error::Data { .. })));
+            assert!(bits(&trainer) == before);
+            assert!(trainer.checkpoint().is_ok());
+            history
+        };
+        let (one, five) = (run(1), run(5));
+        assert_eq!(one.len(), 4);
+        for (a, b) in five.iter().zip(&one) {
+            let numbers = |m: &DecoderMetrics| [m.loss, m.gradient_norm, m.learning_rate];
+            assert_eq!(a.tokens, b.tokens);
+            for (a, b) in numbers(a).into_iter().zip(numbers(b)) {
+                assert!((a - b).abs() <= bound * b.abs(), "{a} {b}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_resumed_training_is_the_same_bit_for_bit() {
+    let folder = TempDir::new().unwrap();
+    let (samples, vocabulary) = texts(&folder.path().join("texts.efb"));
+    let decoder = DecoderOptions {
+        dropout: 0.1,
+        ..small(vocabulary, samples.width())
+    };
+    for (precision, micro_batches) in [(Precision::F32, 1), (Precision::Mixed, 2)] {
+        let options = DecoderTraining {
+            micro_batches,
+            ..training(precision)
+        };
+        let mut batches = Batches::training(samples.clone(), 10, 8, 1).unwrap();
+        let mut whole = DecoderTrainer::new(&gpu(), &decoder, &options).unwrap();
+        epochs(&mut whole, &mut batches, 0..2);
+        let checkpoint = whole.checkpoint().unwrap();
+        let expected = epochs(&mut whole, &mut batches, 2..4);
+
+        let mut resumed = DecoderTrainer::new(&gpu(), &decoder, &options).unwrap();
+        epochs(&mut resumed, &mut batches, 0..1);
+        resumed.resume(&checkpoint).unwrap();
+        assert_eq!(epochs(&mut resumed, &mut batches, 2..4), expected);
+        assert!(bits(&resumed) == bits(&whole));
+    }
 }

@@ -54,6 +54,26 @@ impl<'a> From<&'a Vec<u32>> for Host<'a> {
     }
 }
 
+impl Host<'_> {
+    /// Number of elements.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::F32(data) => data.len(),
+            Self::F16(data) => data.len(),
+            Self::U32(data) => data.len(),
+        }
+    }
+
+    /// These elements alone, which must exist.
+    pub(crate) fn part(self, range: Range<usize>) -> Self {
+        match self {
+            Self::F32(data) => Self::F32(&data[range]),
+            Self::F16(data) => Self::F16(&data[range]),
+            Self::U32(data) => Self::U32(&data[range]),
+        }
+    }
+}
+
 /// An output: its name, its layout, and its bytes among those that come back.
 #[derive(Debug)]
 pub(super) struct Named {
@@ -115,10 +135,11 @@ impl Executable {
                 return fail(name, "the graph has no such input".into());
             };
             let layout = input.tensor.layout();
-            let (len, fits) = match data {
-                Host::F32(data) => (data.len(), layout.dtype() != DType::U32),
-                Host::F16(data) => (data.len(), layout.dtype() == DType::F16),
-                Host::U32(data) => (data.len(), layout.dtype() == DType::U32),
+            let len = data.len();
+            let fits = match data {
+                Host::F32(_) => layout.dtype() != DType::U32,
+                Host::F16(_) => layout.dtype() == DType::F16,
+                Host::U32(_) => layout.dtype() == DType::U32,
             };
             if !fits || len != layout.len() {
                 return fail(

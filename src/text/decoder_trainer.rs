@@ -7,18 +7,21 @@ use super::dataset::Dataset;
 use super::decoder::{Decoder, DecoderOptions, next_tokens};
 use super::distill::Precision;
 use super::encoder::PADDING;
-use super::steps;
+use super::steps::{self, Step, Whole};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::graph::{CrossEntropy, DType, Executable, Graph, Host, Outputs, Pending, Session};
 use crate::nn::Training;
-use crate::train::{AdamW, StepOutputs, Weights, trainable};
+use crate::train::{AdamW, Checkpoint, StepOutputs, Weights, trainable};
 
 /// How to train a decoder.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DecoderTraining {
     /// Samples a step, B.
     pub batch: usize,
+    /// Parts of a batch whose gradients are computed one after the other and added up, each with B / micro-batches samples:
+    /// less memory for the same step up to rounding.
+    pub micro_batches: usize,
     /// Label smoothing in [0, 1), while training only.
     pub smoothing: f32,
     /// Optimizer; [`Precision::Mixed`] adds a default loss scale where none is set.
@@ -37,6 +40,7 @@ impl Default for DecoderTraining {
     fn default() -> Self {
         Self {
             batch: 64,
+            micro_batches: 1,
             smoothing: 0.0,
             optimizer: AdamW {
                 clip: Some(1.0),
@@ -70,9 +74,14 @@ pub struct DecoderMetrics {
 
 impl DecoderMetrics {
     fn new(outputs: &Outputs) -> Result<Self> {
+        // Of micro-batches, the mean over all their tokens is the only metric, and their tokens are its weight.
+        let [loss, tokens] = match outputs.contains(StepOutputs::METRICS) {
+            true => [StepOutputs::METRICS, StepOutputs::WEIGHT],
+            false => ["loss", "tokens"],
+        };
         Ok(Self {
-            loss: outputs.scalar("loss")?,
-            tokens: outputs.scalar("tokens")?,
+            loss: outputs.scalar(loss)?,
+            tokens: outputs.scalar(tokens)?,
             gradient_norm: outputs.scalar(StepOutputs::GRADIENT_NORM)?,
             learning_rate: outputs.scalar(StepOutputs::LEARNING_RATE)?,
             loss_scale: outputs.scalar(StepOutputs::LOSS_SCALE)?,
@@ -106,7 +115,7 @@ pub struct DecoderTrainer {
     decoder: DecoderOptions,
     batch: usize,
     session: Session,
-    train: Arc<Executable>,
+    step: Step,
     evaluate: Arc<Executable>,
     /// Of the batch at hand.
     targets: Vec<u32>,
@@ -118,38 +127,30 @@ impl DecoderTrainer {
     /// # Errors
     /// [`Error::Config`] for sizes or rates out of range; what [`Session::compile`] returns.
     pub fn new(gpu: &Gpu, decoder: &DecoderOptions, training: &DecoderTraining) -> Result<Self> {
-        let fail = |field, reason: &str| {
-            Err(Error::Config {
-                field,
-                reason: reason.into(),
-            })
-        };
-        if training.batch == 0 {
-            return fail("batch", "must be at least 1");
-        }
+        let samples = Step::samples(training.batch, training.micro_batches)?;
         if !(0.0..1.0).contains(&training.smoothing) {
-            return fail("smoothing", "must be in [0, 1)");
+            return Err(Error::Config {
+                field: "smoothing",
+                reason: "must be in [0, 1)".into(),
+            });
         }
         let mut optimizer = training.optimizer;
         let dtype = training.precision.prepare(&mut optimizer);
         let mut session = Session::new(gpu, training.seed);
-        let mut graph = Graph::new();
-        let (seed, checkpoint) = (training.seed, training.checkpoint);
-        let mode = steps::training(&mut graph, decoder.dropout, seed, checkpoint)?;
-        let (batch, smoothing) = (training.batch, training.smoothing);
-        let ce = loss(&mut graph, decoder, batch, smoothing, (dtype, &mode))?;
-        let parameters = trainable(&graph, &training.freeze)?;
-        optimizer.step(&mut graph, ce.loss, &parameters)?;
-        let train = session.compile(&graph)?;
+        let graph = training_graph(decoder, training, samples, &optimizer, dtype)?;
+        let sizes = [training.batch, training.micro_batches];
+        let update = || update_graph(decoder, &optimizer, &training.freeze);
+        let step = Step::new(&mut session, sizes, &graph, update)?;
         let mut graph = Graph::new();
         let mode = Training::default();
-        loss(&mut graph, decoder, batch, 0.0, (dtype, &mode))?;
+        let ce = loss(&mut graph, decoder, training.batch, 0.0, (dtype, &mode))?;
+        outputs(&mut graph, &ce)?;
         let evaluate = session.compile(&graph)?;
         Ok(Self {
             decoder: decoder.clone(),
             batch: training.batch,
             session,
-            train,
+            step,
             evaluate,
             targets: vec![PADDING; training.batch * decoder.length],
         })
@@ -161,10 +162,10 @@ impl DecoderTrainer {
         &self.decoder
     }
 
-    /// The compiled training step: its plan, its kernels.
+    /// The compiled training step: its plan, its kernels. With micro-batches the part that every one of them goes through.
     #[must_use]
     pub fn training_step(&self) -> &Executable {
-        &self.train
+        self.step.train()
     }
 
     /// The parameters.
@@ -184,7 +185,8 @@ impl DecoderTrainer {
             self.decoder.length,
             &mut self.targets,
         )?;
-        self.train.run(&inputs(batch, &self.targets))
+        let inputs = inputs(&self.decoder, batch, &self.targets);
+        self.step.submit(&self.session, inputs)
     }
 
     /// Trains on one batch and waits for its metrics.
@@ -232,7 +234,9 @@ impl DecoderTrainer {
             next_tokens(&batch.ids, &batch.mask, length, &mut targets)?;
             // What fills up the last batch does not count.
             targets[batch.valid * length..].fill(PADDING);
-            let outputs = self.evaluate.run(&inputs(batch, &targets))?.wait()?;
+            let inputs = inputs(&self.decoder, batch, &targets);
+            let inputs = inputs.map(|(name, data, _)| (name, data));
+            let outputs = self.evaluate.run(&inputs)?.wait()?;
             let count = f64::from(outputs.scalar("tokens")?);
             sum += count * f64::from(outputs.scalar("loss")?);
             tokens += count;
@@ -270,18 +274,76 @@ impl DecoderTrainer {
     pub fn set_weights(&mut self, weights: &Weights) -> Result<()> {
         weights.apply(&mut self.session)
     }
+
+    /// All that continues this training bit for bit, but the data: with the same batches from here on, in the same order.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::from_session`].
+    pub fn checkpoint(&self) -> Result<Checkpoint> {
+        Checkpoint::from_session(&self.session)
+    }
+
+    /// Continues where a checkpoint of a training with the same options was taken.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::apply`].
+    pub fn resume(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+        checkpoint.apply(&mut self.session)
+    }
 }
 
-fn inputs<'a>(batch: &'a Batch, targets: &'a [u32]) -> [(&'static str, Host<'a>); 4] {
+fn inputs<'a>(decoder: &DecoderOptions, batch: &'a Batch, targets: &'a [u32]) -> [Whole<'a>; 4] {
+    let length = decoder.length;
     [
-        ("ids", Host::from(&batch.ids)),
-        ("mask", Host::from(&batch.mask)),
-        ("z", Host::from(&batch.targets)),
-        ("targets", Host::from(targets)),
+        ("ids", Host::from(&batch.ids), length),
+        ("mask", Host::from(&batch.mask), length),
+        ("z", Host::from(&batch.targets), decoder.embedding),
+        ("targets", Host::from(targets), length),
     ]
 }
 
-/// Adds inputs, decoder and loss, and the outputs `loss` and `tokens`.
+fn training_graph(
+    decoder: &DecoderOptions,
+    options: &DecoderTraining,
+    batch: usize,
+    optimizer: &AdamW,
+    dtype: DType,
+) -> Result<Graph> {
+    let mut graph = Graph::new();
+    let (seed, checkpoint) = (options.seed, options.checkpoint);
+    let mode = steps::training(&mut graph, decoder.dropout, seed, checkpoint)?;
+    let ce = loss(
+        &mut graph,
+        decoder,
+        batch,
+        options.smoothing,
+        (dtype, &mode),
+    )?;
+    let parameters = trainable(&graph, &options.freeze)?;
+    if options.micro_batches > 1 {
+        optimizer.accumulate(&mut graph, ce.loss, ce.count, &parameters, &[ce.loss])?;
+        return Ok(graph);
+    }
+    outputs(&mut graph, &ce)?;
+    optimizer.step(&mut graph, ce.loss, &parameters)?;
+    Ok(graph)
+}
+
+/// The step that follows the accumulation of micro-batches.
+fn update_graph(decoder: &DecoderOptions, optimizer: &AdamW, frozen: &[String]) -> Result<Graph> {
+    let mut graph = Graph::new();
+    Decoder::new(&mut graph, decoder)?;
+    let parameters = trainable(&graph, frozen)?;
+    optimizer.update(&mut graph, &parameters, 1)?;
+    Ok(graph)
+}
+
+fn outputs(graph: &mut Graph, ce: &CrossEntropy) -> Result<()> {
+    graph.output("loss", ce.loss)?;
+    graph.output("tokens", ce.count)
+}
+
+/// Adds inputs, decoder and loss.
 fn loss(
     graph: &mut Graph,
     options: &DecoderOptions,
@@ -300,8 +362,5 @@ fn loss(
     let z = graph.input("z", &[batch, options.embedding], DType::F32)?;
     let targets = graph.index_input("targets", n, below)?;
     let states = decoder.forward_in(graph, [ids, z], Some(mask), dtype, training)?;
-    let ce = decoder.loss(graph, states, targets, smoothing)?;
-    graph.output("loss", ce.loss)?;
-    graph.output("tokens", ce.count)?;
-    Ok(ce)
+    decoder.loss(graph, states, targets, smoothing)
 }

@@ -1,16 +1,17 @@
 //! Mode A: an encoder learns to give a teacher's sentence embeddings.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use super::batches::{Batch, Batches};
 use super::dataset::Dataset;
 use super::encoder::{Encoder, EncoderOptions, PADDING};
-use super::{metrics, steps};
+use super::metrics;
+use super::steps::{self, Step};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::graph::{DType, Executable, Graph, Host, Outputs, Pending, Session, ValueId};
 use crate::nn::Training;
-use crate::train::{self, AdamW, Checkpoint, StepOutputs, Weights, trainable};
+use crate::train::{AdamW, Checkpoint, StepOutputs, Weights, trainable};
 
 /// What the network between tokens and embedding computes in. Sums, statistics, the loss, master weights and the optimizer are
 /// f32 in either case.
@@ -132,13 +133,8 @@ pub struct Evaluation {
 pub struct Distiller {
     encoder: EncoderOptions,
     batch: usize,
-    micro_batches: usize,
     session: Session,
-    train: Arc<Executable>,
-    /// With micro-batches: the step itself, behind the accumulation of gradients by `train`.
-    update: Option<Arc<Executable>>,
-    /// The micro-batches of a step belong together.
-    order: Mutex<()>,
+    step: Step,
     embed: Arc<Executable>,
 }
 
@@ -148,27 +144,14 @@ impl Distiller {
     /// # Errors
     /// [`Error::Config`] for sizes or rates out of range and names in `freeze` that fit no parameter, or all; what [`Session::compile`] returns.
     pub fn new(gpu: &Gpu, encoder: &EncoderOptions, options: &DistillOptions) -> Result<Self> {
-        if options.batch == 0 {
-            return Err(Error::Config {
-                field: "batch",
-                reason: "must be at least 1".into(),
-            });
-        }
-        if options.micro_batches == 0 || !options.batch.is_multiple_of(options.micro_batches) {
-            return Err(Error::Config {
-                field: "micro_batches",
-                reason: format!("must divide the batch of {}", options.batch),
-            });
-        }
+        let samples = Step::samples(options.batch, options.micro_batches)?;
         let mut optimizer = options.optimizer;
         let dtype = options.precision.prepare(&mut optimizer);
         let mut session = Session::new(gpu, options.seed);
-        let training = training_graph(encoder, options, &optimizer, dtype)?;
-        let train = session.compile(&training)?;
-        let update = match options.micro_batches {
-            1 => None,
-            _ => Some(session.compile(&update_graph(encoder, &optimizer, &options.freeze)?)?),
-        };
+        let training = training_graph(encoder, options, samples, &optimizer, dtype)?;
+        let sizes = [options.batch, options.micro_batches];
+        let update = || update_graph(encoder, &optimizer, &options.freeze);
+        let step = Step::new(&mut session, sizes, &training, update)?;
         let mut graph = Graph::new();
         let training = Training::default();
         let z = forward(&mut graph, encoder, options.batch, dtype, &training)?;
@@ -177,11 +160,8 @@ impl Distiller {
         Ok(Self {
             encoder: encoder.clone(),
             batch: options.batch,
-            micro_batches: options.micro_batches,
             session,
-            train,
-            update,
-            order: Mutex::new(()),
+            step,
             embed,
         })
     }
@@ -195,7 +175,7 @@ impl Distiller {
     /// The compiled training step: its plan, its kernels. With micro-batches the part that every one of them goes through.
     #[must_use]
     pub fn training_step(&self) -> &Executable {
-        &self.train
+        self.step.train()
     }
 
     /// The parameters.
@@ -209,48 +189,13 @@ impl Distiller {
     /// # Errors
     /// [`Error::Data`] for a batch of another shape, [`Error::OutOfMemory`], [`Error::DeviceLost`].
     pub fn submit(&self, batch: &Batch) -> Result<Pending> {
-        let Some(update) = &self.update else {
-            return self.train_on(&batch.ids, &batch.mask, &batch.targets);
-        };
-        let _order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
-        let step = self.accumulate(batch).and_then(|()| update.run(&[]));
-        if step.is_err() {
-            // Or the next step would contain the beginning of this one. What went wrong is reported first.
-            let _ = train::discard(&self.session);
-        }
-        step
-    }
-
-    fn accumulate(&self, batch: &Batch) -> Result<()> {
-        let samples = self.batch / self.micro_batches;
-        let (tokens, width) = (samples * self.encoder.length, self.encoder.embedding);
-        let whole = [
-            ("ids", batch.ids.len(), self.batch * self.encoder.length),
-            ("mask", batch.mask.len(), self.batch * self.encoder.length),
-            ("target", batch.targets.len(), self.batch * width),
+        let length = self.encoder.length;
+        let inputs = [
+            ("ids", Host::from(&batch.ids), length),
+            ("mask", Host::from(&batch.mask), length),
+            ("target", Host::from(&batch.targets), self.encoder.embedding),
         ];
-        if let Some((name, len, needed)) = whole.into_iter().find(|(_, len, n)| len != n) {
-            return Err(Error::Data {
-                name: name.into(),
-                reason: format!("needs {needed} elements, got {len}"),
-            });
-        }
-        let ids = batch.ids.chunks_exact(tokens);
-        let mask = batch.mask.chunks_exact(tokens);
-        let targets = batch.targets.chunks_exact(samples * width);
-        for ((ids, mask), targets) in ids.zip(mask).zip(targets) {
-            // Returns at once, since the graph has no outputs.
-            self.train_on(ids, mask, targets)?.wait()?;
-        }
-        Ok(())
-    }
-
-    fn train_on(&self, ids: &[u32], mask: &[f32], targets: &[f32]) -> Result<Pending> {
-        self.train.run(&[
-            ("ids", Host::from(ids)),
-            ("mask", Host::from(mask)),
-            ("target", Host::from(targets)),
-        ])
+        self.step.submit(&self.session, inputs)
     }
 
     /// Trains on one batch and waits for its metrics.
@@ -397,13 +342,13 @@ fn forward(
 fn training_graph(
     encoder: &EncoderOptions,
     options: &DistillOptions,
+    batch: usize,
     optimizer: &AdamW,
     dtype: DType,
 ) -> Result<Graph> {
     let mut graph = Graph::new();
     let (seed, checkpoint) = (options.seed, options.checkpoint);
     let training = steps::training(&mut graph, encoder.dropout, seed, checkpoint)?;
-    let batch = options.batch / options.micro_batches;
     let z = forward(&mut graph, encoder, batch, dtype, &training)?;
     let target = graph.input("target", &[batch, encoder.embedding], DType::F32)?;
     let kd = graph.kd_loss(z, target, options.alpha, options.beta)?;

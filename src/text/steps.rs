@@ -1,13 +1,14 @@
 //! What the trainings of encoder and decoder have in common.
 
 use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::batches::{Batch, Batches};
 use super::distill::Precision;
-use crate::error::Result;
-use crate::graph::{DType, Executable, Graph, Outputs, Pending};
+use crate::error::{Error, Result};
+use crate::graph::{DType, Executable, Graph, Host, Outputs, Pending, Session};
 use crate::nn::{Draws, Training};
-use crate::train::{AdamW, LossScale};
+use crate::train::{self, AdamW, LossScale};
 
 impl Precision {
     /// Element type of activations; mixed precision gives an optimizer without a loss scale the default one.
@@ -56,4 +57,105 @@ pub(super) fn epoch(
         report(&step.wait()?)?;
     }
     Ok(())
+}
+
+/// What goes into a step: a name, the data of a whole batch, and how many of its elements a sample has.
+pub(super) type Whole<'a> = (&'static str, Host<'a>, usize);
+
+/// A training step, in one graph, or in one that each micro-batch goes through and one that updates behind the last.
+#[derive(Debug)]
+pub(super) struct Step {
+    train: Arc<Executable>,
+    update: Option<Arc<Executable>>,
+    batch: usize,
+    micro_batches: usize,
+    /// The micro-batches of a step belong together.
+    order: Mutex<()>,
+}
+
+impl Step {
+    /// Compiles `train` and, where there are several micro-batches, `update`.
+    pub fn new(
+        session: &mut Session,
+        [batch, micro_batches]: [usize; 2],
+        train: &Graph,
+        update: impl FnOnce() -> Result<Graph>,
+    ) -> Result<Self> {
+        let train = session.compile(train)?;
+        let update = match micro_batches {
+            1 => None,
+            _ => Some(session.compile(&update()?)?),
+        };
+        Ok(Self {
+            train,
+            update,
+            batch,
+            micro_batches,
+            order: Mutex::new(()),
+        })
+    }
+
+    /// Samples of a micro-batch.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a batch without samples or that micro-batches of equal size do not fill.
+    pub fn samples(batch: usize, micro_batches: usize) -> Result<usize> {
+        if batch == 0 {
+            return Err(Error::Config {
+                field: "batch",
+                reason: "must be at least 1".into(),
+            });
+        }
+        if micro_batches == 0 || !batch.is_multiple_of(micro_batches) {
+            return Err(Error::Config {
+                field: "micro_batches",
+                reason: format!("must divide the batch of {batch}"),
+            });
+        }
+        Ok(batch / micro_batches)
+    }
+
+    /// The graph that every micro-batch goes through, or the only one.
+    pub fn train(&self) -> &Executable {
+        &self.train
+    }
+
+    /// The metrics arrive later.
+    pub fn submit<const N: usize>(
+        &self,
+        session: &Session,
+        inputs: [Whole<'_>; N],
+    ) -> Result<Pending> {
+        let Some(update) = &self.update else {
+            return self.train.run(&inputs.map(|(name, data, _)| (name, data)));
+        };
+        let _order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
+        let step = self.accumulate(inputs).and_then(|()| update.run(&[]));
+        if step.is_err() {
+            // Or the next step would contain the beginning of this one. What went wrong is reported first.
+            let _ = train::discard(session);
+        }
+        step
+    }
+
+    fn accumulate<const N: usize>(&self, inputs: [Whole<'_>; N]) -> Result<()> {
+        for (name, data, each) in inputs {
+            let (len, needed) = (data.len(), self.batch * each);
+            if len != needed {
+                return Err(Error::Data {
+                    name: name.into(),
+                    reason: format!("needs {needed} elements, got {len}"),
+                });
+            }
+        }
+        let samples = self.batch / self.micro_batches;
+        for first in (0..self.batch).step_by(samples) {
+            let part = inputs.map(|(name, data, each)| {
+                (name, data.part(first * each..(first + samples) * each))
+            });
+            // Returns at once, since the graph has no outputs.
+            self.train.run(&part)?.wait()?;
+        }
+        Ok(())
+    }
 }

@@ -74,6 +74,9 @@ impl AdamW {
             graph.output(StepOutputs::METRICS, means)?;
             reset(graph, sums)?;
         }
+        // A plain copy, since the state is zero when results are read back.
+        let all = graph.affine(total, 1.0, 0.0)?;
+        graph.output(StepOutputs::WEIGHT, all)?;
         reset(graph, total)?;
         self.finish(graph, parameters, &gradients, [scale, divisor])
     }

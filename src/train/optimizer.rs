@@ -20,6 +20,8 @@ impl StepOutputs {
     pub const SKIPPED: &'static str = "skipped";
     /// Of [`AdamW::update`] alone, `[metrics]`: means of the metrics over the micro-batches.
     pub const METRICS: &'static str = "metrics";
+    /// Of [`AdamW::update`] alone: the sum of the weights of the micro-batches.
+    pub const WEIGHT: &'static str = "weight";
 }
 
 /// AdamW with decoupled weight decay (Loshchilov & Hutter, arXiv:1711.05101), bias-corrected.
