@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::graph::{CrossEntropy, DType, Executable, Graph, Host, Outputs, Pending, Session};
 use crate::nn::Training;
-use crate::train::{AdamW, Checkpoint, StepOutputs, Weights, trainable};
+use crate::train::{AdamW, Checkpoint, StepOutputs, Weights};
 
 /// How to train a decoder.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,7 +32,7 @@ pub struct DecoderTraining {
     pub seed: u64,
     /// Compute the values inside the blocks again for the backward pass, instead of keeping them: less memory, more time.
     pub checkpoint: bool,
-    /// Parameters that are not trained, by name or prefix: see [`trainable`].
+    /// Parameters that are not trained, by name or prefix: see [`trainable`](crate::train::trainable).
     pub freeze: Vec<String>,
 }
 
@@ -139,12 +139,17 @@ impl DecoderTrainer {
         let mut session = Session::new(gpu, training.seed);
         let graph = training_graph(decoder, training, samples, &optimizer, dtype)?;
         let sizes = [training.batch, training.micro_batches];
-        let update = || update_graph(decoder, &optimizer, &training.freeze);
+        let update = || {
+            let mut graph = Graph::new();
+            Decoder::new(&mut graph, decoder)?;
+            steps::update(graph, &optimizer, &training.freeze, 1)
+        };
         let step = Step::new(&mut session, sizes, &graph, update)?;
         let mut graph = Graph::new();
         let mode = Training::default();
         let ce = loss(&mut graph, decoder, training.batch, 0.0, (dtype, &mode))?;
-        outputs(&mut graph, &ce)?;
+        graph.output("loss", ce.loss)?;
+        graph.output("tokens", ce.count)?;
         let evaluate = session.compile(&graph)?;
         Ok(Self {
             decoder: decoder.clone(),
@@ -319,28 +324,20 @@ fn training_graph(
         options.smoothing,
         (dtype, &mode),
     )?;
-    let parameters = trainable(&graph, &options.freeze)?;
-    if options.micro_batches > 1 {
-        optimizer.accumulate(&mut graph, ce.loss, ce.count, &parameters, &[ce.loss])?;
-        return Ok(graph);
+    let mut metrics = vec![("loss", ce.loss)];
+    if options.micro_batches == 1 {
+        // Of several, their number is the sum of the weights.
+        metrics.push(("tokens", ce.count));
     }
-    outputs(&mut graph, &ce)?;
-    optimizer.step(&mut graph, ce.loss, &parameters)?;
+    let options = (&*options.freeze, options.micro_batches);
+    steps::train_on(
+        &mut graph,
+        optimizer,
+        options,
+        [ce.loss, ce.count],
+        &metrics,
+    )?;
     Ok(graph)
-}
-
-/// The step that follows the accumulation of micro-batches.
-fn update_graph(decoder: &DecoderOptions, optimizer: &AdamW, frozen: &[String]) -> Result<Graph> {
-    let mut graph = Graph::new();
-    Decoder::new(&mut graph, decoder)?;
-    let parameters = trainable(&graph, frozen)?;
-    optimizer.update(&mut graph, &parameters, 1)?;
-    Ok(graph)
-}
-
-fn outputs(graph: &mut Graph, ce: &CrossEntropy) -> Result<()> {
-    graph.output("loss", ce.loss)?;
-    graph.output("tokens", ce.count)
 }
 
 /// Adds inputs, decoder and loss.

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::graph::{DType, Executable, Graph, Host, Outputs, Pending, Session, ValueId};
 use crate::nn::Training;
-use crate::train::{AdamW, Checkpoint, StepOutputs, Weights, trainable};
+use crate::train::{AdamW, Checkpoint, StepOutputs, Weights};
 
 /// What the network between tokens and embedding computes in. Sums, statistics, the loss, master weights and the optimizer are
 /// f32 in either case.
@@ -44,7 +44,7 @@ pub struct DistillOptions {
     pub seed: u64,
     /// Compute the values inside the blocks again for the backward pass, instead of keeping them: less memory, more time.
     pub checkpoint: bool,
-    /// Parameters that are not trained, by name or prefix: see [`trainable`].
+    /// Parameters that are not trained, by name or prefix: see [`trainable`](crate::train::trainable).
     pub freeze: Vec<String>,
 }
 
@@ -150,7 +150,11 @@ impl Distiller {
         let mut session = Session::new(gpu, options.seed);
         let training = training_graph(encoder, options, samples, &optimizer, dtype)?;
         let sizes = [options.batch, options.micro_batches];
-        let update = || update_graph(encoder, &optimizer, &options.freeze);
+        let update = || {
+            let mut graph = Graph::new();
+            Encoder::new(&mut graph, encoder)?;
+            steps::update(graph, &optimizer, &options.freeze, 3)
+        };
         let step = Step::new(&mut session, sizes, &training, update)?;
         let mut graph = Graph::new();
         let training = Training::default();
@@ -352,26 +356,10 @@ fn training_graph(
     let z = forward(&mut graph, encoder, batch, dtype, &training)?;
     let target = graph.input("target", &[batch, encoder.embedding], DType::F32)?;
     let kd = graph.kd_loss(z, target, options.alpha, options.beta)?;
-    let metrics = [kd.loss, kd.cosine, kd.mse];
-    let parameters = trainable(&graph, &options.freeze)?;
-    if options.micro_batches > 1 {
-        // All micro-batches have the same number of samples.
-        let weight = graph.constant(&[1], 1.0)?;
-        optimizer.accumulate(&mut graph, kd.loss, weight, &parameters, &metrics)?;
-        return Ok(graph);
-    }
-    for (name, value) in ["loss", "cosine", "mse"].into_iter().zip(metrics) {
-        graph.output(name, value)?;
-    }
-    optimizer.step(&mut graph, kd.loss, &parameters)?;
-    Ok(graph)
-}
-
-/// The step that follows the accumulation of micro-batches.
-fn update_graph(encoder: &EncoderOptions, optimizer: &AdamW, frozen: &[String]) -> Result<Graph> {
-    let mut graph = Graph::new();
-    Encoder::new(&mut graph, encoder)?;
-    let parameters = trainable(&graph, frozen)?;
-    optimizer.update(&mut graph, &parameters, 3)?;
+    // All micro-batches have the same number of samples.
+    let weight = graph.constant(&[1], 1.0)?;
+    let metrics = [("loss", kd.loss), ("cosine", kd.cosine), ("mse", kd.mse)];
+    let options = (&*options.freeze, options.micro_batches);
+    steps::train_on(&mut graph, optimizer, options, [kd.loss, weight], &metrics)?;
     Ok(graph)
 }

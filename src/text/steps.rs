@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::batches::{Batch, Batches};
 use super::distill::Precision;
 use crate::error::{Error, Result};
-use crate::graph::{DType, Executable, Graph, Host, Outputs, Pending, Session};
+use crate::graph::{DType, Executable, Graph, Host, Outputs, Pending, Session, ValueId};
 use crate::nn::{Draws, Training};
-use crate::train::{self, AdamW, LossScale};
+use crate::train::{self, AdamW, LossScale, trainable};
 
 impl Precision {
     /// Element type of activations; mixed precision gives an optimizer without a loss scale the default one.
@@ -35,6 +35,38 @@ pub(super) fn training(
         _ => Some(Draws::new(graph, seed)?),
     };
     Ok(Training::default().draws(draws).checkpoint(checkpoint))
+}
+
+/// Adds what trains all parameters but the frozen ones on `loss`, the mean over `weight` samples or tokens: a whole step with outputs
+/// `metrics`, or the part of it that every micro-batch goes through, where there are several.
+pub(super) fn train_on(
+    graph: &mut Graph,
+    optimizer: &AdamW,
+    (frozen, micro_batches): (&[String], usize),
+    [loss, weight]: [ValueId; 2],
+    metrics: &[(&str, ValueId)],
+) -> Result<()> {
+    let parameters = trainable(graph, frozen)?;
+    if micro_batches > 1 {
+        let values: Vec<ValueId> = metrics.iter().map(|(_, value)| *value).collect();
+        return optimizer.accumulate(graph, loss, weight, &parameters, &values);
+    }
+    for (name, value) in metrics {
+        graph.output(name, *value)?;
+    }
+    optimizer.step(graph, loss, &parameters)
+}
+
+/// Of a graph with nothing but parameters, the step that follows the micro-batches.
+pub(super) fn update(
+    mut graph: Graph,
+    optimizer: &AdamW,
+    frozen: &[String],
+    metrics: usize,
+) -> Result<Graph> {
+    let parameters = trainable(&graph, frozen)?;
+    optimizer.update(&mut graph, &parameters, metrics)?;
+    Ok(graph)
 }
 
 /// Submits all remaining batches of the current epoch, [`Executable::IN_FLIGHT`] ahead of the reported results: the next batch is
