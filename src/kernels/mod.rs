@@ -192,7 +192,9 @@ impl Kernel {
         }
         all.extend(self.writes.iter().cloned());
         if let Some(program) = &self.program {
-            let results = program.write_bindings().skip(self.over.iter().len());
+            let results = program
+                .write_bindings()
+                .skip(usize::from(self.over.is_some()));
             all.extend(results.map(|binding| match self.pairs {
                 true => Binding {
                     view: View::Block,

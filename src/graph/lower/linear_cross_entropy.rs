@@ -81,9 +81,10 @@ impl Lowering<'_> {
             Some(node) => Some(self.gradient(entropy, value, node, several)?),
             None => None,
         };
+        let over = program(chunk, Vec::new(), &[]);
         let dlogits = match &gradient {
             // Value and gradient at once leave nobody who wants the logits.
-            Some(_) if value.is_some() && layer.logits == DType::F32 => logits,
+            Some(_) if value.is_some() && CrossEntropy::fits_over(chunk, &over) => logits,
             _ => (chunk, self.scratch(chunk)),
         };
         if let (Some(node), true) = (value, several) {
