@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Case, Tolerance, baseline_gpu, gpu, tiled_gpu, tolerance};
+use common::{Case, Tolerance, baseline_gpu, gpu, packed_gpu, tiled_gpu, tolerance};
 use energyflow::Gpu;
 use energyflow::graph::{DType, Trans, ValueId};
 
@@ -116,7 +116,7 @@ fn a_vocabulary() {
         let case = entropy(dtype, [3, 30_522], [-4.0, 4.0], options).with_gradient();
         // With f32 and 256 invocations the row does not fit into registers: read twice.
         for (gpu, steps) in [
-            (gpu(), "steps=0 "),
+            (packed_gpu(), "steps=0 "),
             (
                 tiled_gpu(),
                 if dtype == DType::F32 {

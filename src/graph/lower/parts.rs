@@ -47,19 +47,19 @@ struct Bound {
 impl Lowering<'_> {
     /// Adds parts up, now or later, but before anything reads the sum.
     pub(super) fn put_off(&mut self, parts: Parts) -> Result<()> {
-        let waiting: u64 = self
-            .parts
-            .iter()
-            .map(|parts| parts.layout.size_bytes())
-            .sum();
         let mut all = self.parts.clone();
         all.push(parts);
         let bound = self.bound(&all)?;
         let fits = bound.sources.len() + bound.targets.len() <= MAX_BINDINGS;
-        if !fits || waiting + parts.layout.size_bytes() > MOST_BYTES {
+        if !fits {
             self.add_up()?;
         }
         self.parts.push(parts);
+        // What waits is alive beside whatever comes next.
+        let waiting = self.parts.iter().map(|parts| parts.layout.size_bytes());
+        if waiting.sum::<u64>() > MOST_BYTES {
+            self.add_up()?;
+        }
         Ok(())
     }
 
@@ -199,14 +199,14 @@ impl Lowering<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
+    use std::collections::{BTreeMap, HashMap};
 
     use super::*;
     use crate::gpu::MatrixUnits;
-    use crate::graph::lower::{Arenas, lower};
+    use crate::graph::lower::{Arenas, Lowered, lower};
     use crate::graph::{Graph, ValueId};
     use crate::kernels::Target;
-    use crate::nn::{Gelu, Tcn, TcnOptions};
+    use crate::nn::{Gelu, Linear, Tcn, TcnOptions};
     use crate::train::AdamW;
 
     /// Parameters one behind the other.
@@ -239,6 +239,27 @@ mod tests {
         }
     }
 
+    fn lower_for_large_gpu(graph: &Graph) -> Result<Lowered> {
+        let units = MatrixUnits {
+            size: 16,
+            lanes: 32,
+            f16: true,
+            f32: false,
+            scalar: false,
+            subgroup_barrier: true,
+            storage: 48 << 10,
+            invocations: 256,
+        };
+        let target = Target {
+            f16: true,
+            barrier_free: false,
+            matrix_units: Some(units),
+            invocations: 256,
+            cores: 132,
+        };
+        lower(graph, None, target, &Sequence::of(graph)?, 1 << 31)
+    }
+
     /// Dispatches of a stack on a large GPU, which splits most of its products; and kernels by name.
     fn dispatches(blocks: usize, dtype: DType, train: bool) -> Result<(usize, Vec<&'static str>)> {
         let options = TcnOptions {
@@ -257,36 +278,22 @@ mod tests {
         let y = tcn.forward(&mut graph, x, Some(mask))?;
         if train {
             let loss = graph.sum_all(y)?;
-            let parameters: Vec<_> = graph.parameters().map(|(id, _)| id).collect();
-            AdamW::default().step(&mut graph, loss, &parameters)?;
+            train_all(&mut graph, loss)?;
         } else {
             graph.output("y", y)?;
         }
-        let units = MatrixUnits {
-            size: 16,
-            lanes: 32,
-            f16: true,
-            f32: false,
-            scalar: false,
-            subgroup_barrier: true,
-            storage: 48 << 10,
-            invocations: 256,
-        };
-        let target = Target {
-            f16: true,
-            barrier_free: false,
-            matrix_units: Some(units),
-            invocations: 256,
-            cores: 132,
-        };
-        let arenas = Sequence::of(&graph)?;
-        let lowered = lower(&graph, None, target, &arenas, 1 << 31)?;
+        let lowered = lower_for_large_gpu(&graph)?;
         let names: Vec<_> = lowered
             .steps
             .iter()
             .map(|step| step.kernel.name())
             .collect();
         Ok((names.len(), names))
+    }
+
+    fn train_all(graph: &mut Graph, loss: ValueId) -> Result<()> {
+        let parameters: Vec<_> = graph.parameters().map(|(id, _)| id).collect();
+        AdamW::default().step(graph, loss, &parameters)
     }
 
     #[test]
@@ -312,6 +319,41 @@ mod tests {
         // Two biases and a LayerNorm a block leave parts, besides split products.
         assert_eq!(parts, 4 * 3);
         assert!((1..=5).contains(&sums), "{names:?}");
+        Ok(())
+    }
+
+    #[test]
+    fn large_parts_are_not_kept_waiting() -> Result<()> {
+        let mut graph = Graph::new();
+        let x = graph.input("x", &[4096, 768], DType::F32)?;
+        let [first, second] = ["first", "second"]
+            .map(|name| Linear::new(&mut graph, name, 768, 768, true))
+            .map(Result::unwrap);
+        let head = Linear::new(&mut graph, "head", 768, 30_522, true)?;
+        let targets = graph.index_input("targets", 4096, 30_522)?;
+        let h = first.forward(&mut graph, x)?;
+        let h = second.forward(&mut graph, h)?;
+        let logits = head.forward(&mut graph, h)?;
+        let loss = graph.cross_entropy(logits, targets, None, 0.0)?.loss;
+        train_all(&mut graph, loss)?;
+        let lowered = lower_for_large_gpu(&graph)?;
+
+        let mut users: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        for (at, step) in lowered.steps.iter().enumerate() {
+            for (place, binding) in step.places.iter().zip(step.kernel.bindings()) {
+                match *place {
+                    Place::Scratch(number) if binding.layout.size_bytes() > MOST_BYTES => {
+                        users.entry(number).or_default().push(at);
+                    }
+                    _ => {}
+                }
+            }
+        }
+        // Parts of the gradients of the head's weight and of its operand.
+        assert_eq!(users.len(), 2, "{users:?}");
+        // One is summed before the other is computed.
+        let [first, second] = [0, 1].map(|i| users.values().nth(i).unwrap());
+        assert!(first.last() < second.first(), "{users:?}");
         Ok(())
     }
 }
