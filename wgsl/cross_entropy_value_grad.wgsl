@@ -1,5 +1,5 @@
 // Value and gradient together. `lanes` invocations share a row and read it 16 bytes at a time. With `over` the derivative takes the place of
-// the logits: an invocation writes what only it reads, but for the logit of the target.
+// the logits: an invocation writes what only it reads. So the one that holds the logit of the target writes the loss.
 {% if steps > 0 %}
 // They keep it in registers between its sums and its derivative, {{ steps }} blocks each: every logit is read once.
 {% else %}
@@ -84,9 +84,12 @@ fn across(v: vec4<f32>) -> f32 {
 {# Derivative of block `s`, into the program. #}
 {% macro derive(s) %}
 {% for p in range(parts) %}
-        var d{{ p }} = exponential(logits_part{{ p }}(b{{ s }}{% if parts == 2 and steps > 0 %} ^ vec4<u32>(zero){% endif %}), part.x) * weight{% if smoothing > 0 %} - even{% endif %};
-        if ({{ parts }}u * i{{ s }} + {{ p }}u == target_id >> 2u) {
-            d{{ p }} -= hot;
+        let x{{ p }} = logits_part{{ p }}(b{{ s }}{% if parts == 2 and steps > 0 %} ^ vec4<u32>(zero){% endif %});
+        var d{{ p }} = exponential(x{{ p }}, part.x) * weight{% if smoothing > 0 %} - even{% endif %};
+        if ({{ parts }}u * i{{ s }} + {{ p }}u == wanted_id >> 2u) {
+            d{{ p }} -= select(vec4<f32>(), vec4<f32>(hot), is_wanted);
+            wanted = across(select(vec4<f32>(), x{{ p }}, is_wanted));
+            mine = true;
         }
 {% if ignore >= 0 %}
         d{{ p }} = select(vec4<f32>(), d{{ p }}, counts);
@@ -123,13 +126,20 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     let first = row * logits_stride;
     let target_id = targets_at(row);
     let counts = {% if ignore >= 0 %}target_id != {{ ignore }}u{% else %}true{% endif %};
-    let wanted = logits_at({{ each }}u * first + min(target_id, {{ cols - 1 }}u));
+    // A target that does not count may be no column.
+    let wanted_id = min(target_id, {{ cols - 1 }}u);
+    let is_wanted = vec4<u32>(0u, 1u, 2u, 3u) == vec4<u32>(wanted_id & 3u);
     let dloss = dloss_at(0u) / {% if count > 0 %}{{ count }}.0{% else %}max(count_at(0u), 1.0){% endif %};
 
     var part = vec3<f32>(-3.4e38, 0.0, 0.0);
 {% for s in range(steps) %}
     let i{{ s }} = lane + {{ s * lanes }}u;
-{% if (s + 1) * lanes > stride %}
+{% if (s + 1) * lanes > stride and over %}
+    var b{{ s }} = vec4<f32>();
+    if (i{{ s }} < {{ stride }}u) {
+        b{{ s }} = logits[first + i{{ s }}];
+    }
+{% elif (s + 1) * lanes > stride %}
     let b{{ s }} = logits[first + min(i{{ s }}, {{ stride - 1 }}u)];
 {% else %}
     let b{{ s }} = logits[first + i{{ s }}];
@@ -156,10 +166,6 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
 {% endif %}
 {% if lanes > 1 %}
     scratch[lane] = part;
-{% if over %}
-    // Behind it logits become derivatives: all have been read.
-    storageBarrier();
-{% endif %}
     workgroupBarrier();
     if (lane < {{ folds }}u) {
 {{ join("scratch", "lane", folds, lanes // folds) }}
@@ -181,7 +187,10 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
 {% if smoothing > 0 %}
     let even = dloss * {{ smoothing / cols }};
 {% endif %}
-    let hot = select(vec4<f32>(), vec4<f32>(dloss * {{ 1.0 - smoothing }}), vec4<u32>(0u, 1u, 2u, 3u) == vec4<u32>(target_id & 3u));
+    let hot = dloss * {{ 1.0 - smoothing }};
+    // The logit of the target, where it is one of this invocation's.
+    var wanted = 0.0;
+    var mine = false;
 {% for s in range(steps) %}
 {% if (s + 1) * lanes > cover %}
     if (i{{ s }} < {{ cover }}u) {
@@ -202,7 +211,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     }
 {% endif %}
 
-    if (lane == 0u) {
+    if (mine) {
         // Relative to the maximum, so that large logits do not swallow a small loss.
         let loss = log(part.y) + {{ 1.0 - smoothing }} * (part.x - wanted) + {{ smoothing }} * (part.x - part.z / {{ cols }}.0);
         rows_put(row, part.x + log(part.y));
