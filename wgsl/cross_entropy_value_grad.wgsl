@@ -1,5 +1,6 @@
 // Value and gradient together. `lanes` invocations share a row and read it 16 bytes at a time. With `over` the derivative takes the place of
-// the logits: an invocation writes what only it reads. So the one that holds the logit of the target writes the loss.
+// the logits: an invocation writes what only it reads, and the one that holds the logit of the target writes the loss: a barrier for storage, so that all
+// can read that logit, takes a tenth more time.
 {% if steps > 0 %}
 // They keep it in registers between its sums and its derivative, {{ steps }} blocks each: every logit is read once.
 {% else %}
@@ -87,9 +88,11 @@ fn across(v: vec4<f32>) -> f32 {
         let x{{ p }} = logits_part{{ p }}(b{{ s }}{% if parts == 2 and steps > 0 %} ^ vec4<u32>(zero){% endif %});
         var d{{ p }} = exponential(x{{ p }}, part.x) * weight{% if smoothing > 0 %} - even{% endif %};
         if ({{ parts }}u * i{{ s }} + {{ p }}u == wanted_id >> 2u) {
-            d{{ p }} -= select(vec4<f32>(), vec4<f32>(hot), is_wanted);
+            d{{ p }} -= hot;
+{% if over %}
             wanted = across(select(vec4<f32>(), x{{ p }}, is_wanted));
             mine = true;
+{% endif %}
         }
 {% if ignore >= 0 %}
         d{{ p }} = select(vec4<f32>(), d{{ p }}, counts);
@@ -129,6 +132,9 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     // A target that does not count may be no column.
     let wanted_id = min(target_id, {{ cols - 1 }}u);
     let is_wanted = vec4<u32>(0u, 1u, 2u, 3u) == vec4<u32>(wanted_id & 3u);
+{% if not over %}
+    let wanted = logits_at({{ each }}u * first + wanted_id);
+{% endif %}
     let dloss = dloss_at(0u) / {% if count > 0 %}{{ count }}.0{% else %}max(count_at(0u), 1.0){% endif %};
 
     var part = vec3<f32>(-3.4e38, 0.0, 0.0);
@@ -187,10 +193,14 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
 {% if smoothing > 0 %}
     let even = dloss * {{ smoothing / cols }};
 {% endif %}
-    let hot = dloss * {{ 1.0 - smoothing }};
+    let hot = select(vec4<f32>(), vec4<f32>(dloss * {{ 1.0 - smoothing }}), is_wanted);
+{% if over %}
     // The logit of the target, where it is one of this invocation's.
     var wanted = 0.0;
     var mine = false;
+{% else %}
+    let mine = lane == 0u;
+{% endif %}
 {% for s in range(steps) %}
 {% if (s + 1) * lanes > cover %}
     if (i{{ s }} < {{ cover }}u) {
