@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{gpu, tiled_gpu};
+use common::{baseline_gpu, gpu, tiled_gpu};
 use energyflow::graph::{DType, Graph, Host, Init, Op, Trans, UnaryOp};
 use energyflow::{Error, Executable, Gpu, GpuOptions, Session};
 use half::f16;
@@ -85,6 +85,84 @@ fn timing_repeats_the_last_run() {
     for w in session.get("w").unwrap() {
         // Both moments are 1/2 after the first step and 3/4 after the second, and are divided by 1/2.
         assert!((w + 0.1 + 0.1 * 1.5_f32.sqrt()).abs() < 1e-6, "{w}");
+    }
+}
+
+/// Whichever of the buffers that runs take in turn holds its inputs.
+#[test]
+fn timing_repeats_the_last_of_several_runs() {
+    let gpu = gpu();
+    if !gpu.capabilities().timestamps {
+        return;
+    }
+    let hyper = [0.1, 0.5, 0.5, 1.0, 1.0];
+    for runs in 1..=2 * Executable::IN_FLIGHT {
+        let after = |timed: bool| {
+            let mut session = Session::new(&gpu, 0);
+            let step = session.compile(&descend()).unwrap();
+            let run = |number: usize| {
+                let gradient = [if number + 1 == runs { -3.0 } else { 1.0 }; 6];
+                let inputs = [
+                    ("gradient", Host::from(&gradient[..])),
+                    ("hyper", Host::from(&hyper[..])),
+                ];
+                drop(step.run(&inputs).unwrap());
+            };
+            (0..runs).for_each(run);
+            match timed {
+                true => assert!(step.time().unwrap() >= 0.0),
+                false => run(runs - 1),
+            }
+            // As a run does: whatever it writes next must not reach the one before.
+            run(0);
+            session.get("w").unwrap()
+        };
+        assert_eq!(after(true), after(false), "{runs}");
+    }
+}
+
+/// Inputs are copied, or read where the host writes them; one of the results is an input itself.
+#[test]
+fn runs_under_way_keep_their_inputs() {
+    for gpu in [gpu(), tiled_gpu(), baseline_gpu()] {
+        let mut graph = Graph::new();
+        let x = graph.input("x", &[3, 5], DType::F32).unwrap();
+        let k = graph.input("k", &[1], DType::F32).unwrap();
+        let before = graph.state("before", &[3, 5], 0.0).unwrap();
+        let y = graph.mul_scalar(x, k).unwrap();
+        let sum = graph.add(y, before).unwrap();
+        let copy = graph.affine(x, 1.0, 0.0).unwrap();
+        graph.assign(before, copy).unwrap();
+        graph.output("sum", sum).unwrap();
+        graph.output("x", x).unwrap();
+        let mut session = Session::new(&gpu, 0);
+        let executable = session.compile(&graph).unwrap();
+        assert_eq!(
+            executable.plan().inputs_in_place,
+            gpu.capabilities().mappable_storage
+        );
+        let x_of = |i: usize| -> Vec<f32> { (0..15).map(|j| (100 * i + j) as f32).collect() };
+        let mut pending = Vec::new();
+        for i in 1..=8 {
+            let (x, k) = (x_of(i), [i as f32]);
+            // What is refused on the way takes nobody's turn.
+            let refused = [("x", Host::from(&x)), ("k", Host::from(&x))];
+            assert!(executable.run(&refused).is_err());
+            let inputs = [("x", Host::from(&x)), ("k", Host::from(&k[..]))];
+            pending.push(executable.run(&inputs).unwrap());
+        }
+        for (i, pending) in (1..).zip(pending) {
+            let outputs = pending.wait().unwrap();
+            assert_eq!(outputs.get("x").unwrap(), x_of(i));
+            let before = if i == 1 { vec![0.0; 15] } else { x_of(i - 1) };
+            let expected: Vec<f32> = x_of(i)
+                .iter()
+                .zip(&before)
+                .map(|(x, before)| x * i as f32 + before)
+                .collect();
+            assert_eq!(outputs.get("sum").unwrap(), expected);
+        }
+        assert_eq!(session.get("before").unwrap(), x_of(8));
     }
 }
 
@@ -331,7 +409,12 @@ fn memory_is_shared_in_turn() {
         assert_eq!((plan.dispatches, plan.values), (10, 10));
         assert_eq!(plan.slots, [1024, 1024]);
         assert_eq!(plan.lower_bound, 2048);
-        assert_eq!(plan.inputs, 1024);
+        let copies = if plan.inputs_in_place {
+            Executable::IN_FLIGHT
+        } else {
+            1
+        };
+        assert_eq!(plan.inputs, 1024 * copies as u64);
         let text = executable.to_string();
         assert!(text.starts_with("10 dispatches; 10 intermediate values in 2 buffers"));
         assert_eq!(text.lines().count(), 11);
@@ -413,6 +496,9 @@ fn several_threads_run_one_executable() {
                     assert_eq!(run(executable, &[x; 6]), expected);
                 }
             });
+        }
+        if gpu().capabilities().timestamps {
+            scope.spawn(|| (0..50).for_each(|_| assert!(executable.time().unwrap() >= 0.0)));
         }
     });
 }

@@ -12,7 +12,7 @@ use super::guard::Guard;
 use super::layout::Layout;
 use super::lock;
 use super::pipelines::Pipeline;
-use super::pool::BufferSlice;
+use super::pool::{Buffer, BufferSlice};
 use super::readback::{Arrival, Download, Transfer};
 use super::recorder::check_copy;
 use super::tensor::Tensor;
@@ -28,7 +28,8 @@ const PIECE_ALIGNMENT: u64 = 16;
 #[derive(Clone, Debug)]
 pub(crate) struct Dispatch {
     pub pipeline: Arc<Pipeline>,
-    pub bind_group: BindGroup,
+    /// One, or one for each of [`IN_FLIGHT`] submissions where they read different memory.
+    bind_groups: Vec<BindGroup>,
     pub workgroups: [u32; 3],
 }
 
@@ -37,27 +38,34 @@ impl Dispatch {
     pub fn new(
         gpu: &Gpu,
         pipeline: Arc<Pipeline>,
-        bind_group: BindGroup,
+        bind_groups: Vec<BindGroup>,
         workgroups: [u32; 3],
     ) -> Result<Self> {
         gpu.check_workgroups(pipeline.key(), workgroups)?;
-        bind_group.check(&pipeline)?;
+        for bind_group in &bind_groups {
+            bind_group.check(&pipeline)?;
+        }
         Ok(Self {
             pipeline,
-            bind_group,
+            bind_groups,
             workgroups,
         })
     }
 
-    fn encode(&self, pass: &mut wgpu::ComputePass<'_>) {
+    /// That of a turn.
+    pub fn bind_group(&self, turn: usize) -> &BindGroup {
+        self.bind_groups.get(turn).unwrap_or(&self.bind_groups[0])
+    }
+
+    fn encode(&self, pass: &mut wgpu::ComputePass<'_>, turn: usize) {
         let [x, y, z] = self.workgroups;
         pass.set_pipeline(self.pipeline.raw());
-        pass.set_bind_group(0, self.bind_group.raw(), &[]);
+        pass.set_bind_group(0, self.bind_group(turn).raw(), &[]);
         pass.dispatch_workgroups(x, y, z);
     }
 }
 
-/// A slice and its place in a staging buffer.
+/// A slice and its place in the host's memory.
 #[derive(Debug)]
 struct Piece {
     slice: BufferSlice,
@@ -66,11 +74,16 @@ struct Piece {
 }
 
 /// What surrounds the dispatches of a submission: tensors that the host writes before, copies and results behind, and the
-/// staging memory that all submissions use in turn.
+/// memory that all submissions use in turn.
+///
+/// What the host writes is copied from a staging buffer, or is read in place: then each of [`IN_FLIGHT`] buffers holds all of it, and
+/// submissions, which know their turn, bind one after the other.
 #[derive(Debug)]
 pub(crate) struct Bundle {
     gpu: Gpu,
     label: &'static str,
+    /// What is read in place, by turn.
+    in_place: Vec<Buffer>,
     writes: Vec<Piece>,
     write_bytes: u64,
     copies: Vec<(BufferSlice, BufferSlice)>,
@@ -79,7 +92,7 @@ pub(crate) struct Bundle {
     ring: Mutex<Ring>,
 }
 
-/// Staging memory, all of it made for the first submission. More is made only while a caller keeps more than [`IN_FLIGHT`] results.
+/// Memory for submissions, all of it made for the first. More is made only while a caller keeps more than [`IN_FLIGHT`] results.
 #[derive(Debug, Default)]
 struct Ring {
     /// Oldest first.
@@ -90,28 +103,47 @@ struct Ring {
 /// A submission, or the memory for one.
 #[derive(Debug)]
 struct Flight {
+    turn: usize,
     index: Option<wgpu::SubmissionIndex>,
-    /// Mapped once the submission is done. Nothing where there is nothing to write.
-    upload: Option<(wgpu::Buffer, Arc<Arrival>)>,
+    /// Nothing where there is nothing to write.
+    upload: Option<Upload>,
+}
+
+#[derive(Debug)]
+struct Upload {
+    buffer: wgpu::Buffer,
+    mapped: Arc<Arrival>,
 }
 
 impl Flight {
-    /// Waits until the submission is done and the memory mapped again.
+    /// Waits until the submission is done.
     fn land(&self, guard: &Guard) -> Result<()> {
         let Some(index) = &self.index else {
             return Ok(());
         };
+        guard.poll(wgpu::PollType::Wait {
+            submission_index: Some(index.clone()),
+            timeout: None,
+        })
+    }
+}
+
+impl Upload {
+    /// Maps the memory once the work submitted so far is done with it.
+    fn map(&self, bytes: u64) {
+        let (buffer, mode) = (&self.buffer, wgpu::MapMode::Write);
+        self.mapped.map(buffer, mode, bytes);
+    }
+
+    /// Waits until the memory, which nothing under way uses, is mapped.
+    fn wait(&self, guard: &Guard) -> Result<()> {
         loop {
-            guard.poll(wgpu::PollType::Wait {
-                submission_index: Some(index.clone()),
-                timeout: None,
-            })?;
-            match self.upload.as_ref().map(|(_, arrival)| arrival.get()) {
-                // Another thread has polled the callback out of wgpu and is about to run it.
-                Some(None) => std::thread::yield_now(),
-                Some(Some(Err(reason))) => return Err(Error::DeviceLost { reason }),
-                None | Some(Some(Ok(()))) => return Ok(()),
+            match self.mapped.get() {
+                Some(mapped) => return mapped.map_err(|reason| Error::DeviceLost { reason }),
+                // Another thread may have polled the callback out of wgpu and be about to run it.
+                None => std::thread::yield_now(),
             }
+            guard.poll(wgpu::PollType::Poll)?;
         }
     }
 }
@@ -122,6 +154,7 @@ impl Bundle {
         Self {
             gpu: gpu.clone(),
             label,
+            in_place: Vec::new(),
             writes: Vec::new(),
             write_bytes: 0,
             copies: Vec::new(),
@@ -131,14 +164,43 @@ impl Bundle {
         }
     }
 
+    /// Tensors written from now on lie in the first of these [`IN_FLIGHT`] buffers, which the host can map, and at the same places of the
+    /// others. Dispatches read them by turn, see [`Dispatch::new`].
+    pub fn read_in_place(&mut self, buffers: &[Buffer]) {
+        self.in_place = buffers.to_vec();
+        let flights = buffers.iter().enumerate().map(|(turn, buffer)| Flight {
+            turn,
+            index: None,
+            upload: Some(Upload {
+                buffer: buffer.raw().clone(),
+                mapped: Arc::default(),
+            }),
+        });
+        lock(&self.ring).flights = flights.collect();
+    }
+
     /// The host writes this tensor before the dispatches: [`Turn::write`] with the number of this call.
     pub fn write(&mut self, to: &Tensor) {
+        let at = match self.in_place.is_empty() {
+            true => self.write_bytes,
+            false => to.slice().offset(),
+        };
         self.writes.push(Piece {
             slice: to.slice().clone(),
             layout: Some(*to.layout()),
-            at: self.write_bytes,
+            at,
         });
-        self.write_bytes += to.slice().size().next_multiple_of(PIECE_ALIGNMENT);
+        self.write_bytes = at + to.slice().size().next_multiple_of(PIECE_ALIGNMENT);
+    }
+
+    /// Keeps turns from beginning, and says whose memory was written last.
+    pub fn hold(&self) -> Held<'_> {
+        let ring = lock(&self.ring);
+        let mut flights = ring.flights.iter().rev();
+        let turn = flights
+            .find(|flight| flight.index.is_some())
+            .map_or(0, |flight| flight.turn);
+        Held { _ring: ring, turn }
     }
 
     /// A copy behind the dispatches.
@@ -175,9 +237,13 @@ impl Bundle {
         while ring.flights.len() < IN_FLIGHT {
             let upload = match self.write_bytes {
                 0 => None,
-                bytes => Some((gpu.upload_staging(bytes)?, Arc::default())),
+                bytes => Some(Upload {
+                    buffer: gpu.upload_staging(bytes)?,
+                    mapped: Arc::new(Arrival::arrived()),
+                }),
             };
             ring.flights.push_front(Flight {
+                turn: 0,
                 index: None,
                 upload,
             });
@@ -188,13 +254,23 @@ impl Bundle {
         };
         let flight = ring.flights.pop_front();
         let flight = flight.ok_or_else(|| Error::Graph("no staging memory".into()))?;
-        flight.land(&gpu.0.guard)?;
-        Ok(Turn {
+        let turn = Turn {
             bundle: self,
             ring,
-            flight,
+            flight: Some(flight),
             download,
-        })
+        };
+        turn.begin()?;
+        Ok(turn)
+    }
+
+    /// The buffer that a slice is of in a turn.
+    fn memory<'a>(&'a self, slice: &'a BufferSlice, turn: usize) -> &'a wgpu::Buffer {
+        let buffer = slice.buffer();
+        match self.in_place.first() {
+            Some(first) if first.id() == buffer.id() => self.in_place[turn].raw(),
+            _ => buffer.raw(),
+        }
     }
 
     /// One that nobody reads any more.
@@ -216,16 +292,53 @@ impl Bundle {
     }
 }
 
+/// While it exists no turn begins.
+pub(crate) struct Held<'a> {
+    _ring: MutexGuard<'a, Ring>,
+    /// That of the last submission.
+    pub turn: usize,
+}
+
 /// A submission in preparation. Dropped, nothing happens.
 #[derive(Debug)]
 pub(crate) struct Turn<'a> {
     bundle: &'a Bundle,
     ring: MutexGuard<'a, Ring>,
-    flight: Flight,
+    /// Nothing once it is submitted.
+    flight: Option<Flight>,
     download: Option<Arc<Download>>,
 }
 
+/// What is not submitted is the next to be.
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        if let Some(flight) = self.flight.take() {
+            if let (Some(upload), false) = (&flight.upload, self.bundle.in_place.is_empty()) {
+                upload.buffer.unmap();
+            }
+            self.ring.flights.push_front(flight);
+        }
+        self.ring.downloads.extend(self.download.take());
+    }
+}
+
 impl Turn<'_> {
+    /// Waits for the submission that had the memory before, and until the memory is mapped.
+    fn begin(&self) -> Result<()> {
+        let guard = &self.bundle.gpu.0.guard;
+        let Some(flight) = &self.flight else {
+            return Ok(());
+        };
+        flight.land(guard)?;
+        let Some(upload) = &flight.upload else {
+            return Ok(());
+        };
+        if !self.bundle.in_place.is_empty() {
+            upload.map(self.bundle.write_bytes);
+        }
+        upload.wait(guard)
+    }
+
     /// Dense row-major data for the tensor of a [`Bundle::write`] call. All have to be written.
     ///
     /// # Errors
@@ -233,16 +346,22 @@ impl Turn<'_> {
     pub fn write<T: Element>(&self, number: usize, data: &[T]) -> Result<()> {
         let missing = || Error::Graph(format!("there is no input {number}"));
         let piece = self.bundle.writes.get(number).ok_or_else(missing)?;
-        let (Some((buffer, _)), Some(layout)) = (&self.flight.upload, piece.layout) else {
+        let upload = self
+            .flight
+            .as_ref()
+            .and_then(|flight| flight.upload.as_ref());
+        let (Some(upload), Some(layout)) = (upload, piece.layout) else {
             return Err(missing());
         };
         let range = piece.at..piece.at + layout.size_bytes();
-        let mut view = buffer
-            .get_mapped_range_mut(range)
-            .map_err(|error| Error::Validation {
-                what: "writing a staging buffer".to_owned(),
-                reason: error.to_string(),
-            })?;
+        let mut view =
+            upload
+                .buffer
+                .get_mapped_range_mut(range)
+                .map_err(|error| Error::Validation {
+                    what: "writing inputs".to_owned(),
+                    reason: error.to_string(),
+                })?;
         layout.pack_into(data, view.slice(..))
     }
 
@@ -256,13 +375,25 @@ impl Turn<'_> {
     ) -> Result<Option<Transfer>> {
         let inner = &self.bundle.gpu.0;
         let what = || format!("submitting {:?}", self.bundle.label);
-        let (index, dispatches) = inner.guard.run(what, 0, || self.send(dispatches))?;
+        let missing = || Error::Graph("a turn without memory".into());
+        let mut flight = self.flight.take().ok_or_else(missing)?;
+        let sent = inner.guard.run(what, 0, || self.send(&flight, dispatches));
+        let (index, dispatches) = match sent {
+            Ok(sent) => sent,
+            Err(error) => {
+                // Other memory of a submission that failed is not used again.
+                self.download = None;
+                if !self.bundle.in_place.is_empty() {
+                    self.ring.flights.push_front(flight);
+                }
+                return Err(error);
+            }
+        };
         inner.submissions.fetch_add(1, Ordering::Relaxed);
         inner.dispatches.fetch_add(dispatches, Ordering::Relaxed);
-        // Only here: memory of a submission that failed is not used again.
-        self.flight.index = Some(index.clone());
-        self.ring.flights.push_back(self.flight);
-        Ok(self.download.map(|download| {
+        flight.index = Some(index.clone());
+        self.ring.flights.push_back(flight);
+        Ok(self.download.take().map(|download| {
             self.ring.downloads.push(Arc::clone(&download));
             Transfer::new(self.bundle.gpu.clone(), download, index)
         }))
@@ -270,6 +401,7 @@ impl Turn<'_> {
 
     fn send<'d>(
         &self,
+        flight: &Flight,
         dispatches: impl Iterator<Item = &'d Dispatch>,
     ) -> (wgpu::SubmissionIndex, u64) {
         let bundle = self.bundle;
@@ -277,11 +409,12 @@ impl Turn<'_> {
         let label = Some(bundle.label);
         let descriptor = wgpu::CommandEncoderDescriptor { label };
         let mut encoder = gpu.device().create_command_encoder(&descriptor);
-        if let Some((staging, _)) = &self.flight.upload {
-            staging.unmap();
-            for Piece { slice, at, .. } in &bundle.writes {
-                let to = slice.buffer().raw();
-                encoder.copy_buffer_to_buffer(staging, *at, to, slice.offset(), slice.size());
+        let staging = bundle.in_place.is_empty();
+        if let Some(upload) = &flight.upload {
+            upload.buffer.unmap();
+            for Piece { slice, at, .. } in bundle.writes.iter().filter(|_| staging) {
+                let (from, to) = (&upload.buffer, slice.buffer().raw());
+                encoder.copy_buffer_to_buffer(from, *at, to, slice.offset(), slice.size());
             }
         }
         let mut dispatches = dispatches.peekable();
@@ -292,7 +425,7 @@ impl Turn<'_> {
                 timestamp_writes: None,
             });
             for dispatch in dispatches {
-                dispatch.encode(&mut pass);
+                dispatch.encode(&mut pass, flight.turn);
                 count += 1;
             }
         }
@@ -302,17 +435,64 @@ impl Turn<'_> {
         }
         if let Some(download) = &self.download {
             for Piece { slice, at, .. } in &bundle.reads {
-                let (from, to) = (slice.buffer().raw(), &download.buffer);
+                let (from, to) = (bundle.memory(slice, flight.turn), &download.buffer);
                 encoder.copy_buffer_to_buffer(from, slice.offset(), to, *at, slice.size());
             }
         }
         let index = gpu.queue().submit([encoder.finish()]);
-        if let Some((staging, arrival)) = &self.flight.upload {
-            arrival.map(staging, wgpu::MapMode::Write, bundle.write_bytes);
+        if let (Some(upload), true) = (&flight.upload, staging) {
+            upload.map(bundle.write_bytes);
         }
         if let Some(download) = &self.download {
             download.map();
         }
         (index, count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::GpuOptions;
+    use crate::graph::{DType, Shape};
+
+    #[test]
+    fn a_turn_that_is_dropped_is_the_next() -> Result<()> {
+        for options in [GpuOptions::default(), GpuOptions::default().baseline(true)] {
+            let gpu = Gpu::new(&options)?;
+            let layout = Layout::of(&Shape::new(&[4])?, DType::F32)?;
+            let mut bundle = Bundle::new(&gpu, "test");
+            let tensor = match gpu.capabilities().mappable_storage {
+                true => {
+                    let buffers = (0..IN_FLIGHT)
+                        .map(|_| gpu.writable_buffer(512, "inputs"))
+                        .collect::<Result<Vec<_>>>()?;
+                    bundle.read_in_place(&buffers);
+                    Tensor::from_slice(buffers[0].slice(256, layout.size_bytes())?, layout)?
+                }
+                false => Tensor::zeroed(&gpu, layout)?,
+            };
+            bundle.write(&tensor);
+            let range = bundle.read(tensor.slice().clone());
+            let mut made = 0;
+            for i in 1..=2 * IN_FLIGHT {
+                drop(bundle.turn()?);
+                let turn = bundle.turn()?;
+                turn.write(0, &[-1.0_f32; 4])?;
+                drop(turn);
+                let turn = bundle.turn()?;
+                turn.write(0, &[i as f32; 4])?;
+                let transfer = turn.submit(std::iter::empty())?;
+                let mut transfer = transfer.expect("there is something to read");
+                transfer.wait()?;
+                let read = |bytes: &[u8]| Ok(bytemuck::cast_slice::<u8, f32>(bytes).to_vec());
+                let result = transfer.download().read(range.clone(), read)?;
+                assert_eq!(result, [i as f32; 4]);
+                let now = gpu.report().staging_buffers;
+                assert!(i == 1 || now == made, "{made} {now}");
+                made = now;
+            }
+        }
+        Ok(())
     }
 }

@@ -40,11 +40,19 @@ pub struct PoolStats {
 struct Storage {
     raw: wgpu::Buffer,
     id: u64,
+    access: HostAccess,
+}
+
+/// Whether the host reaches a buffer without a copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum HostAccess {
+    None,
+    Write,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    free: HashMap<u64, Vec<Storage>>,
+    free: HashMap<(u64, HostAccess), Vec<Storage>>,
     stats: PoolStats,
 }
 
@@ -52,9 +60,9 @@ struct State {
 pub(super) struct Pool(Mutex<State>);
 
 impl Pool {
-    fn take(&self, class: u64) -> Option<Storage> {
+    fn take(&self, class: u64, access: HostAccess) -> Option<Storage> {
         let mut state = lock(&self.0);
-        let storage = state.free.get_mut(&class)?.pop()?;
+        let storage = state.free.get_mut(&(class, access))?.pop()?;
         state.stats.hits += 1;
         state.stats.in_use_bytes += class;
         Some(storage)
@@ -72,7 +80,8 @@ impl Pool {
         let class = storage.raw.size();
         let mut state = lock(&self.0);
         state.stats.in_use_bytes -= class;
-        state.free.entry(class).or_default().push(storage);
+        let list = state.free.entry((class, storage.access)).or_default();
+        list.push(storage);
     }
 
     fn trim(&self) -> (u64, Vec<Storage>) {
@@ -88,6 +97,7 @@ impl Pool {
 struct Lease {
     raw: wgpu::Buffer,
     id: u64,
+    access: HostAccess,
     size: u64,
     pool: Weak<Pool>,
 }
@@ -98,6 +108,7 @@ impl Drop for Lease {
             pool.give_back(Storage {
                 raw: self.raw.clone(),
                 id: self.id,
+                access: self.access,
             });
         }
     }
@@ -203,7 +214,7 @@ impl Gpu {
     /// [`Error::Limit`] when a binding or a buffer of this size is not possible, [`Error::OutOfMemory`] when memory is
     /// short even after [`Gpu::trim`].
     pub fn buffer(&self, bytes: u64, label: &str) -> Result<Buffer> {
-        Ok(self.lease(bytes, label)?.0)
+        Ok(self.lease(bytes, label, HostAccess::None)?.0)
     }
 
     /// As [`Gpu::buffer`], all bytes zero for everything submitted from now on.
@@ -211,7 +222,16 @@ impl Gpu {
     /// # Errors
     /// As [`Gpu::buffer`].
     pub fn zeroed_buffer(&self, bytes: u64, label: &str) -> Result<Buffer> {
-        let (buffer, reused) = self.lease(bytes, label)?;
+        self.zeroed(bytes, label, HostAccess::None)
+    }
+
+    /// As [`Gpu::zeroed_buffer`], but the host can map it for writing while nothing that uses it is under way.
+    pub(crate) fn writable_buffer(&self, bytes: u64, label: &str) -> Result<Buffer> {
+        self.zeroed(bytes, label, HostAccess::Write)
+    }
+
+    fn zeroed(&self, bytes: u64, label: &str, access: HostAccess) -> Result<Buffer> {
+        let (buffer, reused) = self.lease(bytes, label, access)?;
         if reused {
             let mut recorder = self.recorder("zero");
             recorder.clear(&buffer.whole());
@@ -234,7 +254,7 @@ impl Gpu {
     }
 
     /// The buffer, and whether it is reused and may hold stale data; fresh wgpu buffers read as zero.
-    fn lease(&self, bytes: u64, label: &str) -> Result<(Buffer, bool)> {
+    fn lease(&self, bytes: u64, label: &str, access: HostAccess) -> Result<(Buffer, bool)> {
         self.0.guard.check()?;
         let limits = &self.capabilities().limits;
         let what = || format!("buffer {label:?}");
@@ -252,22 +272,27 @@ impl Gpu {
         let largest = limits.max_buffer_size / SIZE_ALIGNMENT * SIZE_ALIGNMENT;
         let class = size_class(size).min(largest);
 
-        let reused = self.0.pool.take(class);
+        let reused = self.0.pool.take(class, access);
         let is_reused = reused.is_some();
         let storage = match reused {
             Some(storage) => storage,
-            None => self.allocate(class, label)?,
+            None => self.allocate(class, label, access)?,
         };
         let buffer = Buffer(Arc::new(Lease {
             raw: storage.raw,
             id: storage.id,
+            access,
             size,
             pool: Arc::downgrade(&self.0.pool),
         }));
         Ok((buffer, is_reused))
     }
 
-    fn allocate(&self, class: u64, label: &str) -> Result<Storage> {
+    fn allocate(&self, class: u64, label: &str, access: HostAccess) -> Result<Storage> {
+        let mapping = match access {
+            HostAccess::None => wgpu::BufferUsages::empty(),
+            HostAccess::Write => wgpu::BufferUsages::MAP_WRITE,
+        };
         let create = || {
             let what = || format!("allocating buffer {label:?}");
             self.0.guard.run(what, class, || {
@@ -276,7 +301,8 @@ impl Gpu {
                     size: class,
                     usage: wgpu::BufferUsages::STORAGE
                         | wgpu::BufferUsages::COPY_SRC
-                        | wgpu::BufferUsages::COPY_DST,
+                        | wgpu::BufferUsages::COPY_DST
+                        | mapping,
                     mapped_at_creation: false,
                 })
             })
@@ -289,6 +315,7 @@ impl Gpu {
         Ok(Storage {
             raw,
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            access,
         })
     }
 }

@@ -34,6 +34,13 @@ struct Progress {
 pub(super) struct Arrival(Mutex<Progress>);
 
 impl Arrival {
+    /// Of a buffer that is mapped already.
+    pub(super) fn arrived() -> Self {
+        let arrival = Self::default();
+        arrival.set(Ok(()));
+        arrival
+    }
+
     fn set(&self, mapped: Result<(), String>) {
         let mut progress = lock(&self.0);
         if !matches!(progress.mapping, Mapping::Done(_)) {

@@ -26,13 +26,16 @@ impl Dispatch {
         gpu: &Gpu,
         target: Target,
         kernel: &Kernel,
-        slices: &[BufferSlice],
+        turns: &[Vec<BufferSlice>],
     ) -> Result<Self> {
         let pipeline = gpu.pipeline(&kernel.key(target), || kernel.source(target))?;
-        let bind_group = gpu.bind_group(&pipeline, slices)?;
+        let bind_groups = turns
+            .iter()
+            .map(|slices| gpu.bind_group(&pipeline, slices))
+            .collect::<Result<_>>()?;
         Ok(Self {
             name: kernel.name(),
-            work: gpu::Dispatch::new(gpu, pipeline, bind_group, kernel.workgroups())?,
+            work: gpu::Dispatch::new(gpu, pipeline, bind_groups, kernel.workgroups())?,
             cost: kernel.cost(),
         })
     }
@@ -72,7 +75,7 @@ impl Executable {
         let table = session.table(graph)?;
         let max_binding = capabilities.limits.max_storage_buffer_binding_size;
         let lowered = lower(graph, Some(gpu), target, &table, max_binding)?;
-        let plan = plan(graph, &lowered, &table, max_binding)?;
+        let plan = plan(graph, &lowered, &table, capabilities)?;
         let memory = Memory::new(session, graph, &lowered, &plan, table)?;
         let mut dispatches = Vec::with_capacity(lowered.steps.len());
         for step in &lowered.steps {
@@ -85,10 +88,14 @@ impl Executable {
                 .zip(&bindings)
                 .map(|(&place, binding)| memory.slice(place, binding.layout.size_bytes()))
                 .collect::<Result<_>>()?;
-            dispatches.push(Dispatch::new(gpu, target, kernel, &slices)?);
+            let turns = memory.turns(slices)?;
+            dispatches.push(Dispatch::new(gpu, target, kernel, &turns)?);
         }
         let inputs = memory.inputs(graph);
         let mut bundle = Bundle::new(gpu, "run");
+        if !memory.in_place().is_empty() {
+            bundle.read_in_place(memory.in_place());
+        }
         for input in &inputs {
             bundle.write(&input.tensor);
         }
@@ -181,27 +188,34 @@ impl Executable {
 
     /// Outdated shadows are copied before, in a submission of their own.
     fn measure<T>(&self, measure: impl Fn(&Gpu, &[ProfileStep]) -> Result<T>) -> Result<T> {
+        // Inputs that are being written cannot be read. In the order in which a run takes both.
+        let held = self.bundle.hold();
         let shadows = self.shadows.begin();
         let mut recorder = self.gpu.recorder("refresh shadows");
         for dispatch in shadows.refreshes() {
             let work = &dispatch.work;
-            recorder.dispatch(&work.pipeline, &work.bind_group, work.workgroups)?;
+            recorder.dispatch(&work.pipeline, work.bind_group(0), work.workgroups)?;
         }
         recorder.submit()?;
-        let measured = measure(&self.gpu, &self.steps())?;
+        let measured = measure(&self.gpu, &self.steps_of(held.turn))?;
         shadows.submitted();
         Ok(measured)
     }
 
-    /// The dispatches of a run, for timing them together with others through [`Gpu::time`] and [`Gpu::profile`].
+    /// The dispatches of a run, for timing them together with others through [`Gpu::time`] and [`Gpu::profile`]. They read the inputs of the
+    /// last run, in memory that later runs may use: not while other threads run the executable.
     #[must_use]
     pub fn steps(&self) -> Vec<ProfileStep> {
+        self.steps_of(self.bundle.hold().turn)
+    }
+
+    fn steps_of(&self, turn: usize) -> Vec<ProfileStep> {
         self.dispatches
             .iter()
             .map(|dispatch| ProfileStep {
                 label: dispatch.work.pipeline.key().to_owned(),
                 pipeline: Arc::clone(&dispatch.work.pipeline),
-                bind_group: dispatch.work.bind_group.clone(),
+                bind_group: dispatch.work.bind_group(turn).clone(),
                 workgroups: dispatch.work.workgroups,
             })
             .collect()

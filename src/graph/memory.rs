@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use super::executable::{Dispatch, Input};
 use super::lower::{Arena, Arenas, Lowered, Place};
-use super::plan::Plan;
+use super::plan::{Plan, input_layouts};
 use super::session::{Session, Table};
 use super::shadow::ShadowUse;
 use super::{Graph, Source, ValueId};
 use crate::error::{Error, Result};
-use crate::gpu::{Buffer, BufferSlice, Layout, Tensor};
+use crate::gpu::{Buffer, BufferSlice, Gpu, IN_FLIGHT, Layout, OFFSET_ALIGNMENT, Tensor};
 use crate::kernels::{self, Target};
 
 /// Buffers of one executable.
@@ -19,6 +19,8 @@ pub(super) struct Memory<'a> {
     session: &'a Session,
     table: Table,
     inputs: HashMap<ValueId, Tensor>,
+    /// Where kernels read inputs where the host writes them: all inputs by turn, those of the first turn in `inputs`.
+    in_place: Vec<Buffer>,
     gradients: HashMap<usize, Buffer>,
     /// By block, of those whose f16 copy is read.
     shadows: HashMap<usize, Buffer>,
@@ -38,20 +40,12 @@ impl<'a> Memory<'a> {
         table: Table,
     ) -> Result<Self> {
         let gpu = session.gpu();
-        let mut inputs = HashMap::new();
-        let mut states = HashMap::new();
-        for (id, value) in graph.values() {
-            match value.source {
-                Source::Input { .. } => {
-                    let layout = Layout::of(&value.shape, value.dtype)?;
-                    inputs.insert(id, Tensor::zeroed(gpu, layout)?);
-                }
-                Source::State(_) => {
-                    states.insert(id, value.name.clone());
-                }
-                _ => {}
-            }
-        }
+        let (inputs, in_place) = inputs(gpu, graph, plan)?;
+        let states = graph
+            .values()
+            .filter(|(_, value)| matches!(value.source, Source::State(_)))
+            .map(|(id, value)| (id, value.name.clone()))
+            .collect();
         let mut gradients = HashMap::new();
         for &(arena, param) in lowered.pinned.values() {
             if arena != Arena::Gradients {
@@ -81,6 +75,7 @@ impl<'a> Memory<'a> {
             session,
             table,
             inputs,
+            in_place,
             gradients,
             shadows,
             slots,
@@ -88,6 +83,31 @@ impl<'a> Memory<'a> {
             lowered,
             plan,
         })
+    }
+
+    pub(super) fn in_place(&self) -> &[Buffer] {
+        &self.in_place
+    }
+
+    /// What a dispatch binds, once or by turn.
+    pub(super) fn turns(&self, slices: Vec<BufferSlice>) -> Result<Vec<Vec<BufferSlice>>> {
+        let first = self.in_place.first().map(Buffer::id);
+        if !slices
+            .iter()
+            .any(|slice| Some(slice.buffer().id()) == first)
+        {
+            return Ok(vec![slices]);
+        }
+        let of = |buffer: &Buffer| {
+            let slices = slices
+                .iter()
+                .map(|slice| match Some(slice.buffer().id()) == first {
+                    true => buffer.slice(slice.offset(), slice.size()),
+                    false => Ok(slice.clone()),
+                });
+            slices.collect()
+        };
+        self.in_place.iter().map(of).collect()
     }
 
     pub(super) fn slice(&self, place: Place, bytes: u64) -> Result<BufferSlice> {
@@ -144,7 +164,7 @@ impl<'a> Memory<'a> {
             let parameters = block_of.arena(Arena::Parameters).map(Buffer::whole);
             let slices: Vec<BufferSlice> = parameters.into_iter().chain([shadow.whole()]).collect();
             let kernel = kernels::optimizer::shadow(block_of.bytes as usize / 4, target)?;
-            reads.push((block, Dispatch::new(gpu, target, &kernel, &slices)?));
+            reads.push((block, Dispatch::new(gpu, target, &kernel, &[slices])?));
         }
         let mut outdates = Vec::new();
         for param in graph.nodes().iter().flat_map(|node| node.op.updated()) {
@@ -186,4 +206,33 @@ impl<'a> Memory<'a> {
         }
         Ok(slices)
     }
+}
+
+/// The tensors of the inputs, each in a buffer of its own, or side by side in buffers that the host can map, one for every run under way.
+fn inputs(
+    gpu: &Gpu,
+    graph: &Graph,
+    plan: &Plan,
+) -> Result<(HashMap<ValueId, Tensor>, Vec<Buffer>)> {
+    let mut inputs = HashMap::new();
+    if !plan.inputs_in_place {
+        for (id, layout) in input_layouts(graph)? {
+            inputs.insert(id, Tensor::zeroed(gpu, layout)?);
+        }
+        return Ok((inputs, Vec::new()));
+    }
+    let mut places = Vec::new();
+    let mut bytes = 0;
+    for (id, layout) in input_layouts(graph)? {
+        places.push((id, layout, bytes));
+        bytes += layout.size_bytes().next_multiple_of(OFFSET_ALIGNMENT);
+    }
+    let buffers = (0..IN_FLIGHT)
+        .map(|_| gpu.writable_buffer(bytes, "inputs"))
+        .collect::<Result<Vec<Buffer>>>()?;
+    for (id, layout, offset) in places {
+        let slice = buffers[0].slice(offset, layout.size_bytes())?;
+        inputs.insert(id, Tensor::from_slice(slice, layout)?);
+    }
+    Ok((inputs, buffers))
 }

@@ -8,7 +8,7 @@ use super::pack::{Item, pack};
 use super::session::Table;
 use super::{Graph, Op, Source};
 use crate::error::Result;
-use crate::gpu::{Access, Layout};
+use crate::gpu::{Access, Capabilities, IN_FLIGHT, Layout, OFFSET_ALIGNMENT};
 
 /// What an executable needs on the device, known before anything is allocated.
 ///
@@ -19,8 +19,10 @@ use crate::gpu::{Access, Layout};
 pub struct Plan {
     /// Bytes of each buffer that intermediate values share.
     pub slots: Vec<u64>,
-    /// Bytes of the inputs.
+    /// Bytes of the inputs, of all runs that may be under way where kernels read them in place.
     pub inputs: u64,
+    /// Whether kernels read inputs in the memory that the host writes, which the adapter shares with it, so that no run copies them.
+    pub inputs_in_place: bool,
     /// Bytes of the parameters.
     pub parameters: u64,
     /// Bytes of AdamW's moments.
@@ -61,8 +63,13 @@ impl Plan {
 }
 
 /// Values that are alive in the same step never share bytes, and what a step reads never lies in a buffer that it writes.
-/// `largest`: most bytes of a buffer.
-pub(super) fn plan(graph: &Graph, lowered: &Lowered, table: &Table, largest: u64) -> Result<Plan> {
+pub(super) fn plan(
+    graph: &Graph,
+    lowered: &Lowered,
+    table: &Table,
+    capabilities: &Capabilities,
+) -> Result<Plan> {
+    let largest = capabilities.limits.max_storage_buffer_binding_size;
     let (places, items) = lives(graph, lowered)?;
     let steps = lowered.steps.len();
     let alive = |step: usize| {
@@ -96,8 +103,20 @@ pub(super) fn plan(graph: &Graph, lowered: &Lowered, table: &Table, largest: u64
     let parameters = blocks_of(&mut graph.parameters().map(|(id, _)| id))?;
     let trains = |op: &Op| matches!(op, Op::AdamW { .. });
     let trained = graph.nodes().iter().any(|node| trains(&node.op));
+    let inputs: Vec<u64> = input_layouts(graph)?
+        .map(|(_, layout)| layout.size_bytes())
+        .collect();
+    let aligned = inputs
+        .iter()
+        .map(|bytes| bytes.next_multiple_of(OFFSET_ALIGNMENT));
+    let together: u64 = aligned.sum();
+    let inputs_in_place = capabilities.mappable_storage && (1..=largest).contains(&together);
     Ok(Plan {
-        inputs: bytes_of(|source| matches!(source, Source::Input { .. }))?,
+        inputs: match inputs_in_place {
+            true => IN_FLIGHT as u64 * together,
+            false => inputs.iter().sum(),
+        },
+        inputs_in_place,
         parameters,
         moments: if trained { 2 * parameters } else { 0 },
         gradients: blocks_of(&mut pinned(Arena::Gradients))?,
@@ -116,6 +135,18 @@ pub(super) fn plan(graph: &Graph, lowered: &Lowered, table: &Table, largest: u64
         slots: packing.buffers,
         place_of: places.into_iter().zip(packing.places).collect(),
     })
+}
+
+/// In the order of their declaration.
+pub(super) fn input_layouts(
+    graph: &Graph,
+) -> Result<impl Iterator<Item = (super::ValueId, Layout)> + use<>> {
+    let layouts: Vec<_> = graph
+        .values()
+        .filter(|(_, value)| matches!(value.source, Source::Input { .. }))
+        .map(|(id, value)| Ok((id, Layout::of(&value.shape, value.dtype)?)))
+        .collect::<Result<_>>()?;
+    Ok(layouts.into_iter())
 }
 
 /// Intermediate values in the order of their birth, and what each needs.

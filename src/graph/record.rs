@@ -45,7 +45,7 @@ impl Executable {
         }
         for dispatch in &self.dispatches {
             let work = &dispatch.work;
-            recorder.dispatch(&work.pipeline, &work.bind_group, work.workgroups)?;
+            recorder.dispatch(&work.pipeline, work.bind_group(0), work.workgroups)?;
         }
         for (from, to) in results {
             recorder.copy(from, to)?;

@@ -89,8 +89,9 @@ impl Executable {
 
     /// Uploads the inputs, submits everything, returns; at once, unless [`Executable::IN_FLIGHT`] runs are under way.
     ///
-    /// Staging memory for inputs and results is made by the first run. After that a run and taking its results allocate nothing,
-    /// on the device or here, as long as the caller keeps at most as many results; for others it takes another staging buffer.
+    /// The first run makes staging memory for results, and for inputs unless kernels read them where they are written
+    /// ([`Plan::inputs_in_place`](super::Plan::inputs_in_place)). After that a run and taking its results allocate nothing, on the device or
+    /// here, as long as the caller keeps at most as many results; for others it takes another staging buffer.
     ///
     /// # Errors
     /// [`Error::Data`] for a missing, unknown, wrongly sized or out-of-range input; [`Error::OutOfMemory`],

@@ -144,7 +144,7 @@ impl Session {
         let table = self.table(graph)?;
         let target = Target::new(capabilities);
         let lowered = lower(graph, None, target, &table, max_binding)?;
-        plan(graph, &lowered, &table, max_binding)
+        plan(graph, &lowered, &table, capabilities)
     }
 
     /// Names and host shapes of all parameters, in the order of their creation.
