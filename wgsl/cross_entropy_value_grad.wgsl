@@ -1,6 +1,5 @@
 // Value and gradient together. `lanes` invocations share a row and read it 16 bytes at a time. With `over` the derivative takes the place of
-// the logits: an invocation writes what only it reads, and the one that holds the logit of the target writes the loss: a barrier for storage, so that all
-// can read that logit, takes a tenth more time.
+// the logits: an invocation writes what only it reads, and the one that holds the logit of the target writes the loss (docs/rejected.md).
 {% if steps > 0 %}
 // They keep it in registers between its sums and its derivative, {{ steps }} blocks each: every logit is read once.
 {% else %}
@@ -85,12 +84,11 @@ fn across(v: vec4<f32>) -> f32 {
 {# Derivative of block `s`, into the program. #}
 {% macro derive(s) %}
 {% for p in range(parts) %}
-        let x{{ p }} = logits_part{{ p }}(b{{ s }}{% if parts == 2 and steps > 0 %} ^ vec4<u32>(zero){% endif %});
-        var d{{ p }} = exponential(x{{ p }}, part.x) * weight{% if smoothing > 0 %} - even{% endif %};
-        if ({{ parts }}u * i{{ s }} + {{ p }}u == wanted_id >> 2u) {
+        var d{{ p }} = exponential(logits_part{{ p }}(b{{ s }}{% if parts == 2 and steps > 0 %} ^ vec4<u32>(zero){% endif %}), part.x) * weight{% if smoothing > 0 %} - even{% endif %};
+        if ({{ parts }}u * i{{ s }} + {{ p }}u == target_id >> 2u) {
             d{{ p }} -= hot;
 {% if over %}
-            wanted = across(select(vec4<f32>(), x{{ p }}, is_wanted));
+            wanted = across(select(vec4<f32>(), logits_part{{ p }}(b{{ s }}), is_target));
             mine = true;
 {% endif %}
         }
@@ -127,13 +125,14 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
         return;
     }
     let first = row * logits_stride;
-    let target_id = targets_at(row);
-    let counts = {% if ignore >= 0 %}target_id != {{ ignore }}u{% else %}true{% endif %};
+    let given = targets_at(row);
+    let counts = {% if ignore >= 0 %}given != {{ ignore }}u{% else %}true{% endif %};
+{% if over %}
     // A target that does not count may be no column.
-    let wanted_id = min(target_id, {{ cols - 1 }}u);
-    let is_wanted = vec4<u32>(0u, 1u, 2u, 3u) == vec4<u32>(wanted_id & 3u);
-{% if not over %}
-    let wanted = logits_at({{ each }}u * first + wanted_id);
+    let target_id = min(given, {{ cols - 1 }}u);
+{% else %}
+    let target_id = given;
+    let wanted = logits_at({{ each }}u * first + min(target_id, {{ cols - 1 }}u));
 {% endif %}
     let dloss = dloss_at(0u) / {% if count > 0 %}{{ count }}.0{% else %}max(count_at(0u), 1.0){% endif %};
 
@@ -193,7 +192,8 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
 {% if smoothing > 0 %}
     let even = dloss * {{ smoothing / cols }};
 {% endif %}
-    let hot = select(vec4<f32>(), vec4<f32>(dloss * {{ 1.0 - smoothing }}), is_wanted);
+    let is_target = vec4<u32>(0u, 1u, 2u, 3u) == vec4<u32>(target_id & 3u);
+    let hot = select(vec4<f32>(), vec4<f32>(dloss * {{ 1.0 - smoothing }}), is_target);
 {% if over %}
     // The logit of the target, where it is one of this invocation's.
     var wanted = 0.0;
