@@ -378,6 +378,13 @@ fn rank(adapter: &wgpu::Adapter) -> (u8, bool) {
     (kind, info.backend == Backend::Dx12)
 }
 
+pub(super) fn shares_memory(info: &wgpu::AdapterInfo) -> bool {
+    matches!(
+        info.device_type,
+        DeviceType::IntegratedGpu | DeviceType::Cpu
+    )
+}
+
 /// The optional features this crate has a use for, as far as the adapter has them.
 fn supported(adapter: &wgpu::Adapter) -> Features {
     let mut wanted = Features::SHADER_F16
@@ -390,10 +397,7 @@ fn supported(adapter: &wgpu::Adapter) -> Features {
         | Features::PIPELINE_CACHE
         | Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
     // Where memory is not shared with the CPU, mappable buffers are slow ones.
-    if matches!(
-        adapter.get_info().device_type,
-        DeviceType::IntegratedGpu | DeviceType::Cpu
-    ) {
+    if shares_memory(&adapter.get_info()) {
         wanted |= Features::MAPPABLE_PRIMARY_BUFFERS;
     }
     adapter.features() & wanted

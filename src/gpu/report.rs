@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use wgpu::{CooperativeMatrixProperties, CooperativeScalarType, Features, Limits};
 
 use super::bindings::BindGroupStats;
-use super::device::Gpu;
+use super::device::{Gpu, shares_memory};
 use super::matrices::MatrixUnits;
 use super::pipelines::PipelineStats;
 use super::pool::PoolStats;
@@ -68,6 +68,7 @@ impl Capabilities {
     ) -> Self {
         let info = device.adapter_info();
         let limits = device.limits();
+        let shared = shares_memory(&info);
         let has = |feature| features.contains(feature);
         let f16 = has(Features::SHADER_F16);
         let halves = |matrix: &CooperativeMatrixProperties| {
@@ -94,7 +95,7 @@ impl Capabilities {
                 0
             },
             pipeline_cache: has(Features::PIPELINE_CACHE),
-            mappable_storage: has(Features::MAPPABLE_PRIMARY_BUFFERS),
+            mappable_storage: has(Features::MAPPABLE_PRIMARY_BUFFERS) && shared,
             cooperative_matrix,
             barrier_free: barrier_free.unwrap_or(info.device_type == wgpu::DeviceType::Cpu),
             matrix_units: None,

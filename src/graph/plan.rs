@@ -103,18 +103,15 @@ pub(super) fn plan(
     let parameters = blocks_of(&mut graph.parameters().map(|(id, _)| id))?;
     let trains = |op: &Op| matches!(op, Op::AdamW { .. });
     let trained = graph.nodes().iter().any(|node| trains(&node.op));
-    let inputs: Vec<u64> = input_layouts(graph)?
-        .map(|(_, layout)| layout.size_bytes())
-        .collect();
-    let aligned = inputs
-        .iter()
-        .map(|bytes| bytes.next_multiple_of(OFFSET_ALIGNMENT));
-    let together: u64 = aligned.sum();
+    let inputs = input_layouts(graph)?;
+    let inputs = inputs.iter().map(|(_, layout)| layout.size_bytes());
+    let aligned = |bytes: u64| bytes.next_multiple_of(OFFSET_ALIGNMENT);
+    let together: u64 = inputs.clone().map(aligned).sum();
     let inputs_in_place = capabilities.mappable_storage && (1..=largest).contains(&together);
     Ok(Plan {
         inputs: match inputs_in_place {
             true => IN_FLIGHT as u64 * together,
-            false => inputs.iter().sum(),
+            false => inputs.sum(),
         },
         inputs_in_place,
         parameters,
@@ -138,15 +135,12 @@ pub(super) fn plan(
 }
 
 /// In the order of their declaration.
-pub(super) fn input_layouts(
-    graph: &Graph,
-) -> Result<impl Iterator<Item = (super::ValueId, Layout)> + use<>> {
-    let layouts: Vec<_> = graph
+pub(super) fn input_layouts(graph: &Graph) -> Result<Vec<(super::ValueId, Layout)>> {
+    graph
         .values()
         .filter(|(_, value)| matches!(value.source, Source::Input { .. }))
         .map(|(id, value)| Ok((id, Layout::of(&value.shape, value.dtype)?)))
-        .collect::<Result<_>>()?;
-    Ok(layouts.into_iter())
+        .collect()
 }
 
 /// Intermediate values in the order of their birth, and what each needs.
