@@ -12,7 +12,7 @@ use super::guard::Guard;
 use super::layout::Layout;
 use super::lock;
 use super::pipelines::Pipeline;
-use super::pool::{Buffer, BufferSlice};
+use super::pool::{Buffer, BufferSlice, OFFSET_ALIGNMENT};
 use super::readback::{Arrival, Download, Transfer};
 use super::recorder::check_copy;
 use super::tensor::Tensor;
@@ -65,12 +65,46 @@ impl Dispatch {
     }
 }
 
-/// A slice and its place in the host's memory.
+/// Bytes that results of one buffer may lie apart to be copied at once: to copy so many more costs less than another copy costs the host.
+const MOST_APART: u64 = 4096;
+
+/// A tensor's place in the host's memory.
 #[derive(Debug)]
 struct Piece {
-    slice: BufferSlice,
-    layout: Option<Layout>,
+    layout: Layout,
     at: u64,
+}
+
+/// A stretch of a device buffer and its place in the host's memory.
+#[derive(Debug)]
+struct Stretch {
+    buffer: Buffer,
+    offset: u64,
+    size: u64,
+    at: u64,
+}
+
+impl Stretch {
+    fn of(slice: &BufferSlice, at: u64) -> Self {
+        Self {
+            buffer: slice.buffer().clone(),
+            offset: slice.offset(),
+            size: slice.size(),
+            at,
+        }
+    }
+
+    /// Its end becomes that of the slice, if that is further.
+    fn reach(&mut self, slice: &BufferSlice) {
+        let end = slice.offset() + slice.size();
+        self.size = self.size.max(end - self.offset);
+    }
+
+    /// Whether a slice that does not begin before it begins at most so many bytes behind its end.
+    fn is_near(&self, slice: &BufferSlice, apart: u64) -> bool {
+        let end = self.offset + self.size;
+        self.buffer.id() == slice.buffer().id() && slice.offset() <= end + apart
+    }
 }
 
 /// What surrounds the dispatches of a submission: tensors that the host writes before, copies and results behind, and the
@@ -85,9 +119,11 @@ pub(crate) struct Bundle {
     /// What is read in place, by turn.
     in_place: Vec<Buffer>,
     writes: Vec<Piece>,
+    /// What is copied from the host's memory.
+    uploads: Vec<Stretch>,
     write_bytes: u64,
     copies: Vec<(BufferSlice, BufferSlice)>,
-    reads: Vec<Piece>,
+    reads: Vec<Stretch>,
     read_bytes: u64,
     ring: Mutex<Ring>,
 }
@@ -156,6 +192,7 @@ impl Bundle {
             label,
             in_place: Vec::new(),
             writes: Vec::new(),
+            uploads: Vec::new(),
             write_bytes: 0,
             copies: Vec::new(),
             reads: Vec::new(),
@@ -179,18 +216,33 @@ impl Bundle {
         lock(&self.ring).flights = flights.collect();
     }
 
-    /// The host writes this tensor before the dispatches: [`Turn::write`] with the number of this call.
+    /// The host writes this tensor before the dispatches: [`Turn::write`] with the number of this call. Tensors that lie behind each other
+    /// in a buffer are copied at once.
     pub fn write(&mut self, to: &Tensor) {
-        let at = match self.in_place.is_empty() {
-            true => self.write_bytes,
-            false => to.slice().offset(),
+        let slice = to.slice();
+        let at = if !self.in_place.is_empty() {
+            slice.offset()
+        } else {
+            // What alignment leaves between them belongs to nobody.
+            match self.uploads.last_mut() {
+                Some(last)
+                    if last.offset < slice.offset()
+                        && last.is_near(slice, OFFSET_ALIGNMENT - 1) =>
+                {
+                    last.reach(slice);
+                    last.at + slice.offset() - last.offset
+                }
+                _ => {
+                    self.uploads.push(Stretch::of(slice, self.write_bytes));
+                    self.write_bytes
+                }
+            }
         };
         self.writes.push(Piece {
-            slice: to.slice().clone(),
-            layout: Some(*to.layout()),
+            layout: *to.layout(),
             at,
         });
-        self.write_bytes = at + to.slice().size().next_multiple_of(PIECE_ALIGNMENT);
+        self.write_bytes = (at + slice.size()).next_multiple_of(PIECE_ALIGNMENT);
     }
 
     /// Keeps turns from beginning, and says whose memory was written last.
@@ -213,16 +265,28 @@ impl Bundle {
         Ok(())
     }
 
-    /// Brings this slice back after the copies; returns where its bytes are in the [`Download`].
-    pub fn read(&mut self, from: BufferSlice) -> Range<u64> {
-        let (at, size) = (self.read_bytes, from.size());
-        self.reads.push(Piece {
-            slice: from,
-            layout: None,
-            at,
-        });
-        self.read_bytes += size.next_multiple_of(PIECE_ALIGNMENT);
-        at..at + size
+    /// Brings these slices back after the copies; returns where the bytes of each are in the [`Download`]. Those that lie near each other
+    /// are copied at once, with what is between them.
+    pub fn read(&mut self, slices: &[BufferSlice]) -> Vec<Range<u64>> {
+        let mut order: Vec<usize> = (0..slices.len()).collect();
+        order.sort_by_key(|&i| (slices[i].buffer().id(), slices[i].offset()));
+        let mut ranges = vec![0..0; slices.len()];
+        for i in order {
+            let slice = &slices[i];
+            let mut last = match self.reads.pop() {
+                Some(last) if last.is_near(slice, MOST_APART) => last,
+                other => {
+                    self.reads.extend(other);
+                    Stretch::of(slice, self.read_bytes)
+                }
+            };
+            last.reach(slice);
+            let at = last.at + slice.offset() - last.offset;
+            ranges[i] = at..at + slice.size();
+            self.read_bytes = (last.at + last.size).next_multiple_of(PIECE_ALIGNMENT);
+            self.reads.push(last);
+        }
+        ranges
     }
 
     /// Staging memory for the next submission, after waiting for the oldest one if there are [`IN_FLIGHT`]. Turns follow each
@@ -264,9 +328,8 @@ impl Bundle {
         Ok(turn)
     }
 
-    /// The buffer that a slice is of in a turn.
-    fn memory<'a>(&'a self, slice: &'a BufferSlice, turn: usize) -> &'a wgpu::Buffer {
-        let buffer = slice.buffer();
+    /// What a buffer stands for in a turn.
+    fn memory<'a>(&'a self, buffer: &'a Buffer, turn: usize) -> &'a wgpu::Buffer {
         match self.in_place.first() {
             Some(first) if first.id() == buffer.id() => self.in_place[turn].raw(),
             _ => buffer.raw(),
@@ -350,10 +413,8 @@ impl Turn<'_> {
             .flight
             .as_ref()
             .and_then(|flight| flight.upload.as_ref());
-        let (Some(upload), Some(layout)) = (upload, piece.layout) else {
-            return Err(missing());
-        };
-        let range = piece.at..piece.at + layout.size_bytes();
+        let upload = upload.ok_or_else(missing)?;
+        let range = piece.at..piece.at + piece.layout.size_bytes();
         let mut view =
             upload
                 .buffer
@@ -362,7 +423,7 @@ impl Turn<'_> {
                     what: "writing inputs".to_owned(),
                     reason: error.to_string(),
                 })?;
-        layout.pack_into(data, view.slice(..))
+        piece.layout.pack_into(data, view.slice(..))
     }
 
     /// Hands everything to the device and returns at once. Without [`Bundle::read`] there is nothing to wait for.
@@ -409,12 +470,11 @@ impl Turn<'_> {
         let label = Some(bundle.label);
         let descriptor = wgpu::CommandEncoderDescriptor { label };
         let mut encoder = gpu.device().create_command_encoder(&descriptor);
-        let staging = bundle.in_place.is_empty();
         if let Some(upload) = &flight.upload {
             upload.buffer.unmap();
-            for Piece { slice, at, .. } in bundle.writes.iter().filter(|_| staging) {
-                let (from, to) = (&upload.buffer, slice.buffer().raw());
-                encoder.copy_buffer_to_buffer(from, *at, to, slice.offset(), slice.size());
+            for to in &bundle.uploads {
+                let (from, raw) = (&upload.buffer, to.buffer.raw());
+                encoder.copy_buffer_to_buffer(from, to.at, raw, to.offset, to.size);
             }
         }
         let mut dispatches = dispatches.peekable();
@@ -434,13 +494,13 @@ impl Turn<'_> {
             encoder.copy_buffer_to_buffer(source, from.offset(), target, to.offset(), from.size());
         }
         if let Some(download) = &self.download {
-            for Piece { slice, at, .. } in &bundle.reads {
-                let (from, to) = (bundle.memory(slice, flight.turn), &download.buffer);
-                encoder.copy_buffer_to_buffer(from, slice.offset(), to, *at, slice.size());
+            for from in &bundle.reads {
+                let (raw, to) = (bundle.memory(&from.buffer, flight.turn), &download.buffer);
+                encoder.copy_buffer_to_buffer(raw, from.offset, to, from.at, from.size);
             }
         }
         let index = gpu.queue().submit([encoder.finish()]);
-        if let (Some(upload), true) = (&flight.upload, staging) {
+        if let (Some(upload), true) = (&flight.upload, bundle.in_place.is_empty()) {
             upload.map(bundle.write_bytes);
         }
         if let Some(download) = &self.download {
@@ -451,48 +511,4 @@ impl Turn<'_> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::gpu::GpuOptions;
-    use crate::graph::{DType, Shape};
-
-    #[test]
-    fn a_turn_that_is_dropped_is_the_next() -> Result<()> {
-        for options in [GpuOptions::default(), GpuOptions::default().baseline(true)] {
-            let gpu = Gpu::new(&options)?;
-            let layout = Layout::of(&Shape::new(&[4])?, DType::F32)?;
-            let mut bundle = Bundle::new(&gpu, "test");
-            let tensor = match gpu.capabilities().mappable_storage {
-                true => {
-                    let buffers = (0..IN_FLIGHT)
-                        .map(|_| gpu.writable_buffer(512, "inputs"))
-                        .collect::<Result<Vec<_>>>()?;
-                    bundle.read_in_place(&buffers);
-                    Tensor::from_slice(buffers[0].slice(256, layout.size_bytes())?, layout)?
-                }
-                false => Tensor::zeroed(&gpu, layout)?,
-            };
-            bundle.write(&tensor);
-            let range = bundle.read(tensor.slice().clone());
-            let mut made = 0;
-            for i in 1..=2 * IN_FLIGHT {
-                drop(bundle.turn()?);
-                let turn = bundle.turn()?;
-                turn.write(0, &[-1.0_f32; 4])?;
-                drop(turn);
-                let turn = bundle.turn()?;
-                turn.write(0, &[i as f32; 4])?;
-                let transfer = turn.submit(std::iter::empty())?;
-                let mut transfer = transfer.expect("there is something to read");
-                transfer.wait()?;
-                let read = |bytes: &[u8]| Ok(bytemuck::cast_slice::<u8, f32>(bytes).to_vec());
-                let result = transfer.download().read(range.clone(), read)?;
-                assert_eq!(result, [i as f32; 4]);
-                let now = gpu.report().staging_buffers;
-                assert!(i == 1 || now == made, "{made} {now}");
-                made = now;
-            }
-        }
-        Ok(())
-    }
-}
+mod tests;

@@ -105,7 +105,6 @@ impl Executable {
             bundle.copy(memory.slice(Place::Value(value), to.size())?, to)?;
         }
         let mut outputs = Vec::new();
-        let mut results = Vec::new();
         for (name, id) in graph.outputs() {
             let root = lowered.roots[id.0 as usize];
             let value = graph.value(root)?;
@@ -119,13 +118,18 @@ impl Executable {
             }
             let layout = Layout::of(&value.shape, value.dtype)?;
             let slice = memory.slice(Place::Value(root), layout.size_bytes())?;
-            results.push(Named {
-                name: name.clone(),
-                layout,
-                range: bundle.read(slice.clone()),
-            });
             outputs.push((name.clone(), slice, layout));
         }
+        let slices: Vec<BufferSlice> = outputs.iter().map(|(_, slice, _)| slice.clone()).collect();
+        let results: Vec<Named> = outputs
+            .iter()
+            .zip(bundle.read(&slices))
+            .map(|((name, _, layout), range)| Named {
+                name: name.clone(),
+                layout: *layout,
+                range,
+            })
+            .collect();
         Ok(Self {
             gpu: gpu.clone(),
             dispatches,

@@ -208,31 +208,41 @@ impl<'a> Memory<'a> {
     }
 }
 
-/// The tensors of the inputs, each in a buffer of its own, or side by side in buffers that the host can map, one for every run under way.
+/// The tensors of the inputs: side by side, or each in a buffer of its own where they are too large. And, where they are read in place, the
+/// buffers that hold them all, one for every run under way.
 fn inputs(
     gpu: &Gpu,
     graph: &Graph,
     plan: &Plan,
 ) -> Result<(HashMap<ValueId, Tensor>, Vec<Buffer>)> {
-    let mut inputs = HashMap::new();
-    if !plan.inputs_in_place {
-        for (id, layout) in input_layouts(graph)? {
-            inputs.insert(id, Tensor::zeroed(gpu, layout)?);
-        }
-        return Ok((inputs, Vec::new()));
+    let layouts = input_layouts(graph)?;
+    if !plan.inputs_together {
+        let own = |(id, layout)| Ok((id, Tensor::zeroed(gpu, layout)?));
+        return Ok((
+            layouts.into_iter().map(own).collect::<Result<_>>()?,
+            Vec::new(),
+        ));
     }
-    let mut places = Vec::new();
     let mut bytes = 0;
-    for (id, layout) in input_layouts(graph)? {
+    let mut places = Vec::new();
+    for (id, layout) in layouts {
         places.push((id, layout, bytes));
         bytes += layout.size_bytes().next_multiple_of(OFFSET_ALIGNMENT);
     }
-    let buffers = (0..IN_FLIGHT)
-        .map(|_| gpu.writable_buffer(bytes, "inputs"))
-        .collect::<Result<Vec<Buffer>>>()?;
+    let buffers: Vec<Buffer> = match plan.inputs_in_place {
+        true => (0..IN_FLIGHT)
+            .map(|_| gpu.writable_buffer(bytes, "inputs"))
+            .collect::<Result<_>>()?,
+        false => vec![gpu.zeroed_buffer(bytes, "inputs")?],
+    };
+    let mut inputs = HashMap::new();
     for (id, layout, offset) in places {
         let slice = buffers[0].slice(offset, layout.size_bytes())?;
         inputs.insert(id, Tensor::from_slice(slice, layout)?);
     }
-    Ok((inputs, buffers))
+    let in_place = match plan.inputs_in_place {
+        true => buffers,
+        false => Vec::new(),
+    };
+    Ok((inputs, in_place))
 }

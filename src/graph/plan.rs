@@ -41,6 +41,8 @@ pub struct Plan {
     pub values: usize,
     /// Dispatches of a run.
     pub dispatches: usize,
+    /// Whether one buffer holds all inputs, one behind the other.
+    pub(super) inputs_together: bool,
     /// By intermediate value: its slot and offset.
     pub(super) place_of: HashMap<Place, (usize, u64)>,
 }
@@ -107,12 +109,15 @@ pub(super) fn plan(
     let inputs = inputs.iter().map(|(_, layout)| layout.size_bytes());
     let aligned = |bytes: u64| bytes.next_multiple_of(OFFSET_ALIGNMENT);
     let together: u64 = inputs.clone().map(aligned).sum();
-    let inputs_in_place = capabilities.mappable_storage && (1..=largest).contains(&together);
+    let inputs_together = (1..=largest).contains(&together);
+    let inputs_in_place = capabilities.mappable_storage && inputs_together;
     Ok(Plan {
-        inputs: match inputs_in_place {
-            true => IN_FLIGHT as u64 * together,
-            false => inputs.sum(),
+        inputs: match (inputs_together, inputs_in_place) {
+            (_, true) => IN_FLIGHT as u64 * together,
+            (true, false) => together,
+            (false, false) => inputs.sum(),
         },
+        inputs_together,
         inputs_in_place,
         parameters,
         moments: if trained { 2 * parameters } else { 0 },
