@@ -225,6 +225,10 @@ fn runs_from_several_threads() {
         for step in [&plain, &mixed] {
             scope.spawn(|| (0..20).for_each(|_| train(step, 1.0)));
         }
+        // Takes the inputs and the shadows as a run does, in the same order, or neither would ever end.
+        if gpu().capabilities().timestamps {
+            scope.spawn(|| (0..20).for_each(|_| assert!(mixed.time().unwrap() >= 0.0)));
+        }
         for _ in 0..20 {
             halves(&reader);
         }
