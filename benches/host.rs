@@ -4,6 +4,7 @@
 //! cargo bench --bench host
 //! ```
 
+use std::collections::VecDeque;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use energyflow::gpu::{Access, BufferSlice, KernelSource, Layout, Recorder, Tenso
 use energyflow::graph::{DType, Graph, Host, Shape};
 use energyflow::nn::Linear;
 use energyflow::text::{DistillOptions, Distiller, EncoderOptions};
-use energyflow::{Gpu, GpuOptions, Result, Session};
+use energyflow::{Executable, Gpu, GpuOptions, Result, Session};
 
 const WIDTH: usize = 32;
 const LAYERS: usize = 16;
@@ -98,6 +99,44 @@ fn timed<T>(runs: u64, submit: impl Fn() -> Result<T>, wait: impl Fn(T) -> Resul
     total
 }
 
+/// A graph that does little but read its input, on a device that copies inputs and on one that reads them in place where it can.
+fn large_inputs(criterion: &mut Criterion) -> Result<()> {
+    let copying = GpuOptions::default().baseline(true);
+    for gpu in [Gpu::new(&copying)?, Gpu::new(&GpuOptions::default())?] {
+        for rows in [16, 256, 4096, 8192] {
+            let mut graph = Graph::new();
+            let x = graph.input("x", &[rows, 1024], DType::F32)?;
+            let sum = graph.sum_all(x)?;
+            graph.output("sum", sum)?;
+            let executable = Session::new(&gpu, 0).compile(&graph)?;
+            let how = match executable.plan().inputs_in_place {
+                true => "in place",
+                false => "copied",
+            };
+            let data = vec![0.5; rows * 1024];
+            let submit = || executable.run(&[("x", Host::F32(&data))]);
+            let bytes = rows * 4096;
+            criterion.bench_function(&format!("sum of {bytes} bytes, {how}"), |bencher| {
+                bencher.iter(|| submit()?.wait().map(black_box));
+            });
+            let name = format!("sum of {bytes} bytes, {how}, three under way");
+            criterion.bench_function(&name, |bencher| {
+                let mut pending = VecDeque::new();
+                bencher.iter(|| -> Result<()> {
+                    pending.push_back(submit()?);
+                    if pending.len() == Executable::IN_FLIGHT
+                        && let Some(oldest) = pending.pop_front()
+                    {
+                        black_box(oldest.wait()?);
+                    }
+                    Ok(())
+                });
+            });
+        }
+    }
+    Ok(())
+}
+
 fn host(criterion: &mut Criterion) -> Result<()> {
     let gpu = Gpu::new(&GpuOptions::default())?;
     let graph = network()?;
@@ -164,7 +203,9 @@ fn host(criterion: &mut Criterion) -> Result<()> {
 }
 
 fn run(criterion: &mut Criterion) {
-    host(criterion).expect("the benches need a GPU adapter");
+    host(criterion)
+        .and_then(|()| large_inputs(criterion))
+        .expect("the benches need a GPU adapter");
 }
 
 criterion_group!(benches, run);

@@ -65,7 +65,8 @@ impl Dispatch {
     }
 }
 
-/// Bytes that results of one buffer may lie apart to be copied at once: to copy so many more costs less than another copy costs the host.
+/// Bytes that results of one buffer may lie apart to be copied at once. Another copy costs the host microseconds (docs/performance.md), so
+/// many bytes more cost the device less than one.
 const MOST_APART: u64 = 4096;
 
 /// A tensor's place in the host's memory.
@@ -202,7 +203,7 @@ impl Bundle {
     }
 
     /// Tensors written from now on lie in the first of these [`IN_FLIGHT`] buffers, which the host can map, and at the same places of the
-    /// others. Dispatches read them by turn, see [`Dispatch::new`].
+    /// others. Dispatches read them by turn, see [`Dispatch::new`]. Without buffers nothing changes.
     pub fn read_in_place(&mut self, buffers: &[Buffer]) {
         self.in_place = buffers.to_vec();
         let flights = buffers.iter().enumerate().map(|(turn, buffer)| Flight {
@@ -220,22 +221,19 @@ impl Bundle {
     /// in a buffer are copied at once.
     pub fn write(&mut self, to: &Tensor) {
         let slice = to.slice();
-        let at = if !self.in_place.is_empty() {
-            slice.offset()
-        } else {
+        let staged = self.is_staged();
+        let at = match self.uploads.last_mut() {
+            _ if !staged => slice.offset(),
             // What alignment leaves between them belongs to nobody.
-            match self.uploads.last_mut() {
-                Some(last)
-                    if last.offset < slice.offset()
-                        && last.is_near(slice, OFFSET_ALIGNMENT - 1) =>
-                {
-                    last.reach(slice);
-                    last.at + slice.offset() - last.offset
-                }
-                _ => {
-                    self.uploads.push(Stretch::of(slice, self.write_bytes));
-                    self.write_bytes
-                }
+            Some(last)
+                if last.offset < slice.offset() && last.is_near(slice, OFFSET_ALIGNMENT - 1) =>
+            {
+                last.reach(slice);
+                last.at + slice.offset() - last.offset
+            }
+            _ => {
+                self.uploads.push(Stretch::of(slice, self.write_bytes));
+                self.write_bytes
             }
         };
         self.writes.push(Piece {
@@ -328,6 +326,11 @@ impl Bundle {
         Ok(turn)
     }
 
+    /// Whether what the host writes is copied.
+    fn is_staged(&self) -> bool {
+        self.in_place.is_empty()
+    }
+
     /// What a buffer stands for in a turn.
     fn memory<'a>(&'a self, buffer: &'a Buffer, turn: usize) -> &'a wgpu::Buffer {
         match self.in_place.first() {
@@ -376,8 +379,9 @@ pub(crate) struct Turn<'a> {
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         if let Some(flight) = self.flight.take() {
-            if let (Some(upload), false) = (&flight.upload, self.bundle.in_place.is_empty()) {
-                upload.buffer.unmap();
+            // Staging memory stays mapped; what is read in place must not be.
+            if let (Some(upload), false) = (&flight.upload, self.bundle.is_staged()) {
+                upload.mapped.unmap(&upload.buffer);
             }
             self.ring.flights.push_front(flight);
         }
@@ -396,8 +400,10 @@ impl Turn<'_> {
         let Some(upload) = &flight.upload else {
             return Ok(());
         };
-        if !self.bundle.in_place.is_empty() {
-            upload.map(self.bundle.write_bytes);
+        if !self.bundle.is_staged() {
+            let bytes = self.bundle.write_bytes;
+            let what = || "mapping inputs".to_owned();
+            guard.run(what, bytes, || upload.map(bytes))?;
         }
         upload.wait(guard)
     }
@@ -442,9 +448,9 @@ impl Turn<'_> {
         let (index, dispatches) = match sent {
             Ok(sent) => sent,
             Err(error) => {
-                // Other memory of a submission that failed is not used again.
+                // Staging memory of a submission that failed is not used again.
                 self.download = None;
-                if !self.bundle.in_place.is_empty() {
+                if !self.bundle.is_staged() {
                     self.ring.flights.push_front(flight);
                 }
                 return Err(error);
@@ -471,7 +477,7 @@ impl Turn<'_> {
         let descriptor = wgpu::CommandEncoderDescriptor { label };
         let mut encoder = gpu.device().create_command_encoder(&descriptor);
         if let Some(upload) = &flight.upload {
-            upload.buffer.unmap();
+            upload.mapped.unmap(&upload.buffer);
             for to in &bundle.uploads {
                 let (from, raw) = (&upload.buffer, to.buffer.raw());
                 encoder.copy_buffer_to_buffer(from, to.at, raw, to.offset, to.size);
@@ -500,7 +506,7 @@ impl Turn<'_> {
             }
         }
         let index = gpu.queue().submit([encoder.finish()]);
-        if let (Some(upload), true) = (&flight.upload, bundle.in_place.is_empty()) {
+        if let (Some(upload), true) = (&flight.upload, bundle.is_staged()) {
             upload.map(bundle.write_bytes);
         }
         if let Some(download) = &self.download {

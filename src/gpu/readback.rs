@@ -61,6 +61,18 @@ impl Arrival {
         }
     }
 
+    /// Unmaps the buffer if it is mapped; false, and nothing happens, while that is on its way.
+    pub(super) fn unmap(&self, buffer: &wgpu::Buffer) -> bool {
+        let mut progress = lock(&self.0);
+        match &progress.mapping {
+            Mapping::Waiting => return false,
+            Mapping::Done(Ok(())) => buffer.unmap(),
+            Mapping::Done(Err(_)) | Mapping::Idle => {}
+        }
+        *progress = Progress::default();
+        true
+    }
+
     /// Maps the first bytes of a buffer once the work submitted so far is done. A second time only after the first has arrived.
     pub(super) fn map(self: &Arc<Self>, buffer: &wgpu::Buffer, mode: wgpu::MapMode, bytes: u64) {
         *lock(&self.0) = Progress {
@@ -102,14 +114,8 @@ impl Download {
 
     /// Unmaps what has arrived, so that it can be filled again; false while results are on their way.
     pub(super) fn recycle(&mut self) -> bool {
-        let mut progress = lock(&self.arrival.0);
-        match &progress.mapping {
-            Mapping::Waiting => return false,
-            Mapping::Done(Ok(())) if self.bytes > 0 => self.buffer.unmap(),
-            Mapping::Done(_) | Mapping::Idle => {}
-        }
-        *progress = Progress::default();
-        true
+        // Nothing is mapped for no bytes.
+        self.bytes == 0 || self.arrival.unmap(&self.buffer)
     }
 
     /// What has arrived at these bytes, an offset that is a multiple of 8 and a size that is one of 4.

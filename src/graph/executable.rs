@@ -93,9 +93,7 @@ impl Executable {
         }
         let inputs = memory.inputs(graph);
         let mut bundle = Bundle::new(gpu, "run");
-        if !memory.in_place().is_empty() {
-            bundle.read_in_place(memory.in_place());
-        }
+        bundle.read_in_place(memory.in_place());
         for input in &inputs {
             bundle.write(&input.tensor);
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::executable::{Dispatch, Input};
 use super::lower::{Arena, Arenas, Lowered, Place};
-use super::plan::{Plan, input_layouts};
+use super::plan::Plan;
 use super::session::{Session, Table};
 use super::shadow::ShadowUse;
 use super::{Graph, Source, ValueId};
@@ -215,19 +215,22 @@ fn inputs(
     graph: &Graph,
     plan: &Plan,
 ) -> Result<(HashMap<ValueId, Tensor>, Vec<Buffer>)> {
-    let layouts = input_layouts(graph)?;
-    if !plan.inputs_together {
-        let own = |(id, layout)| Ok((id, Tensor::zeroed(gpu, layout)?));
-        return Ok((
-            layouts.into_iter().map(own).collect::<Result<_>>()?,
-            Vec::new(),
-        ));
-    }
     let mut bytes = 0;
     let mut places = Vec::new();
-    for (id, layout) in layouts {
-        places.push((id, layout, bytes));
-        bytes += layout.size_bytes().next_multiple_of(OFFSET_ALIGNMENT);
+    let mut inputs = HashMap::new();
+    for (id, value) in graph.values() {
+        if let Source::Input { .. } = value.source {
+            let layout = Layout::of(&value.shape, value.dtype)?;
+            if !plan.inputs_together {
+                inputs.insert(id, Tensor::zeroed(gpu, layout)?);
+                continue;
+            }
+            places.push((id, layout, bytes));
+            bytes += layout.size_bytes().next_multiple_of(OFFSET_ALIGNMENT);
+        }
+    }
+    if places.is_empty() {
+        return Ok((inputs, Vec::new()));
     }
     let buffers: Vec<Buffer> = match plan.inputs_in_place {
         true => (0..IN_FLIGHT)
@@ -235,7 +238,6 @@ fn inputs(
             .collect::<Result<_>>()?,
         false => vec![gpu.zeroed_buffer(bytes, "inputs")?],
     };
-    let mut inputs = HashMap::new();
     for (id, layout, offset) in places {
         let slice = buffers[0].slice(offset, layout.size_bytes())?;
         inputs.insert(id, Tensor::from_slice(slice, layout)?);

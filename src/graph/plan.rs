@@ -80,11 +80,11 @@ pub(super) fn plan(
     };
     let lower_bound = (0..steps).map(alive).max().unwrap_or(0);
     let packing = pack(&items, largest, lower_bound);
-    let bytes_of = |wanted: fn(&Source) -> bool| -> Result<u64> {
+    let bytes_of = |wanted: fn(&Source) -> bool| -> Result<Vec<u64>> {
         let values = graph.values().filter(|(_, value)| wanted(&value.source));
         values
             .map(|(_, value)| Ok(Layout::of(&value.shape, value.dtype)?.size_bytes()))
-            .sum()
+            .collect()
     };
     let blocks_of = |params: &mut dyn Iterator<Item = super::ValueId>| -> Result<u64> {
         let mut blocks: Vec<usize> = params
@@ -105,17 +105,18 @@ pub(super) fn plan(
     let parameters = blocks_of(&mut graph.parameters().map(|(id, _)| id))?;
     let trains = |op: &Op| matches!(op, Op::AdamW { .. });
     let trained = graph.nodes().iter().any(|node| trains(&node.op));
-    let inputs = input_layouts(graph)?;
-    let inputs = inputs.iter().map(|(_, layout)| layout.size_bytes());
-    let aligned = |bytes: u64| bytes.next_multiple_of(OFFSET_ALIGNMENT);
-    let together: u64 = inputs.clone().map(aligned).sum();
+    let inputs = bytes_of(|source| matches!(source, Source::Input { .. }))?;
+    let aligned = inputs
+        .iter()
+        .map(|bytes| bytes.next_multiple_of(OFFSET_ALIGNMENT));
+    let together: u64 = aligned.sum();
     let inputs_together = (1..=largest).contains(&together);
     let inputs_in_place = capabilities.mappable_storage && inputs_together;
+    let runs = if inputs_in_place { IN_FLIGHT } else { 1 };
     Ok(Plan {
-        inputs: match (inputs_together, inputs_in_place) {
-            (_, true) => IN_FLIGHT as u64 * together,
-            (true, false) => together,
-            (false, false) => inputs.sum(),
+        inputs: match inputs_together {
+            true => runs as u64 * together,
+            false => inputs.iter().sum(),
         },
         inputs_together,
         inputs_in_place,
@@ -130,22 +131,15 @@ pub(super) fn plan(
                 .copied(),
         )?,
         shadows: blocks_of(&mut lowered.shadows.values().copied())? / 2,
-        states: bytes_of(|source| matches!(source, Source::State(_)))?,
+        states: bytes_of(|source| matches!(source, Source::State(_)))?
+            .iter()
+            .sum(),
         lower_bound,
         values: items.len(),
         dispatches: steps,
         slots: packing.buffers,
         place_of: places.into_iter().zip(packing.places).collect(),
     })
-}
-
-/// In the order of their declaration.
-pub(super) fn input_layouts(graph: &Graph) -> Result<Vec<(super::ValueId, Layout)>> {
-    graph
-        .values()
-        .filter(|(_, value)| matches!(value.source, Source::Input { .. }))
-        .map(|(id, value)| Ok((id, Layout::of(&value.shape, value.dtype)?)))
-        .collect()
 }
 
 /// Intermediate values in the order of their birth, and what each needs.

@@ -352,8 +352,8 @@ mod tests {
         // Parts of the gradients of the head's weight and of its operand.
         assert_eq!(users.len(), 2, "{users:?}");
         // One is summed before the other is computed.
-        let [first, second] = [0, 1].map(|i| users.values().nth(i).unwrap());
-        assert!(first.last() < second.first(), "{users:?}");
+        let users: Vec<Vec<usize>> = users.into_values().collect();
+        assert!(users[0].last() < users[1].first(), "{users:?}");
         Ok(())
     }
 }
