@@ -11,9 +11,11 @@ use std::time::{Duration, Instant};
 use criterion::{Criterion, criterion_group, criterion_main};
 use energyflow::direct::{Direct, Weight};
 use energyflow::gpu::{Access, BufferSlice, KernelSource, Layout, Recorder, Tensor};
-use energyflow::graph::{DType, Graph, Host, Shape};
+use energyflow::graph::Graph;
 use energyflow::nn::Linear;
+use energyflow::runtime::Host;
 use energyflow::text::{DistillOptions, Distiller, EncoderOptions};
+use energyflow::types::{DType, Shape};
 use energyflow::{Executable, Gpu, GpuOptions, Result, Session};
 
 const WIDTH: usize = 32;

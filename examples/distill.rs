@@ -93,7 +93,7 @@ struct Options {
     dropout: f32,
     /// Compute the values inside the blocks again for the backward pass, to save memory
     #[arg(long)]
-    checkpoint: bool,
+    recompute: bool,
     /// Leave these parameters as they are: names or prefixes such as embedding or blocks.0
     #[arg(long, value_delimiter = ',')]
     freeze: Vec<String>,
@@ -252,7 +252,7 @@ fn configure(
             Storage::F16 => Precision::Mixed,
         },
         seed: options.seed,
-        checkpoint: options.checkpoint,
+        recompute: options.recompute,
         freeze: options.freeze.clone(),
         ..DistillOptions::default()
     };

@@ -9,7 +9,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Recorder, Tensor};
-use crate::graph::{DType, Executable, Graph, Session, Trans, UnaryOp, ValueId};
+use crate::graph::{Graph, ValueId};
+use crate::runtime::{Executable, Session};
+use crate::types::{DType, Trans, UnaryOp};
 
 /// What is done to x before the product, if there is one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -78,7 +80,7 @@ pub struct DirectStats {
 /// ```
 /// use energyflow::direct::{Direct, Weight};
 /// use energyflow::gpu::{Layout, Tensor};
-/// use energyflow::graph::{DType, Shape};
+/// use energyflow::types::{DType, Shape};
 /// use energyflow::{Gpu, GpuOptions};
 ///
 /// # fn main() -> energyflow::Result<()> {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::graph::Shape;
+use crate::types::Shape;
 
 /// What every fallible function of this crate returns.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

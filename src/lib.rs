@@ -2,7 +2,9 @@
 //! pipeline and binding already in place. Running it is one submission, training included, on Metal, Vulkan and DX12.
 //!
 //! ```
-//! use energyflow::graph::{DType, Graph, Host, Session};
+//! use energyflow::graph::Graph;
+//! use energyflow::runtime::{Host, Session};
+//! use energyflow::types::DType;
 //! use energyflow::nn::Linear;
 //! use energyflow::{Gpu, GpuOptions};
 //!
@@ -26,6 +28,7 @@
 #![warn(missing_docs)]
 
 mod atomic;
+mod compile;
 pub mod direct;
 pub mod error;
 mod fnv;
@@ -34,10 +37,14 @@ pub mod graph;
 mod kernels;
 pub mod nn;
 pub mod reference;
+pub mod runtime;
 pub mod text;
 pub mod train;
+pub mod types;
 
 pub use error::{Error, Result};
 pub use gpu::{Gpu, GpuOptions};
-pub use graph::{DType, Executable, Graph, Session};
+pub use graph::Graph;
+pub use runtime::{Executable, Host, Session};
+pub use types::DType;
 pub use wgpu;

@@ -4,11 +4,13 @@ mod common;
 
 use common::toy::{self, ACTIVATIONS, Data, Toy, bits};
 use common::{Tolerance, compare, gpu, tiled_gpu};
-use energyflow::graph::{DType, Graph, Host, Init, Op, Source};
+use energyflow::graph::{Graph, Init, Op, Source};
+use energyflow::runtime::Host;
 use energyflow::text::{
     Batches, Dataset, DistillOptions, Distiller, EncoderOptions, Metrics, Precision,
 };
 use energyflow::train::{AdamW, LossScale, Schedule, StepOutputs};
+use energyflow::types::DType;
 use energyflow::{Error, Gpu, Session};
 
 const ROWS: usize = 7;

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 
 use energyflow::gpu::{CacheStats, TuningStats};
-use energyflow::graph::{DType, Graph, Host, Trans};
+use energyflow::graph::Graph;
+use energyflow::runtime::Host;
+use energyflow::types::{DType, Trans};
 use energyflow::{Executable, Gpu, GpuOptions, Session};
 
 const M: usize = 70;

@@ -5,8 +5,10 @@ mod common;
 
 use common::convolution::by_definition;
 use common::{Case, F32, baseline_gpu, compare, gpu, tiled_gpu, tolerance};
-use energyflow::graph::{DType, Graph, Host, Init, Op, Trans, Window};
+use energyflow::graph::{Graph, Init, Op};
 use energyflow::reference::Array;
+use energyflow::runtime::Host;
+use energyflow::types::{DType, Trans, Window};
 use energyflow::{Gpu, Session};
 
 /// Samples, time steps, channels, taps, dilation.

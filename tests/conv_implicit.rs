@@ -4,9 +4,11 @@ mod common;
 
 use common::convolution::by_definition;
 use common::{Case, F32, compare, cooperative_gpu, gpu, tiled_gpu, tolerance};
-use energyflow::graph::{DType, Graph, Host, Op, Padding, UnaryOp, ValueId, Window};
+use energyflow::graph::{Graph, Op, ValueId};
 use energyflow::nn::{Conv1d, ConvMethod};
 use energyflow::reference::Array;
+use energyflow::runtime::Host;
+use energyflow::types::{DType, Padding, UnaryOp, Window};
 use energyflow::{Gpu, Session};
 
 /// Samples, time steps, channels, outputs, taps, dilation. Channels that are multiples of four are gathered, others are not; of 32 and

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Case, F16, cooperative_gpu, tolerance};
-use energyflow::graph::{DType, Trans, UnaryOp};
+use energyflow::types::{DType, Trans, UnaryOp};
 use energyflow::{Gpu, GpuOptions};
 
 fn dims(trans: Trans, m: usize, n: usize, k: usize) -> ([usize; 2], [usize; 2]) {

@@ -4,7 +4,8 @@ mod common;
 
 use common::{Case, Tolerance, baseline_gpu, gpu, packed_gpu, tiled_gpu, tolerance};
 use energyflow::Gpu;
-use energyflow::graph::{DType, Trans, ValueId};
+use energyflow::graph::ValueId;
+use energyflow::types::{DType, Trans};
 
 /// Sums with cancellation.
 fn bound(dtype: DType) -> Tolerance {

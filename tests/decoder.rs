@@ -9,13 +9,15 @@ use std::path::Path;
 use common::network::Network;
 use common::{Tolerance, baseline_gpu, gpu, tiled_gpu};
 use energyflow::Error;
-use energyflow::graph::{DType, Graph, Host, Session};
+use energyflow::graph::Graph;
 use energyflow::nn::{Gelu, TcnBlock};
+use energyflow::runtime::{Host, Session};
 use energyflow::text::{
     Batches, Dataset, Decoder, DecoderMetrics, DecoderOptions, DecoderTrainer, DecoderTraining,
     Efb1Writer, Encoder, EncoderOptions, Precision, next_tokens,
 };
 use energyflow::train::{AdamW, Schedule};
+use energyflow::types::DType;
 use tempfile::TempDir;
 
 fn options() -> DecoderOptions {

@@ -5,7 +5,7 @@ mod common;
 use common::{gpu, tiled_gpu};
 use energyflow::direct::{Direct, Norm, Weight};
 use energyflow::gpu::{Gpu, Layout, Tensor};
-use energyflow::graph::{DType, Shape};
+use energyflow::types::{DType, Shape};
 
 fn tensor(gpu: &Gpu, dims: &[usize], dtype: DType) -> Tensor {
     let layout = Layout::of(&Shape::new(dims).unwrap(), dtype).unwrap();

@@ -3,12 +3,14 @@
 mod common;
 
 use common::{Case, baseline_gpu, compare, gpu, packed_gpu, tiled_gpu, tolerance};
-use energyflow::graph::{DType, Graph, Host, Op, Session, Trans, ValueId};
+use energyflow::graph::{Graph, Op, ValueId};
 use energyflow::nn::{Draws, Dropout, Gelu, Tcn, TcnOptions, Training};
 use energyflow::reference::{Array, Interpreter};
+use energyflow::runtime::{Host, Session};
 use energyflow::text::{
     Batch, Batches, Dataset, DistillOptions, Distiller, EncoderOptions, Precision,
 };
+use energyflow::types::{DType, Trans};
 use energyflow::{Error, Gpu};
 
 /// Places of zeros.

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Case, F32, Tolerance, baseline_gpu, gpu, tiled_gpu, tolerance};
-use energyflow::graph::{BinaryOp, Broadcast, DType, UnaryOp};
+use energyflow::types::{BinaryOp, Broadcast, DType, UnaryOp};
 
 /// Every function with the arguments it is tested at.
 const UNARY: [(UnaryOp, [f32; 2]); 20] = [

@@ -3,7 +3,9 @@
 mod common;
 
 use common::{Case, F32, SIZES, baseline_gpu, gpu, tiled_gpu, tolerance};
-use energyflow::graph::{DType, Graph, Host, Init};
+use energyflow::graph::{Graph, Init};
+use energyflow::runtime::Host;
+use energyflow::types::DType;
 use energyflow::{Error, Session};
 
 #[test]

@@ -4,9 +4,9 @@ mod common;
 
 use common::network::Network;
 use common::{Tolerance, baseline_gpu, gpu, tiled_gpu};
-use energyflow::graph::DType;
 use energyflow::nn::Gelu;
 use energyflow::text::{Encoder, EncoderOptions};
+use energyflow::types::DType;
 
 fn options() -> EncoderOptions {
     EncoderOptions {

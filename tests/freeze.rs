@@ -6,9 +6,11 @@ use std::collections::HashMap;
 
 use common::gpu;
 use energyflow::Error;
-use energyflow::graph::{Graph, Host, Init};
-use energyflow::text::{DistillOptions, Distiller, EncoderOptions, Precision};
+use energyflow::graph::{Graph, Init};
+use energyflow::runtime::Host;
+use energyflow::text::{DistillOptions, Distiller, EncoderOptions};
 use energyflow::train::{AdamW, Schedule, trainable};
+use energyflow::types::Precision;
 
 fn encoder() -> EncoderOptions {
     EncoderOptions {

@@ -3,7 +3,8 @@
 mod common;
 
 use common::{Case, F32, tolerance};
-use energyflow::graph::{BinaryOp, Broadcast, DType, Trans, UnaryOp, ValueId};
+use energyflow::graph::ValueId;
+use energyflow::types::{BinaryOp, Broadcast, DType, Trans, UnaryOp};
 
 /// A chain of n functions of x that stays near one.
 fn chain(case: &mut Case, x: ValueId, n: usize) -> Vec<ValueId> {

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Case, SIZES, tiled_gpu, tolerance};
-use energyflow::graph::{DType, Trans, UnaryOp};
+use energyflow::types::{DType, Trans, UnaryOp};
 
 fn dims(trans: Trans, m: usize, n: usize, k: usize) -> ([usize; 2], [usize; 2]) {
     match trans {

@@ -6,7 +6,7 @@ use std::time::Instant;
 use energyflow::gpu::{
     Access, Alignment, BindGroup, KernelSource, Layout, Pipeline, ProfileStep, Tensor,
 };
-use energyflow::graph::DType;
+use energyflow::types::DType;
 use energyflow::{Error, Gpu, GpuOptions, Result, wgpu};
 
 /// For tests that do not look at counts, which other tests move.

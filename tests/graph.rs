@@ -1,9 +1,8 @@
 //! What a graph refuses, and how it reads.
 
 use energyflow::Error;
-use energyflow::graph::{
-    BinaryOp, Broadcast, DType, Graph, Init, Op, Trans, UnaryOp, ValueId, Window,
-};
+use energyflow::graph::{Graph, Init, Op, ValueId};
+use energyflow::types::{BinaryOp, Broadcast, DType, Trans, UnaryOp, Window};
 
 fn input(graph: &mut Graph, dims: &[usize]) -> ValueId {
     let name = format!("x{}", graph.values().len());

@@ -15,10 +15,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::gpu;
-use energyflow::graph::{DType, Graph, Host, Init, Pending, Session, Trans, UnaryOp};
+use energyflow::graph::{Graph, Init};
+use energyflow::runtime::{Host, Pending, Session};
 use energyflow::text::{
     Batch, Batches, Dataset, DistillOptions, Distiller, EncoderOptions, Precision,
 };
+use energyflow::types::{DType, Trans, UnaryOp};
 use energyflow::{Executable, Gpu, GpuOptions};
 
 struct Traced;

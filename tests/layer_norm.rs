@@ -3,7 +3,8 @@
 mod common;
 
 use common::{Case, F16, F32, SIZES, Tolerance, gpu, tiled_gpu, tolerance};
-use energyflow::graph::{DType, Op};
+use energyflow::graph::Op;
+use energyflow::types::DType;
 
 fn normalised(dtype: DType, dims: &[usize], low: f32, high: f32) -> Case {
     let mut case = Case::new(dims.iter().sum::<usize>() as u64, dtype);

@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 
 use energyflow::gpu::{Alignment, Element, Layout, Tensor};
-use energyflow::graph::{DType, Shape};
+use energyflow::types::{DType, Shape};
 use energyflow::{Error, Gpu, GpuOptions};
 use half::f16;
 use proptest::prelude::*;

@@ -3,8 +3,9 @@
 mod common;
 
 use common::{Case, Tolerance, baseline_gpu, gpu, tiled_gpu, tolerance};
-use energyflow::graph::{DType, Graph, Init, LinearCrossEntropy, Op, Trans, ValueId};
+use energyflow::graph::{Graph, Init, LinearCrossEntropy, Op, ValueId};
 use energyflow::train::AdamW;
+use energyflow::types::{DType, Trans};
 use energyflow::{Error, Session};
 
 /// Sums with cancellation.

@@ -4,7 +4,8 @@ mod common;
 
 use common::{Case, F32, SIZES, Tolerance, gpu, tolerance};
 use energyflow::Error;
-use energyflow::graph::{DType, Op};
+use energyflow::graph::Op;
+use energyflow::types::DType;
 
 /// Scalars, and sums with cancellation.
 fn bound(dtype: DType) -> Tolerance {

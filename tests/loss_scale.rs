@@ -4,8 +4,9 @@ mod common;
 
 use common::gpu;
 use common::toy::{ACTIVATIONS, Data, Toy, bits};
-use energyflow::graph::{DType, Executable, Session};
+use energyflow::runtime::{Executable, Session};
 use energyflow::train::{AdamW, LossScale, Schedule, StepOutputs};
+use energyflow::types::DType;
 use std::sync::Arc;
 
 const ROWS: usize = 7;

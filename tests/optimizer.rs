@@ -3,7 +3,8 @@
 mod common;
 
 use common::{Case, F32, Tolerance, gpu, tiled_gpu, tolerance};
-use energyflow::graph::{BinaryOp, Broadcast, DType, Graph, Init, Op, Trans, UnaryOp, ValueId};
+use energyflow::graph::{Graph, Init, Op, ValueId};
+use energyflow::types::{BinaryOp, Broadcast, DType, Trans, UnaryOp};
 use energyflow::{Error, Session};
 
 const BETAS: [f32; 2] = [0.9, 0.999];

@@ -10,9 +10,11 @@ mod cases;
 mod workload;
 
 use common::{gpu, tiled_gpu};
-use energyflow::graph::{DType, Graph, Init, LinearCrossEntropy, Plan, Session};
+use energyflow::graph::{Graph, Init, LinearCrossEntropy};
 use energyflow::nn::{Embedding, Gelu, Linear, Tcn, TcnOptions};
+use energyflow::runtime::{Plan, Session};
 use energyflow::train::{AdamW, LossScale};
+use energyflow::types::DType;
 use energyflow::{Gpu, Result};
 
 /// What a plan may need of what is alive at once.

@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 
 use energyflow::gpu::{Alignment, Layout, Tensor};
-use energyflow::graph::DType;
+use energyflow::types::DType;
 use energyflow::{Error, Gpu, GpuOptions, Result};
 
 /// For tests that do not look at counts, which other tests move.

@@ -5,9 +5,8 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet};
 
 use common::{baseline_gpu, gpu, packed_gpu, tiled_gpu};
-use energyflow::graph::{
-    BinaryOp, Broadcast, DType, Graph, Init, Op, Padding, Trans, UnaryOp, ValueId, Window,
-};
+use energyflow::graph::{Graph, Init, Op, ValueId};
+use energyflow::types::{BinaryOp, Broadcast, DType, Padding, Trans, UnaryOp, Window};
 use energyflow::{Gpu, Session};
 use naga::back::{hlsl, msl, spv};
 use naga::valid::{Capabilities, ValidationFlags, Validator};

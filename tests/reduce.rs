@@ -5,7 +5,8 @@ mod common;
 use common::{Case, F32, SIZES, Tolerance, gpu, tolerance};
 use energyflow::Error;
 use energyflow::Session;
-use energyflow::graph::{DType, Op};
+use energyflow::graph::Op;
+use energyflow::types::DType;
 
 /// A single number has no others to average its error with.
 const SCALAR: Tolerance = Tolerance {

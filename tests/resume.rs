@@ -6,8 +6,10 @@ use std::fs;
 
 use common::gpu;
 use common::toy::{self, Data, Toy, bits};
-use energyflow::graph::{DType, Graph, Init, Session};
+use energyflow::graph::{Graph, Init};
+use energyflow::runtime::Session;
 use energyflow::train::{AdamW, Checkpoint, LossScale, Schedule};
+use energyflow::types::DType;
 use energyflow::{Error, Executable};
 use std::sync::Arc;
 

@@ -4,7 +4,8 @@ mod common;
 
 use common::{Case, F32, Tolerance, gpu, tolerance};
 use energyflow::Session;
-use energyflow::graph::{DType, Op, Trans, UnaryOp, ValueId, Window};
+use energyflow::graph::{Op, ValueId};
+use energyflow::types::{DType, Trans, UnaryOp, Window};
 
 const TYPES: [DType; 2] = [DType::F32, DType::F16];
 
@@ -38,7 +39,7 @@ fn check_twice(case: &Case) {
     running.executable = again;
     let (second, _) = running.step(case, tolerance(case.dtype));
     for (name, _) in case.graph.outputs() {
-        let bits = |outputs: &energyflow::graph::Outputs| -> Vec<u32> {
+        let bits = |outputs: &energyflow::runtime::Outputs| -> Vec<u32> {
             let data = outputs.get(name).unwrap();
             data.into_iter().map(f32::to_bits).collect()
         };

@@ -6,14 +6,16 @@ use std::sync::Arc;
 
 use common::network::array;
 use common::{Tolerance, compare, gpu};
-use energyflow::graph::{CrossEntropy, DType, Graph, Host, KdLoss, Outputs, Source, ValueId};
+use energyflow::graph::{CrossEntropy, Graph, KdLoss, Source, ValueId};
 use energyflow::nn::{Linear, TcnBlock};
 use energyflow::reference::{Array, Interpreter};
+use energyflow::runtime::{Host, Outputs};
 use energyflow::text::{
     Batches, Dataset, Decoder, DecoderOptions, DistillOptions, Distiller, Encoder, EncoderOptions,
     next_tokens,
 };
 use energyflow::train::{AdamW, Schedule};
+use energyflow::types::DType;
 use energyflow::{Executable, Session};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;

@@ -3,7 +3,9 @@
 mod common;
 
 use common::{baseline_gpu, gpu, tiled_gpu};
-use energyflow::graph::{DType, Graph, Host, Init, Op, Trans, UnaryOp};
+use energyflow::graph::{Graph, Init, Op};
+use energyflow::runtime::Host;
+use energyflow::types::{DType, Trans, UnaryOp};
 use energyflow::{Error, Executable, Gpu, GpuOptions, Session, wgpu};
 use half::f16;
 

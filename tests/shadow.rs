@@ -5,7 +5,9 @@ mod common;
 use std::sync::Arc;
 
 use common::{Case, Tolerance, baseline_gpu, gpu, packed_gpu, tiled_gpu, tolerance};
-use energyflow::graph::{DType, Graph, Host, Init, Op, Trans, UnaryOp, ValueId};
+use energyflow::graph::{Graph, Init, Op, ValueId};
+use energyflow::runtime::Host;
+use energyflow::types::{DType, Trans, UnaryOp};
 use energyflow::{Executable, Gpu, Session};
 
 /// Name and extents. The last has rows of another stride in f16 than in f32, so that it has no shadow.

@@ -4,12 +4,14 @@ mod common;
 
 use common::network::array;
 use common::{Tolerance, compare, gpu, tiled_gpu};
-use energyflow::graph::{DType, Graph, Host, Session, Source, ValueId};
+use energyflow::graph::{Graph, Source, ValueId};
 use energyflow::reference::{Array, Interpreter, numeric_gradient};
+use energyflow::runtime::{Host, Session};
 use energyflow::text::{
     Batches, Dataset, DistillOptions, Distiller, Encoder, EncoderOptions, Metrics, Precision,
 };
 use energyflow::train::{AdamW, LossScale, Schedule, StepOutputs};
+use energyflow::types::DType;
 use energyflow::{Error, Gpu};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;

@@ -4,8 +4,10 @@ mod common;
 
 use common::gpu;
 use energyflow::Session;
-use energyflow::graph::{DType, Graph, Host, Init, ValueId};
+use energyflow::graph::{Graph, Init, ValueId};
+use energyflow::runtime::Host;
 use energyflow::train::{AdamW, LossScale, Schedule, StepOutputs};
+use energyflow::types::DType;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 

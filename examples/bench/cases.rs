@@ -1,9 +1,10 @@
 //! The cases: names, shapes, work.
 
-use energyflow::graph::{Init, Op, Trans};
+use energyflow::graph::{Init, Op};
 use energyflow::nn::{Draws, Embedding, Gelu, Linear, Tcn, TcnOptions, Training};
 use energyflow::text::{Encoder, EncoderOptions};
 use energyflow::train::{AdamW, LossScale};
+use energyflow::types::Trans;
 use energyflow::{DType, Error, Result};
 
 use crate::workload::Workload;
@@ -63,7 +64,7 @@ pub static CASES: [Case; 23] = [
     case("encoder_train_dropout", |w, dtype| {
         encoder_train(w, dtype, 0.1, false)
     }),
-    case("encoder_train_checkpoint", |w, dtype| {
+    case("encoder_train_recompute", |w, dtype| {
         encoder_train(w, dtype, 0.0, true)
     }),
     case("decoder_train", |w, dtype| decoder_train(w, dtype, false)),
@@ -235,7 +236,7 @@ fn optimizer(dtype: DType, clip: Option<f32>) -> AdamW {
     }
 }
 
-fn encoder_train(w: &mut Workload, dtype: DType, dropout: f32, checkpoint: bool) -> Result<()> {
+fn encoder_train(w: &mut Workload, dtype: DType, dropout: f32, recompute: bool) -> Result<()> {
     let options = EncoderOptions {
         table_bound: 0.5,
         dropout,
@@ -249,7 +250,7 @@ fn encoder_train(w: &mut Workload, dtype: DType, dropout: f32, checkpoint: bool)
         0.0 => None,
         _ => Some(Draws::new(&mut w.graph, 0)?),
     };
-    let training = Training::default().draws(draws).checkpoint(checkpoint);
+    let training = Training::default().draws(draws).recompute(recompute);
     let y = encoder.forward_in(&mut w.graph, ids, mask, dtype, &training)?;
     let loss = w.graph.kd_loss(y, target, 1.0, 1.0)?.loss;
     let blocks = block_flops(

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use energyflow::gpu::{Access, Alignment, KernelSource, Layout, Pipeline, ProfileStep, Tensor};
-use energyflow::graph::{Graph, Host};
+use energyflow::graph::Graph;
+use energyflow::runtime::Host;
 use energyflow::{DType, Gpu, Result, Session};
 
 /// Best rates of the device.

@@ -1,7 +1,9 @@
 //! A graph under construction, with the data it is fed and the work it stands for.
 
-use energyflow::graph::{Graph, Host, Trans, UnaryOp, ValueId, Window};
+use energyflow::graph::{Graph, ValueId};
+use energyflow::runtime::Host;
 use energyflow::train::AdamW;
+use energyflow::types::{Trans, UnaryOp, Window};
 use energyflow::{DType, Error, Result};
 
 /// What an input holds.

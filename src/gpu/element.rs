@@ -7,7 +7,7 @@ use wgpu::WriteOnly;
 
 use super::layout::Layout;
 use crate::error::{Error, Result};
-use crate::graph::DType;
+use crate::types::DType;
 
 mod sealed {
     pub trait Sealed {}

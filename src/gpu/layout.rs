@@ -1,7 +1,7 @@
 //! Where the elements of a matrix lie in a storage buffer.
 
 use crate::error::{Error, Result};
-use crate::graph::{DType, Shape};
+use crate::types::{DType, Shape};
 
 /// Row alignment in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

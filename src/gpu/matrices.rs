@@ -11,7 +11,7 @@ use super::pipelines::{Access, KernelSource};
 use super::report::Capabilities;
 use super::tensor::Tensor;
 use crate::error::Result;
-use crate::graph::DType;
+use crate::types::DType;
 
 /// Hardware that multiplies small matrices, a subgroup at a time, with f32 sums.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -351,7 +351,7 @@ fn numbered(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::gpu::{Alignment, GpuOptions, Layout, Tensor};
-    use crate::graph::DType;
+    use crate::types::DType;
 
     /// Reverses 64 numbers through workgroup memory, without any runtime check.
     #[test]

@@ -1,12 +1,10 @@
 //! How a graph is written down: one method an operation.
 
 use super::infer::infer;
-use super::{
-    BinaryOp, Broadcast, DType, Graph, Init, LinearCrossEntropy, Node, Op, Shape, Source, Trans,
-    UnaryOp, Value, ValueId, Window,
-};
+use super::{Graph, Init, LinearCrossEntropy, Node, Op, Source, Value, ValueId};
 use crate::error::{Error, Result};
 use crate::fnv::fnv1a;
+use crate::types::{BinaryOp, Broadcast, DType, Shape, Trans, UnaryOp, Window};
 
 /// Results of [`Graph::kd_loss`], all `[1]`.
 #[derive(Clone, Copy, Debug)]
@@ -195,7 +193,7 @@ impl Graph {
     }
 
     /// Parameters and states are not read once a node has updated them.
-    pub(super) fn check_current(&self, inputs: &[ValueId]) -> Result<()> {
+    pub(crate) fn check_current(&self, inputs: &[ValueId]) -> Result<()> {
         match inputs.iter().find(|id| self.updated.contains(id)) {
             None => Ok(()),
             Some(id) => Err(Error::Graph(format!(

@@ -28,7 +28,7 @@ impl fmt::Display for Graph {
             }
         }
         for (index, node) in self.nodes().iter().enumerate() {
-            let again = match self.checkpoints.start_of_copies(index) {
+            let again = match self.recomputed.start_of_copies(index) {
                 Some(_) => ", again",
                 None => "",
             };

@@ -3,8 +3,9 @@
 use std::ops::Range;
 
 use super::infer::name;
-use super::{BinaryOp, Broadcast, DType, Graph, Node, Op, Source, Trans, UnaryOp, ValueId, Window};
+use super::{Graph, Node, Op, Source, ValueId};
 use crate::error::{Error, Result};
+use crate::types::{BinaryOp, Broadcast, DType, Trans, UnaryOp, Window};
 
 impl Graph {
     /// Adds the nodes that compute ∂loss/∂v for every `v` of `wrt`; results in the order of `wrt`.
@@ -56,7 +57,7 @@ impl Graph {
         backward.gradients[loss.0 as usize] = Some(seed);
         let mut index = backward.graph.nodes.len();
         while let Some(last) = index.checked_sub(1) {
-            index = match backward.graph.checkpoints.ending_at(last) {
+            index = match backward.graph.recomputed.ending_at(last) {
                 Some(segment) => {
                     backward.segment(segment.clone())?;
                     segment.start
@@ -138,14 +139,14 @@ impl Backward<'_> {
         }
     }
 
-    /// The nodes of a checkpointed segment, by way of copies that compute its values again.
+    /// The nodes of a recomputed segment, by way of copies that compute its values again.
     fn segment(&mut self, segment: Range<usize>) -> Result<()> {
         let outputs = |node: &Node| node.outputs.clone();
         let mut values = self.graph.nodes[segment.clone()].iter().flat_map(outputs);
         if !values.any(|id| self.wants(id) && self.gradients[id.0 as usize].is_some()) {
             return Ok(());
         }
-        let (nodes, copy_of) = self.graph.recompute(segment)?;
+        let (nodes, copy_of) = self.graph.copy_segment(segment)?;
         self.gradients.resize(self.graph.values.len(), None);
         self.active.resize(self.graph.values.len(), false);
         for (value, copy) in &copy_of {

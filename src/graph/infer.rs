@@ -1,9 +1,8 @@
 //! Shape inference: what every operation demands of its operands and what it yields.
 
-use super::{
-    Broadcast, DType, Graph, LinearCrossEntropy, Op, Shape, Source, Trans, UnaryOp, ValueId, Window,
-};
+use super::{Graph, LinearCrossEntropy, Op, Source, ValueId};
 use crate::error::{Error, Result};
+use crate::types::{Broadcast, DType, Shape, Trans, UnaryOp, Window};
 
 /// The name an operation has in errors, displays and kernel labels.
 pub(crate) fn name(op: &Op) -> &'static str {
@@ -199,7 +198,7 @@ impl Window {
 
 /// Shapes and element types of the results of `op`.
 #[expect(clippy::too_many_lines, reason = "one arm an operation")]
-pub(super) fn infer(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Result<Vec<(Shape, DType)>> {
+pub(crate) fn infer(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Result<Vec<(Shape, DType)>> {
     for &id in inputs {
         graph.value(id)?;
     }

@@ -1,39 +1,21 @@
-//! The static graph: values in SSA form, operations with shape inference, gradients, fusion, memory plan, executable.
+//! The network as written: values in SSA form, operations with shape inference, gradients, recomputed segments. It knows no device.
 
 mod build;
-mod checkpoint;
 mod display;
-mod executable;
-mod fuse;
 mod gradients;
 mod infer;
-mod lower;
-mod memory;
 mod op;
-mod pack;
-mod pair;
-mod plan;
-mod record;
-mod run;
-mod session;
-mod shadow;
-mod shape;
-mod tune;
-mod window;
+mod recompute;
 
 use std::collections::HashMap;
 
 pub use build::{CrossEntropy, KdLoss};
-use checkpoint::Checkpoints;
-pub use executable::Executable;
-pub use op::{BinaryOp, Broadcast, LinearCrossEntropy, Op, Trans, UnaryOp};
-pub use plan::Plan;
-pub use run::{Host, Outputs, Pending};
-pub use session::{Session, SessionStats};
-pub use shape::{DType, Shape};
-pub use window::{Padding, Window};
+pub(crate) use infer::name as op_name;
+pub use op::{LinearCrossEntropy, Op};
+use recompute::Recomputed;
 
 use crate::error::{Error, Result};
+use crate::types::{DType, Shape};
 
 /// A value of one [`Graph`]; cheap to copy, meaningless in another graph.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -107,15 +89,15 @@ pub struct Node {
 /// Nodes run in the order in which they were added.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Graph {
-    values: Vec<Value>,
-    nodes: Vec<Node>,
-    outputs: Vec<(String, ValueId)>,
+    pub(crate) values: Vec<Value>,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) outputs: Vec<(String, ValueId)>,
     names: HashMap<String, ValueId>,
     /// Parameters and states that a node updates: not to be read afterwards.
     updated: Vec<ValueId>,
     /// Calls of [`Graph::dropout`] that added a node.
     dropouts: u64,
-    checkpoints: Checkpoints,
+    pub(crate) recomputed: Recomputed,
 }
 
 impl Graph {

@@ -2,111 +2,10 @@
 //!
 //! Every operation is defined here once, in words; its shape rule and builder stand in `graph/build*.rs`, its derivative in
 //! `graph/gradients.rs`, its kernel in `kernels/`, its f64 twin in `reference/`. "Row r" and "column c" refer to the matrix view
-//! of a value ([`Shape::rows`](super::Shape::rows), [`Shape::cols`](super::Shape::cols)).
+//! of a value ([`Shape::rows`](crate::types::Shape::rows), [`Shape::cols`](crate::types::Shape::cols)).
 
-use super::{DType, ValueId, Window};
-
-/// A function of one element.
-#[derive(Clone, Copy, Debug, PartialEq)]
-#[non_exhaustive]
-pub enum UnaryOp {
-    /// x
-    Identity,
-    /// scale·x + offset
-    Affine {
-        /// Factor.
-        scale: f32,
-        /// Summand.
-        offset: f32,
-    },
-    /// x limited to [min, max]
-    Clamp {
-        /// Lower bound.
-        min: f32,
-        /// Upper bound.
-        max: f32,
-    },
-    /// |x|
-    Abs,
-    /// x²
-    Square,
-    /// √x
-    Sqrt,
-    /// 1/√x
-    Rsqrt,
-    /// 1/x
-    Recip,
-    /// eˣ
-    Exp,
-    /// ln x
-    Log,
-    /// cos x
-    Cos,
-    /// tanh x
-    Tanh,
-    /// 1/(1 + e⁻ˣ)
-    Sigmoid,
-    /// max(x, 0)
-    Relu,
-    /// GELU, tanh form: x/2·(1 + tanh(√(2/π)(x + 0.044715 x³))). Hendrycks & Gimpel, arXiv:1606.08415.
-    GeluTanh,
-    /// GELU, exact form: x/2·(1 + erf(x/√2)). Hendrycks & Gimpel, arXiv:1606.08415.
-    GeluErf,
-    /// 1 where x is neither infinite nor NaN, else 0
-    IsFinite,
-}
-
-/// A function of two elements. The second operand may be broadcast.
-#[derive(Clone, Copy, Debug, PartialEq)]
-#[non_exhaustive]
-pub enum BinaryOp {
-    /// a + b
-    Add,
-    /// a − b
-    Sub,
-    /// a·b
-    Mul,
-    /// a/b
-    Div,
-    /// the larger
-    Max,
-    /// the smaller
-    Min,
-    /// 1 where a > b, else 0
-    Greater,
-    /// f′(a)·b: the derivative of a unary function at a, times the incoming gradient
-    UnaryGrad(UnaryOp),
-}
-
-/// Which element of the second operand meets element (r, c) of the first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Broadcast {
-    /// (r, c): same rows and columns.
-    Same,
-    /// c of a vector `[C]`: a bias.
-    Cols,
-    /// r of a vector `[rows]`: a mask.
-    Rows,
-    /// The only element of `[1]`.
-    Scalar,
-    /// (r / period, c) of a matrix [rows / period, C]: one row for all time steps of a sample.
-    Groups {
-        /// Rows that share one row of the operand.
-        period: usize,
-    },
-}
-
-/// Which operands of a matrix product are stored transposed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Trans {
-    /// A [M, K] · B [K, N]
-    NN,
-    /// A [M, K] · B [N, K]ᵀ: a linear layer, weights as in PyTorch.
-    NT,
-    /// A [K, M]ᵀ · B [K, N]: a weight gradient.
-    TN,
-}
+use super::ValueId;
+use crate::types::{BinaryOp, Broadcast, DType, Trans, UnaryOp, Window};
 
 /// A linear layer and the cross entropy of its results, which are logits that never all exist: some rows of them at a time.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -312,7 +211,7 @@ pub enum Op {
 
 impl Op {
     /// How operand `i` of an elementwise operation meets the result.
-    pub(super) fn broadcast_of(&self, i: usize) -> Broadcast {
+    pub(crate) fn broadcast_of(&self, i: usize) -> Broadcast {
         match (self, i) {
             (Self::Binary(_, broadcast), 1) => *broadcast,
             (Self::Dropout { .. }, 1) => Broadcast::Scalar,
@@ -321,7 +220,7 @@ impl Op {
     }
 
     /// Parameters that the operation changes.
-    pub(super) fn updated(&self) -> &[ValueId] {
+    pub(crate) fn updated(&self) -> &[ValueId] {
         match self {
             Self::AdamW { params, .. } => params,
             _ => &[],
@@ -329,7 +228,7 @@ impl Op {
     }
 
     /// Parameters whose accumulated gradients the operation changes.
-    pub(super) fn accumulated(&self) -> &[ValueId] {
+    pub(crate) fn accumulated(&self) -> &[ValueId] {
         match self {
             Self::Accumulate { params } | Self::TakeAccumulated { params } => params,
             _ => &[],
@@ -337,7 +236,7 @@ impl Op {
     }
 
     /// Whether the operation changes something that outlives the run.
-    pub(super) fn has_effect(&self) -> bool {
+    pub(crate) fn has_effect(&self) -> bool {
         matches!(
             self,
             Self::AdamW { .. }

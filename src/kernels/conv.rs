@@ -2,7 +2,7 @@
 
 use super::{Kernel, Program, View};
 use crate::gpu::Layout;
-use crate::graph::Window;
+use crate::types::Window;
 
 const SIZE: usize = 64;
 

@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::Target;
 use crate::gpu::{Access, Layout};
-use crate::graph::DType;
+use crate::types::DType;
 
 /// How a kernel addresses a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

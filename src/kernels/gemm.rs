@@ -8,7 +8,7 @@ use super::gemm_windows::Windows;
 use super::{Instruction, Kernel, Program, Target, View};
 use crate::error::{Error, Result};
 use crate::gpu::{Layout, MatrixUnits};
-use crate::graph::Trans;
+use crate::types::Trans;
 
 /// A workgroup's tile and an invocation's share of it.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -6,7 +6,7 @@ use super::gemm_choice::Speed;
 use super::gemm_windows::Windows;
 use super::{Kernel, Program, View};
 use crate::gpu::{Layout, MatrixUnits};
-use crate::graph::{DType, Trans};
+use crate::types::{DType, Trans};
 
 /// A workgroup's tile and a subgroup's share of it.
 #[derive(Clone, Copy, Debug, PartialEq)]

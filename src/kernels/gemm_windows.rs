@@ -5,7 +5,7 @@ use super::gemm::Gemm;
 use super::{Kernel, Target};
 use crate::error::Result;
 use crate::gpu::Layout;
-use crate::graph::{Trans, Window};
+use crate::types::{Trans, Window};
 
 /// Which product of a convolution.
 #[derive(Clone, Copy, Debug, PartialEq)]

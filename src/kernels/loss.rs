@@ -2,7 +2,7 @@
 
 use super::{Kernel, Program, Target, View, row_lanes};
 use crate::gpu::Layout;
-use crate::graph::DType;
+use crate::types::DType;
 
 const SIZE: usize = 64;
 

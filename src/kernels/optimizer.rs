@@ -3,7 +3,7 @@
 use super::{Instruction, Kernel, Operand, Program, Target, View, elementwise};
 use crate::error::Result;
 use crate::gpu::{Alignment, Layout};
-use crate::graph::{BinaryOp, Broadcast, DType};
+use crate::types::{BinaryOp, Broadcast, DType};
 
 const SIZE: usize = 64;
 /// `vec4`s whose squares one row of invocations adds up.

@@ -4,7 +4,7 @@ use std::fmt::{self, Write};
 
 use super::{Binding, View};
 use crate::gpu::{Access, Layout};
-use crate::graph::{BinaryOp, Broadcast, DType, UnaryOp};
+use crate::types::{BinaryOp, Broadcast, DType, UnaryOp};
 
 /// A value that a program loads.
 #[derive(Clone, Copy, Debug, PartialEq)]

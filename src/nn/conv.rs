@@ -2,7 +2,8 @@
 
 use super::weight_like;
 use crate::error::{Error, Result};
-use crate::graph::{Graph, Init, Padding, Trans, ValueId, Window};
+use crate::graph::{Graph, Init, ValueId};
+use crate::types::{Padding, Trans, Window};
 
 /// How windows meet the weight.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -1,7 +1,8 @@
 //! Dropout, and what it draws from.
 
 use crate::error::{Error, Result};
-use crate::graph::{BinaryOp, Broadcast, Graph, ValueId};
+use crate::graph::{Graph, ValueId};
+use crate::types::{BinaryOp, Broadcast};
 
 /// What a forward pass for training has beyond one for evaluation; by default nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -9,8 +10,8 @@ use crate::graph::{BinaryOp, Broadcast, Graph, ValueId};
 pub struct Training {
     /// What dropout draws from; without it nothing is dropped.
     pub draws: Option<Draws>,
-    /// Compute the values inside a block again for the backward pass, instead of keeping them: [`Graph::checkpoint`].
-    pub checkpoint: bool,
+    /// Compute the values inside a block again for the backward pass, instead of keeping them: [`Graph::recompute`].
+    pub recompute: bool,
 }
 
 impl Training {
@@ -21,10 +22,10 @@ impl Training {
         self
     }
 
-    /// The same with or without checkpoints.
+    /// With or without recomputation.
     #[must_use]
-    pub fn checkpoint(mut self, checkpoint: bool) -> Self {
-        self.checkpoint = checkpoint;
+    pub fn recompute(mut self, recompute: bool) -> Self {
+        self.recompute = recompute;
         self
     }
 }

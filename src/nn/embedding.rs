@@ -1,7 +1,8 @@
 //! Token embeddings.
 
 use crate::error::Result;
-use crate::graph::{DType, Graph, Init, ValueId};
+use crate::graph::{Graph, Init, ValueId};
+use crate::types::DType;
 
 /// A table of rows, one a token.
 #[derive(Clone, Copy, Debug)]

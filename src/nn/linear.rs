@@ -2,7 +2,8 @@
 
 use super::weight_like;
 use crate::error::Result;
-use crate::graph::{DType, Graph, Init, Trans, ValueId};
+use crate::graph::{Graph, Init, ValueId};
+use crate::types::{DType, Trans};
 
 /// y = x·weightᵀ + bias, weight [outputs, inputs].
 #[derive(Clone, Copy, Debug)]

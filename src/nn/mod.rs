@@ -18,7 +18,8 @@ pub use norm::LayerNorm;
 pub use tcn::{Tcn, TcnBlock, TcnOptions};
 
 use crate::error::Result;
-use crate::graph::{Graph, UnaryOp, ValueId};
+use crate::graph::{Graph, ValueId};
+use crate::types::UnaryOp;
 
 /// Which form of GELU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

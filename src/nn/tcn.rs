@@ -136,7 +136,7 @@ impl Tcn {
         self.forward_in(graph, x, mask, &Training::default())
     }
 
-    /// As [`Tcn::forward`], in training. With checkpoints, every block but the last is a segment; the last is differentiated first, when
+    /// As [`Tcn::forward`], in training. With recomputation, every block but the last is a segment; the last is differentiated first, when
     /// there is nothing yet that its values would have to make room for.
     ///
     /// # Errors
@@ -149,8 +149,8 @@ impl Tcn {
         training: &Training,
     ) -> Result<ValueId> {
         for (i, block) in self.blocks.iter().enumerate() {
-            x = match training.checkpoint && i + 1 < self.blocks.len() {
-                true => graph.checkpoint(|graph| block.forward_in(graph, x, mask, training))?,
+            x = match training.recompute && i + 1 < self.blocks.len() {
+                true => graph.recompute(|graph| block.forward_in(graph, x, mask, training))?,
                 false => block.forward_in(graph, x, mask, training)?,
             };
         }

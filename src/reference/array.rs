@@ -1,7 +1,7 @@
 //! Host arrays of the interpreter.
 
 use crate::error::{Error, Result};
-use crate::graph::Shape;
+use crate::types::Shape;
 
 /// A dense row-major array of f64; every element type of a graph is held as f64 (f16, f32 and u32 fit exactly).
 #[derive(Clone, Debug, PartialEq)]

@@ -1,7 +1,7 @@
 //! 1-D convolutions: straight from the definition, and the two data movements that make them matrix products.
 
 use super::array::Array;
-use crate::graph::Window;
+use crate::types::Window;
 
 /// [`Op::Im2col`](crate::graph::Op::Im2col)
 pub(super) fn im2col(window: Window, x: &Array) -> Vec<f64> {

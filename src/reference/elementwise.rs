@@ -4,7 +4,7 @@ use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_PI, PI};
 
 use super::array::Array;
 use super::erf::erfc;
-use crate::graph::{BinaryOp, Broadcast, UnaryOp};
+use crate::types::{BinaryOp, Broadcast, UnaryOp};
 
 /// [`Op::Unary`](crate::graph::Op::Unary)
 pub(super) fn unary(op: UnaryOp, x: &Array) -> Vec<f64> {

@@ -1,7 +1,7 @@
 //! Matrix products.
 
 use super::array::Array;
-use crate::graph::Trans;
+use crate::types::Trans;
 
 /// [`Op::MatMul`](crate::graph::Op::MatMul)
 pub(super) fn batch_matmul(batch: usize, trans: Trans, a: &Array, b: &Array) -> Vec<f64> {

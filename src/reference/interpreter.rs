@@ -6,7 +6,8 @@ use super::array::Array;
 use super::optimizer::{AdamW, Hyper};
 use super::{conv, dropout, elementwise, embedding, gemm, layer_norm, loss, precision, reduce};
 use crate::error::{Error, Result};
-use crate::graph::{DType, Graph, Init, Op, Source, Value, ValueId};
+use crate::graph::{Graph, Init, Op, Source, Value, ValueId};
+use crate::types::DType;
 
 /// Parameters, states and optimizer moments by name, and the means to run graphs on them.
 ///

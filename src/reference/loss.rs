@@ -6,7 +6,8 @@ use super::gemm::matmul;
 use super::precision;
 use super::reduce::sum_rows;
 use crate::error::Result;
-use crate::graph::{LinearCrossEntropy, Trans};
+use crate::graph::LinearCrossEntropy;
+use crate::types::Trans;
 
 /// What norms are limited to from below, so that a zero vector has a cosine.
 const SMALLEST_NORM: f64 = 1e-6;

@@ -1,6 +1,6 @@
 //! What storing a number in an element type does to it.
 
-use crate::graph::DType;
+use crate::types::DType;
 
 /// What is read back after `x` was stored as `dtype`. f32 is kept in f64, so that the interpreter is exact up to f16 storage.
 pub(super) fn store(x: f64, dtype: DType) -> f64 {

@@ -4,8 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use super::encoder::{PADDING, check};
 use crate::error::{Error, Result};
-use crate::graph::{CrossEntropy, DType, Graph, Init, ValueId};
+use crate::graph::{CrossEntropy, Graph, Init, ValueId};
 use crate::nn::{Embedding, Gelu, Linear, Tcn, TcnBlock, TcnOptions, Training};
+use crate::types::DType;
 
 /// Sizes of a [`Decoder`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

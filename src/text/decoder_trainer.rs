@@ -5,14 +5,15 @@ use std::sync::Arc;
 use super::batches::{Batch, Batches};
 use super::dataset::Dataset;
 use super::decoder::{Decoder, DecoderOptions, next_tokens};
-use super::distill::Precision;
 use super::encoder::PADDING;
 use super::steps::{self, Step, Whole};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
-use crate::graph::{CrossEntropy, DType, Executable, Graph, Host, Outputs, Pending, Session};
+use crate::graph::{CrossEntropy, Graph};
 use crate::nn::Training;
+use crate::runtime::{Executable, Host, Outputs, Pending, Session};
 use crate::train::{AdamW, Checkpoint, StepOutputs, Weights};
+use crate::types::{DType, Precision};
 
 /// How to train a decoder.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,7 +32,7 @@ pub struct DecoderTraining {
     /// Start of the parameters, and what dropout draws from.
     pub seed: u64,
     /// Compute the values inside the blocks again for the backward pass, instead of keeping them: less memory, more time.
-    pub checkpoint: bool,
+    pub recompute: bool,
     /// Parameters that are not trained, by name or prefix: see [`trainable`](crate::train::trainable).
     pub freeze: Vec<String>,
 }
@@ -48,7 +49,7 @@ impl Default for DecoderTraining {
             },
             precision: Precision::F32,
             seed: 0,
-            checkpoint: false,
+            recompute: false,
             freeze: Vec::new(),
         }
     }
@@ -315,8 +316,8 @@ fn training_graph(
     dtype: DType,
 ) -> Result<Graph> {
     let mut graph = Graph::new();
-    let (seed, checkpoint) = (options.seed, options.checkpoint);
-    let mode = steps::training(&mut graph, decoder.dropout, seed, checkpoint)?;
+    let (seed, recompute) = (options.seed, options.recompute);
+    let mode = steps::training(&mut graph, decoder.dropout, seed, recompute)?;
     let ce = loss(
         &mut graph,
         decoder,

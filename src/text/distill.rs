@@ -9,20 +9,11 @@ use super::metrics;
 use super::steps::{self, Step};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
-use crate::graph::{DType, Executable, Graph, Host, Outputs, Pending, Session, ValueId};
+use crate::graph::{Graph, ValueId};
 use crate::nn::Training;
+use crate::runtime::{Executable, Host, Outputs, Pending, Session};
 use crate::train::{AdamW, Checkpoint, StepOutputs, Weights};
-
-/// What the network between tokens and embedding computes in. Sums, statistics, the loss, master weights and the optimizer are
-/// f32 in either case.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Precision {
-    /// f32 storage.
-    #[default]
-    F32,
-    /// f16 storage and matrix inputs, with loss scaling.
-    Mixed,
-}
+use crate::types::{DType, Precision};
 
 /// How to distil.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,7 +34,7 @@ pub struct DistillOptions {
     /// Start of the parameters, and what dropout draws from.
     pub seed: u64,
     /// Compute the values inside the blocks again for the backward pass, instead of keeping them: less memory, more time.
-    pub checkpoint: bool,
+    pub recompute: bool,
     /// Parameters that are not trained, by name or prefix: see [`trainable`](crate::train::trainable).
     pub freeze: Vec<String>,
 }
@@ -61,7 +52,7 @@ impl Default for DistillOptions {
             },
             precision: Precision::F32,
             seed: 0,
-            checkpoint: false,
+            recompute: false,
             freeze: Vec::new(),
         }
     }
@@ -351,8 +342,8 @@ fn training_graph(
     dtype: DType,
 ) -> Result<Graph> {
     let mut graph = Graph::new();
-    let (seed, checkpoint) = (options.seed, options.checkpoint);
-    let training = steps::training(&mut graph, encoder.dropout, seed, checkpoint)?;
+    let (seed, recompute) = (options.seed, options.recompute);
+    let training = steps::training(&mut graph, encoder.dropout, seed, recompute)?;
     let z = forward(&mut graph, encoder, batch, dtype, &training)?;
     let target = graph.input("target", &[batch, encoder.embedding], DType::F32)?;
     let kd = graph.kd_loss(z, target, options.alpha, options.beta)?;

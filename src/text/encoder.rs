@@ -3,8 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::graph::{DType, Graph, Init, UnaryOp, ValueId};
+use crate::graph::{Graph, Init, ValueId};
 use crate::nn::{Embedding, Gelu, Linear, Tcn, TcnOptions, Training};
+use crate::types::{DType, UnaryOp};
 
 /// Sizes of an [`Encoder`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

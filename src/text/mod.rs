@@ -17,12 +17,13 @@ mod sample;
 mod steps;
 pub mod tokenizer;
 
+pub use crate::types::Precision;
 pub use batches::{Batch, Batches};
 pub use compact::{Compact, CompactWriter};
 pub use dataset::Dataset;
 pub use decoder::{Decoder, DecoderOptions, next_tokens};
 pub use decoder_trainer::{DecoderEvaluation, DecoderMetrics, DecoderTrainer, DecoderTraining};
-pub use distill::{DistillOptions, Distiller, Evaluation, Metrics, Precision};
+pub use distill::{DistillOptions, Distiller, Evaluation, Metrics};
 pub use efb1::{Efb1, Efb1Writer};
 pub use encoder::{Encoder, EncoderOptions};
 pub use jsonl::{JsonLines, Record};

@@ -4,11 +4,12 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::batches::{Batch, Batches};
-use super::distill::Precision;
 use crate::error::{Error, Result};
-use crate::graph::{DType, Executable, Graph, Host, Outputs, Pending, Session, ValueId};
+use crate::graph::{Graph, ValueId};
 use crate::nn::{Draws, Training};
+use crate::runtime::{Executable, Host, Outputs, Pending, Session};
 use crate::train::{self, AdamW, LossScale, trainable};
+use crate::types::{DType, Precision};
 
 impl Precision {
     /// Element type of activations; mixed precision gives an optimizer without a loss scale the default one.
@@ -28,13 +29,13 @@ pub(super) fn training(
     graph: &mut Graph,
     dropout: f32,
     seed: u64,
-    checkpoint: bool,
+    recompute: bool,
 ) -> Result<Training> {
     let draws = match dropout {
         0.0 => None,
         _ => Some(Draws::new(graph, seed)?),
     };
-    Ok(Training::default().draws(draws).checkpoint(checkpoint))
+    Ok(Training::default().draws(draws).recompute(recompute))
 }
 
 /// Adds what trains all parameters but the frozen ones on `loss`, the mean over `weight` samples or tokens: a whole step with outputs

@@ -7,7 +7,9 @@
 
 use super::{AdamW, StepOutputs};
 use crate::error::Result;
-use crate::graph::{BinaryOp, Broadcast, Graph, Op, Session, UnaryOp, ValueId};
+use crate::graph::{Graph, Op, ValueId};
+use crate::runtime::Session;
+use crate::types::{BinaryOp, Broadcast, UnaryOp};
 
 /// Σ weight since the last update.
 const WEIGHT: &str = "train.weight";

@@ -11,7 +11,7 @@ use super::accumulation;
 use super::file::{self, File};
 use crate::error::{Error, Result};
 use crate::fnv::fnv1a;
-use crate::graph::Session;
+use crate::runtime::Session;
 
 /// Parameters, optimizer moments and states of a session (step, bias corrections, loss scale, counters), exact, and a text of
 /// the caller: a configuration, a seed, an epoch, as JSON or otherwise.

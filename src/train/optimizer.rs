@@ -2,7 +2,8 @@
 
 use super::{LossScale, Schedule};
 use crate::error::{Error, Result};
-use crate::graph::{Graph, Op, UnaryOp, ValueId};
+use crate::graph::{Graph, Op, ValueId};
+use crate::types::UnaryOp;
 
 /// Names of the outputs that [`AdamW::step`] and [`AdamW::update`] add to a graph, `[1]` unless said otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

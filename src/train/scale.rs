@@ -1,7 +1,8 @@
 //! Dynamic loss scaling: keeps small f16 gradients from vanishing, and large ones from staying infinite.
 
 use crate::error::{Error, Result};
-use crate::graph::{BinaryOp, Broadcast, Graph, UnaryOp, ValueId};
+use crate::graph::{Graph, ValueId};
+use crate::types::{BinaryOp, Broadcast, UnaryOp};
 
 /// The loss is multiplied by a scale that doubles after `interval` good steps in a row, and halves when a gradient is not finite; that
 /// step is skipped. Micikevicius et al., arXiv:1710.03740.

@@ -3,7 +3,8 @@
 use std::f32::consts::PI;
 
 use crate::error::{Error, Result};
-use crate::graph::{Graph, UnaryOp, ValueId};
+use crate::graph::{Graph, ValueId};
+use crate::types::UnaryOp;
 
 /// The learning rate of step t = 1, 2, …
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -10,7 +10,7 @@ use safetensors::tensor::{Dtype, View};
 
 use super::file::{self, File};
 use crate::error::{Error, Result};
-use crate::graph::Session;
+use crate::runtime::Session;
 
 /// Element type of a weight file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,8 +8,10 @@ pub mod toy;
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
 
-use energyflow::graph::{DType, Graph, Host, Init, Outputs, Shape, Source, ValueId};
+use energyflow::graph::{Graph, Init, Source, ValueId};
 use energyflow::reference::{Array, Interpreter, numeric_gradient};
+use energyflow::runtime::{Host, Outputs};
+use energyflow::types::{DType, Shape};
 use energyflow::{Executable, Gpu, GpuOptions, Session};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;

@@ -1,7 +1,9 @@
 //! A whole network with its loss and data, against the reference: the loss, every gradient, and those by finite differences.
 
-use energyflow::graph::{DType, Graph, Host, Init, Source, ValueId};
+use energyflow::graph::{Graph, Init, Source, ValueId};
 use energyflow::reference::{Array, Interpreter, numeric_gradient};
+use energyflow::runtime::Host;
+use energyflow::types::DType;
 use energyflow::{Gpu, Session};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;

@@ -1,11 +1,11 @@
 //! A small classifier of tokens, with inputs that put any number into its activations and gradients.
 
-use energyflow::graph::{
-    DType, Executable, Graph, Host, Init, Outputs, Pending, Session, Source, ValueId,
-};
+use energyflow::graph::{Graph, Init, Source, ValueId};
 use energyflow::nn::{Embedding, Gelu, LayerNorm, Linear};
 use energyflow::reference::{Array, Interpreter};
+use energyflow::runtime::{Executable, Host, Outputs, Pending, Session};
 use energyflow::train::AdamW;
+use energyflow::types::DType;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 

@@ -1,6 +1,6 @@
 use super::*;
 use crate::gpu::GpuOptions;
-use crate::graph::{DType, Shape};
+use crate::types::{DType, Shape};
 
 #[test]
 fn neighbours_are_copied_at_once() -> Result<()> {

@@ -5,7 +5,7 @@ mod windows;
 
 use super::*;
 use crate::gpu::{Access, Alignment, BufferSlice, Gpu, GpuOptions, Recorder, Tensor};
-use crate::graph::DType;
+use crate::types::DType;
 
 const DTYPES: [DType; 2] = [DType::F32, DType::F16];
 const ORIENTATIONS: [Trans; 3] = [Trans::NN, Trans::NT, Trans::TN];

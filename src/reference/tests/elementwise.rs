@@ -1,5 +1,5 @@
 use super::*;
-use crate::graph::UnaryOp;
+use crate::types::UnaryOp;
 
 const SMOOTH: [UnaryOp; 12] = [
     UnaryOp::Identity,

@@ -1,5 +1,5 @@
 use super::*;
-use crate::graph::{Trans, Window};
+use crate::types::{Trans, Window};
 
 fn matmul(trans: Trans, a: &Array, b: &Array, dims: [usize; 2]) -> Result<Array> {
     let out = DType::F32;

@@ -1,6 +1,7 @@
 use super::*;
 use crate::error::Error;
-use crate::graph::{Init, UnaryOp};
+use crate::graph::Init;
+use crate::types::UnaryOp;
 
 /// The name in an [`Error::Data`].
 fn culprit<T>(result: Result<T>) -> Option<String> {

@@ -10,7 +10,8 @@ mod reduce;
 
 use super::{Array, Interpreter, numeric_gradient};
 use crate::error::Result;
-use crate::graph::{BinaryOp, Broadcast, DType, Graph, Op, Shape, Source, Value, ValueId};
+use crate::graph::{Graph, Op, Source, Value, ValueId};
+use crate::types::{BinaryOp, Broadcast, DType, Shape};
 
 /// An operand of a graph under test.
 pub(super) type Operand<'a> = (&'a Array, DType);

@@ -1,8 +1,8 @@
 //! Products that gather windows, by every tile.
 
 use super::*;
-use crate::graph::{Padding, Window};
 use crate::kernels::gemm_windows::Role;
+use crate::types::{Padding, Window};
 
 const ROLES: [Role; 3] = [Role::Forward, Role::Input, Role::Weight];
 

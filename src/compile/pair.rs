@@ -1,16 +1,16 @@
 //! Losses that are computed together with their gradient, so that both read their operands once.
 
-use std::collections::HashMap;
+use crate::compile::fuse::Fused;
+use crate::graph::{Op, Source, ValueId};
 
-use super::fuse::Fused;
-use super::{Op, Source, ValueId};
+use std::collections::HashMap;
 
 /// The order in which live nodes are placed, reshapes and paired losses left out, and the loss of each gradient that has one.
 ///
 /// A gradient is paired with its loss if its `dloss` does not depend on that loss. It then takes the place of the loss; what
 /// `dloss` depends on moves before it. Nodes only ever move to an earlier place and behind what they read, so they read the same:
 /// parameters are updated after all their readers, states when the run ends.
-pub(super) fn pair(fused: &Fused<'_>, live: &[bool]) -> (Vec<usize>, HashMap<usize, usize>) {
+pub(crate) fn pair(fused: &Fused<'_>, live: &[bool]) -> (Vec<usize>, HashMap<usize, usize>) {
     let nodes = fused.graph.nodes();
     let mut order: Vec<usize> = (0..nodes.len())
         .filter(|&index| live[index] && nodes[index].op != Op::Reshape)

@@ -3,18 +3,21 @@
 //! A group is at most one anchor (a matrix product, a normalisation, a gather, …) and the elementwise nodes that follow it on
 //! the same rows and columns. Groups run in the order of their creation. An elementwise node joins the group of its latest
 //! operand, so it only ever moves to an earlier place: nothing it reads can be missing or overwritten there.
-//! What is computed again for the backward pass joins only groups that begin there (`checkpoint.rs`).
-//! A loss may be computed by the kernel of its gradient, see `pair.rs`.
+//! What is computed again for the backward pass joins only groups that begin there (`graph/recompute.rs`).
+//! A loss may be computed by the kernel of its gradient, see `compile/pair.rs`.
 
 use std::collections::{HashMap, HashSet};
 
-use super::pair::pair;
-use super::{Broadcast, DType, Graph, Op, Source, ValueId, shadow};
+use crate::compile::pair::pair;
+use crate::gpu::Layout;
+use crate::graph::{Graph, Op, Source, ValueId};
 use crate::kernels::MAX_BINDINGS;
+use crate::types::Shape;
+use crate::types::{Broadcast, DType};
 
 /// Nodes that become one kernel (an anchor that works in stages may take several dispatches).
 #[derive(Clone, Debug)]
-pub(super) struct Group {
+pub(crate) struct Group {
     /// The node that is not elementwise, if any.
     pub anchor: Option<usize>,
     /// The loss that the anchor, its gradient, computes too.
@@ -27,7 +30,7 @@ pub(super) struct Group {
 
 /// A graph cut into groups.
 #[derive(Debug)]
-pub(super) struct Fused<'a> {
+pub(crate) struct Fused<'a> {
     pub graph: &'a Graph,
     pub groups: Vec<Group>,
     /// By value: the value that holds its elements; a reshape holds none.
@@ -67,6 +70,17 @@ fn takes_program(op: &Op) -> bool {
             | Op::KdLossGrad { .. }
             | Op::CrossEntropyGrad { .. }
     )
+}
+
+/// Whether the elements of an f16 copy have the same offsets, counted in elements, as those of the parameter.
+fn shadow_fits(parameter: &Shape, copy: &Shape) -> bool {
+    match (
+        Layout::of(parameter, DType::F32),
+        Layout::of(copy, DType::F16),
+    ) {
+        (Ok(from), Ok(to)) => from.rows() == 1 || from.row_stride() == to.row_stride(),
+        _ => false,
+    }
 }
 
 impl<'a> Fused<'a> {
@@ -130,7 +144,7 @@ impl<'a> Fused<'a> {
                 readers.all(|&reader| reader < update) && !self.outputs.contains(&copy)
             });
             if matches!(value.source, Source::Parameter(_))
-                && shadow::fits(&value.shape, self.graph.shape(copy))
+                && shadow_fits(&value.shape, self.graph.shape(copy))
                 && in_time
             {
                 shadows.insert(copy, param);
@@ -204,7 +218,7 @@ impl<'a> Fused<'a> {
         if candidate.domain != domain {
             return false;
         }
-        if let Some(start) = self.graph.checkpoints.start_of_copies(index) {
+        if let Some(start) = self.graph.recomputed.start_of_copies(index) {
             let first = candidate.anchor.or(candidate.elementwise.first().copied());
             if first.is_some_and(|first| first < start) {
                 return false;

@@ -3,12 +3,12 @@
 use std::collections::HashMap;
 use std::fmt;
 
-use super::lower::{Arena, Arenas, Lowered, Place};
-use super::pack::{Item, pack};
-use super::session::Table;
-use super::{Graph, Op, Source};
+use super::table::Table;
+use crate::compile::pack::{Item, pack};
+use crate::compile::{Arena, Arenas, Lowered, Place};
 use crate::error::Result;
 use crate::gpu::{Access, Capabilities, IN_FLIGHT, Layout, OFFSET_ALIGNMENT};
+use crate::graph::{Graph, Op, Source, ValueId};
 
 /// What an executable needs on the device, known before anything is allocated.
 ///
@@ -42,9 +42,9 @@ pub struct Plan {
     /// Dispatches of a run.
     pub dispatches: usize,
     /// Whether one buffer holds all inputs, one behind the other.
-    pub(super) inputs_together: bool,
+    pub(crate) inputs_together: bool,
     /// By intermediate value: its slot and offset.
-    pub(super) place_of: HashMap<Place, (usize, u64)>,
+    pub(crate) place_of: HashMap<Place, (usize, u64)>,
 }
 
 impl Plan {
@@ -65,7 +65,7 @@ impl Plan {
 }
 
 /// Values that are alive in the same step never share bytes, and what a step reads never lies in a buffer that it writes.
-pub(super) fn plan(
+pub(crate) fn plan(
     graph: &Graph,
     lowered: &Lowered,
     table: &Table,
@@ -86,7 +86,7 @@ pub(super) fn plan(
             .map(|(_, value)| Ok(Layout::of(&value.shape, value.dtype)?.size_bytes()))
             .collect()
     };
-    let blocks_of = |params: &mut dyn Iterator<Item = super::ValueId>| -> Result<u64> {
+    let blocks_of = |params: &mut dyn Iterator<Item = ValueId>| -> Result<u64> {
         let mut blocks: Vec<usize> = params
             .map(|param| Ok(table.run(param)?.block))
             .collect::<Result<_>>()?;
@@ -160,7 +160,7 @@ fn lives(graph: &Graph, lowered: &Lowered) -> Result<(Vec<Place>, Vec<Item>)> {
             };
             let planned = match place {
                 Place::Scratch(_) => true,
-                Place::Run(..) | Place::Part { .. } => false,
+                Place::Span(..) | Place::Part { .. } => false,
                 Place::Value(id) => {
                     let computed = matches!(graph.value(id)?.source, Source::Node { .. });
                     computed && !lowered.is_in_arena(id)

@@ -4,19 +4,18 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
-use super::executable::{Dispatch, Input};
-use super::lower::{Arena, Arenas, Lowered, Place};
-use super::plan::Plan;
-use super::session::{Session, Table};
-use super::shadow::ShadowUse;
-use super::{Graph, Source, ValueId};
+use super::dispatch::{Dispatch, Input};
+use super::parameters::Parameters;
+use crate::compile::{Arena, Arenas, Lowered, Place, Plan, Table};
 use crate::error::{Error, Result};
 use crate::gpu::{Buffer, BufferSlice, Gpu, IN_FLIGHT, Layout, OFFSET_ALIGNMENT, Tensor};
+use crate::graph::{Graph, Source, ValueId};
 use crate::kernels::{self, Target};
+use crate::runtime::shadow::ShadowUse;
 
 /// Buffers of one executable.
-pub(super) struct Memory<'a> {
-    session: &'a Session,
+pub(crate) struct Memory<'a> {
+    parameters: &'a Parameters,
     table: Table,
     inputs: HashMap<ValueId, Tensor>,
     /// Where kernels read inputs where the host writes them: all inputs by turn, those of the first turn in `inputs`.
@@ -32,14 +31,14 @@ pub(super) struct Memory<'a> {
 }
 
 impl<'a> Memory<'a> {
-    pub(super) fn new(
-        session: &'a Session,
+    pub(crate) fn new(
+        parameters: &'a Parameters,
         graph: &Graph,
         lowered: &'a Lowered,
         plan: &'a Plan,
         table: Table,
     ) -> Result<Self> {
-        let gpu = session.gpu();
+        let gpu = parameters.gpu();
         let (inputs, in_place) = inputs(gpu, graph, plan)?;
         let states = graph
             .values()
@@ -53,7 +52,7 @@ impl<'a> Memory<'a> {
             }
             let block = table.run(param)?.block;
             if let Entry::Vacant(entry) = gradients.entry(block) {
-                let bytes = session.block(block).bytes;
+                let bytes = parameters.block(block).bytes;
                 // Zeroed: the gaps between parameters are part of the norm.
                 entry.insert(gpu.zeroed_buffer(bytes, "gradients")?);
             }
@@ -62,8 +61,8 @@ impl<'a> Memory<'a> {
         for &param in lowered.shadows.values() {
             let block = table.run(param)?.block;
             if let Entry::Vacant(entry) = shadows.entry(block) {
-                let bytes = session.block(block).bytes;
-                entry.insert(session.shadows().buffer(gpu, block, bytes)?);
+                let bytes = parameters.block(block).bytes;
+                entry.insert(parameters.shadows().buffer(gpu, block, bytes)?);
             }
         }
         let slots = plan
@@ -72,7 +71,7 @@ impl<'a> Memory<'a> {
             .map(|&bytes| gpu.buffer(bytes, "intermediate"))
             .collect::<Result<_>>()?;
         Ok(Self {
-            session,
+            parameters,
             table,
             inputs,
             in_place,
@@ -85,12 +84,12 @@ impl<'a> Memory<'a> {
         })
     }
 
-    pub(super) fn in_place(&self) -> &[Buffer] {
+    pub(crate) fn in_place(&self) -> &[Buffer] {
         &self.in_place
     }
 
     /// What a dispatch binds, once or by turn.
-    pub(super) fn turns(&self, slices: Vec<BufferSlice>) -> Result<Vec<Vec<BufferSlice>>> {
+    pub(crate) fn turns(&self, slices: Vec<BufferSlice>) -> Result<Vec<Vec<BufferSlice>>> {
         let first = self.in_place.first().map(Buffer::id);
         if !slices
             .iter()
@@ -110,7 +109,7 @@ impl<'a> Memory<'a> {
         self.in_place.iter().map(of).collect()
     }
 
-    pub(super) fn slice(&self, place: Place, bytes: u64) -> Result<BufferSlice> {
+    pub(crate) fn slice(&self, place: Place, bytes: u64) -> Result<BufferSlice> {
         if let Place::Part {
             value,
             offset,
@@ -124,13 +123,13 @@ impl<'a> Memory<'a> {
             return self.slots[slot].slice(offset, bytes);
         }
         let (arena, run) = match place {
-            Place::Run(arena, run) => (arena, run),
+            Place::Span(arena, run) => (arena, run),
             Place::Value(id) => {
                 if let Some(tensor) = self.inputs.get(&id) {
                     return Ok(tensor.slice().clone());
                 }
                 if let Some(name) = self.states.get(&id) {
-                    return self.session.state(name);
+                    return self.parameters.state(name);
                 }
                 if let Some(&(arena, param)) = self.lowered.pinned.get(&id) {
                     (arena, self.table.run(param)?)
@@ -149,18 +148,18 @@ impl<'a> Memory<'a> {
         let buffer = match arena {
             Arena::Gradients => self.gradients.get(&run.block),
             Arena::Shadows => self.shadows.get(&run.block),
-            _ => self.session.block(run.block).arena(arena),
+            _ => self.parameters.block(run.block).arena(arena),
         };
         let missing = || Error::Graph("an arena is used before it is allocated".into());
         let buffer = buffer.ok_or_else(missing)?;
         buffer.slice(run.offset_in(arena), bytes)
     }
 
-    pub(super) fn shadow_use(&self, graph: &Graph, target: Target) -> Result<ShadowUse> {
-        let gpu = self.session.gpu();
+    pub(crate) fn shadow_use(&self, graph: &Graph, target: Target) -> Result<ShadowUse> {
+        let gpu = self.parameters.gpu();
         let mut reads = Vec::new();
         for (&block, shadow) in &self.shadows {
-            let block_of = self.session.block(block);
+            let block_of = self.parameters.block(block);
             let parameters = block_of.arena(Arena::Parameters).map(Buffer::whole);
             let slices: Vec<BufferSlice> = parameters.into_iter().chain([shadow.whole()]).collect();
             let kernel = kernels::optimizer::shadow(block_of.bytes as usize / 4, target)?;
@@ -174,14 +173,14 @@ impl<'a> Memory<'a> {
             }
         }
         Ok(ShadowUse {
-            shadows: Arc::clone(self.session.shadows()),
+            shadows: Arc::clone(self.parameters.shadows()),
             reads,
             outdates,
         })
     }
 
     /// In the order of their declaration.
-    pub(super) fn inputs(&self, graph: &Graph) -> Vec<Input> {
+    pub(crate) fn inputs(&self, graph: &Graph) -> Vec<Input> {
         let mut inputs = Vec::new();
         for (id, value) in graph.values() {
             if let (Source::Input { below }, Some(tensor)) = (&value.source, self.inputs.get(&id)) {
@@ -195,7 +194,7 @@ impl<'a> Memory<'a> {
         inputs
     }
 
-    pub(super) fn intermediates(&self, graph: &Graph) -> Result<Vec<BufferSlice>> {
+    pub(crate) fn intermediates(&self, graph: &Graph) -> Result<Vec<BufferSlice>> {
         let mut slices: Vec<BufferSlice> = self.slots.iter().map(Buffer::whole).collect();
         let pinned = self.lowered.pinned.iter();
         let computed = pinned.filter(|(_, (arena, _))| *arena == Arena::Gradients);

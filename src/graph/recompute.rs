@@ -1,4 +1,4 @@
-//! Gradient checkpointing: segments of a graph whose values are computed again for the backward pass, instead of kept for it.
+//! Recomputation (gradient checkpointing): segments of a graph whose values are computed again for the backward pass, instead of kept for it.
 //! Chen et al., Training Deep Nets with Sublinear Memory Cost, arXiv:1604.06174.
 
 use std::collections::HashMap;
@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 
 /// Ranges of nodes.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Checkpoints {
+pub(crate) struct Recomputed {
     /// In the order of the nodes, apart from each other.
     segments: Vec<Range<usize>>,
     /// A segment is being written down.
@@ -18,7 +18,7 @@ pub(super) struct Checkpoints {
     copies: Vec<Range<usize>>,
 }
 
-impl Checkpoints {
+impl Recomputed {
     /// The segment that ends with node `last`.
     pub fn ending_at(&self, last: usize) -> Option<Range<usize>> {
         let mut segments = self.segments.iter();
@@ -41,19 +41,19 @@ impl Graph {
     ///
     /// # Errors
     /// [`Error::Graph`] inside another segment, and what `build` returns; the nodes that were added are no segment then.
-    pub fn checkpoint<T>(&mut self, build: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
-        if self.checkpoints.open {
+    pub fn recompute<T>(&mut self, build: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        if self.recomputed.open {
             return Err(Error::Graph(
-                "a checkpointed segment inside another one".into(),
+                "a recomputed segment inside another one".into(),
             ));
         }
         let start = self.nodes.len();
-        self.checkpoints.open = true;
+        self.recomputed.open = true;
         let result = build(self);
-        self.checkpoints.open = false;
+        self.recomputed.open = false;
         let segment = start..self.nodes.len();
         if result.is_ok() && !segment.is_empty() {
-            self.checkpoints.segments.push(segment);
+            self.recomputed.segments.push(segment);
         }
         result
     }
@@ -62,7 +62,7 @@ impl Graph {
     ///
     /// Returns the copies, and by value of the segment its copy. Nodes without results, whose effects must not happen twice,
     /// are left out; what nobody reads costs nothing, like any other node.
-    pub(super) fn recompute(
+    pub(crate) fn copy_segment(
         &mut self,
         segment: Range<usize>,
     ) -> Result<(Vec<Node>, HashMap<ValueId, ValueId>)> {
@@ -86,7 +86,7 @@ impl Graph {
             copy_of.extend(node.outputs.into_iter().zip(copies));
         }
         let copies = start..self.nodes.len();
-        self.checkpoints.copies.push(copies.clone());
+        self.recomputed.copies.push(copies.clone());
         Ok((self.nodes[copies].to_vec(), copy_of))
     }
 }

@@ -2,16 +2,18 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{Arena, Lowering, Place, Run};
+use super::Lowering;
+use crate::compile::fuse::Fused;
+use crate::compile::{Arena, Place, Span};
 use crate::error::Result;
 use crate::gpu::Layout;
-use crate::graph::fuse::Fused;
-use crate::graph::{DType, Node, Op, Source, ValueId};
+use crate::graph::{Node, Op, Source, ValueId};
 use crate::kernels;
+use crate::types::DType;
 
 /// Accumulated gradients stay where they are. Gradients that only optimizers, norms and accumulation read are computed straight
 /// into the gradient arena.
-pub(super) fn pin(fused: &Fused<'_>) -> Result<HashMap<ValueId, (Arena, ValueId)>> {
+pub(crate) fn pin(fused: &Fused<'_>) -> Result<HashMap<ValueId, (Arena, ValueId)>> {
     let graph = fused.graph;
     let mut pinned = HashMap::new();
     for node in graph.nodes() {
@@ -48,7 +50,7 @@ pub(super) fn pin(fused: &Fused<'_>) -> Result<HashMap<ValueId, (Arena, ValueId)
 }
 
 /// A run of one of the arenas.
-type ArenaRun = (Arena, Run);
+type ArenaRun = (Arena, Span);
 
 impl Lowering<'_> {
     /// Runs of the arenas that cover the pinned gradients of `ids`, merged where they touch; and the other gradients.
@@ -89,12 +91,12 @@ impl Lowering<'_> {
         merged
     }
 
-    pub(super) fn global_norm(&mut self, node: &Node) -> Result<()> {
+    pub(crate) fn global_norm(&mut self, node: &Node) -> Result<()> {
         let (runs, rest) = self.runs(&node.inputs, None)?;
         let mut sources = Vec::new();
         for (arena, run) in runs {
             let layout = Self::vector(run.bytes as usize / 4, DType::F32)?;
-            sources.push((layout, Place::Run(arena, run)));
+            sources.push((layout, Place::Span(arena, run)));
         }
         for i in rest {
             let layout = self.layout(node.inputs[i])?;
@@ -121,22 +123,22 @@ impl Lowering<'_> {
     }
 
     /// For each stretch of parameters, where its gradients lie.
-    fn gradients(&mut self, ids: &[ValueId], params: &[ValueId]) -> Result<Vec<(Run, Place)>> {
+    fn gradients(&mut self, ids: &[ValueId], params: &[ValueId]) -> Result<Vec<(Span, Place)>> {
         let (runs, rest) = self.runs(ids, Some(params))?;
-        let mut work: Vec<(Run, Place)> = runs
+        let mut work: Vec<(Span, Place)> = runs
             .into_iter()
-            .map(|(arena, run)| (run, Place::Run(arena, run)))
+            .map(|(arena, run)| (run, Place::Span(arena, run)))
             .collect();
         for i in rest {
             let run = self.arenas.run(params[i])?;
             // Without the gap behind the parameter, which the gradient's own buffer does not have.
             let bytes = self.layout(params[i])?.size_bytes();
-            work.push((Run { bytes, ..run }, self.place(ids[i])?));
+            work.push((Span { bytes, ..run }, self.place(ids[i])?));
         }
         Ok(work)
     }
 
-    pub(super) fn accumulate(&mut self, node: &Node, params: &[ValueId]) -> Result<()> {
+    pub(crate) fn accumulate(&mut self, node: &Node, params: &[ValueId]) -> Result<()> {
         let (gradients, weight) = node.inputs.split_at(params.len());
         let constant = |id: ValueId| match self.graph().value(self.fused.root(id))?.source {
             Source::Constant(number) => Ok(Some(number)),
@@ -161,7 +163,7 @@ impl Lowering<'_> {
         for (run, gradient) in self.gradients(&used.0, &used.1)? {
             let layout = Self::vector(run.bytes as usize / 4, DType::F32)?;
             let kernel = kernels::optimizer::accumulate(layout, weight, self.target);
-            let sum = Place::Run(Arena::Accumulated, run);
+            let sum = Place::Span(Arena::Accumulated, run);
             let places = std::iter::once(gradient).chain(weight_place);
             self.step(kernel, places.chain([sum]).collect())?;
         }
@@ -169,7 +171,7 @@ impl Lowering<'_> {
     }
 
     /// What was taken is zero when the run ends.
-    pub(super) fn clear_accumulated(&mut self) -> Result<()> {
+    pub(crate) fn clear_accumulated(&mut self) -> Result<()> {
         let mut runs = Vec::new();
         for node in self.graph().nodes() {
             if let Op::TakeAccumulated { params } = &node.op {
@@ -180,7 +182,7 @@ impl Lowering<'_> {
         }
         for (arena, run) in self.merged(runs) {
             let layout = Self::vector(run.bytes as usize / 4, DType::F32)?;
-            self.fill(layout, 0.0, Place::Run(arena, run))?;
+            self.fill(layout, 0.0, Place::Span(arena, run))?;
         }
         Ok(())
     }
@@ -193,7 +195,7 @@ impl Lowering<'_> {
             .collect()
     }
 
-    pub(super) fn adamw(&mut self, node: &Node) -> Result<()> {
+    pub(crate) fn adamw(&mut self, node: &Node) -> Result<()> {
         let Op::AdamW {
             params,
             beta1,
@@ -218,7 +220,7 @@ impl Lowering<'_> {
         for (run, gradient) in work {
             let elements = run.bytes as usize / 4;
             let layout = Self::vector(elements, DType::F32)?;
-            let arena = |arena| Place::Run(arena, run);
+            let arena = |arena| Place::Span(arena, run);
             let mut places = vec![
                 gradient,
                 hyper,

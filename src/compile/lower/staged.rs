@@ -1,17 +1,19 @@
 //! Operations that take several dispatches, or whose kernel takes no program.
 
+use super::Lowering;
 use super::parts::Parts;
-use super::{Lowering, Place};
+use crate::compile::Place;
 use crate::error::{Error, Result};
 use crate::gpu::Layout;
-use crate::graph::{DType, Node, Op, Shape, Source, ValueId};
+use crate::graph::{Node, Op, Source, ValueId};
 use crate::kernels::loss::CrossEntropy;
 use crate::kernels::{self, reduce::ColumnSums};
+use crate::types::{DType, Shape};
 
 impl Lowering<'_> {
     /// Operations that take several dispatches or no program; false for all others.
     /// `value`: the loss that is computed with its gradient.
-    pub(super) fn staged(&mut self, node: &Node, value: Option<&Node>) -> Result<bool> {
+    pub(crate) fn staged(&mut self, node: &Node, value: Option<&Node>) -> Result<bool> {
         let x = node.inputs.as_slice();
         let target = self.target;
         match &node.op {
@@ -120,7 +122,7 @@ impl Lowering<'_> {
         Ok(true)
     }
 
-    pub(super) fn sum_rows(
+    pub(crate) fn sum_rows(
         &mut self,
         input: Layout,
         from: Place,
@@ -169,7 +171,7 @@ impl Lowering<'_> {
         Ok(())
     }
 
-    pub(super) fn is_output(&self, id: ValueId) -> bool {
+    pub(crate) fn is_output(&self, id: ValueId) -> bool {
         let mut outputs = self.graph().outputs().iter();
         outputs.any(|(_, output)| self.fused.root(*output) == id)
     }

@@ -1,14 +1,16 @@
 //! A linear layer and its cross entropy, some rows at a time: the logits of a chunk are computed, used up, and overwritten by those
 //! of the next. Gradients of the parameters add up over the chunks, in their order.
 
+use super::Lowering;
 use super::matmul::Operands;
-use super::{Lowering, Place};
+use crate::compile::Place;
 use crate::error::Result;
 use crate::gpu::Layout;
-use crate::graph::{BinaryOp, Broadcast, DType, LinearCrossEntropy, Node, Shape, Trans, ValueId};
+use crate::graph::{LinearCrossEntropy, Node, ValueId};
 use crate::kernels::gemm::Gemm;
 use crate::kernels::loss::{Count, CrossEntropy};
 use crate::kernels::{self, Instruction, Operand, Program};
+use crate::types::{BinaryOp, Broadcast, DType, Shape, Trans};
 
 /// Chunks have a multiple of so many rows: a vector with an element a row can be bound at the beginning of any of them.
 const ROWS: usize = 64;
@@ -46,7 +48,7 @@ struct Gradient {
 
 impl Lowering<'_> {
     /// The loss, node `value`, its gradient, node `gradient`, or both in one go over the chunks.
-    pub(super) fn linear_cross_entropy(
+    pub(crate) fn linear_cross_entropy(
         &mut self,
         layer: LinearCrossEntropy,
         value: Option<&Node>,

@@ -7,21 +7,9 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::executable::Dispatch;
-use super::{DType, Shape};
+use super::dispatch::Dispatch;
 use crate::error::Result;
-use crate::gpu::{Buffer, Gpu, Layout};
-
-/// Whether the elements of an f16 copy have the same offsets, counted in elements, as those of the parameter.
-pub(super) fn fits(parameter: &Shape, copy: &Shape) -> bool {
-    match (
-        Layout::of(parameter, DType::F32),
-        Layout::of(copy, DType::F16),
-    ) {
-        (Ok(from), Ok(to)) => from.rows() == 1 || from.row_stride() == to.row_stride(),
-        _ => false,
-    }
-}
+use crate::gpu::{Buffer, Gpu};
 
 /// The shadow of one block.
 #[derive(Debug, Default)]
@@ -47,7 +35,7 @@ struct State {
 
 /// The shadows of a session.
 #[derive(Debug, Default)]
-pub(super) struct Shadows(Mutex<State>);
+pub(crate) struct Shadows(Mutex<State>);
 
 impl Shadows {
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -86,7 +74,7 @@ impl Shadows {
 }
 
 /// What a run of one executable means for the shadows of its session.
-pub(super) struct ShadowUse {
+pub(crate) struct ShadowUse {
     pub shadows: Arc<Shadows>,
     /// Blocks whose shadow is read, with the dispatch that copies the block.
     pub reads: Vec<(usize, Dispatch)>,
@@ -117,7 +105,7 @@ impl fmt::Debug for ShadowUse {
 
 /// A run between the question which shadows are outdated and its submission.
 #[must_use]
-pub(super) struct ShadowGuard<'a> {
+pub(crate) struct ShadowGuard<'a> {
     /// Not locked where the run has nothing to do with shadows.
     state: Option<MutexGuard<'a, State>>,
     user: &'a ShadowUse,

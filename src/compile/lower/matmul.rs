@@ -1,15 +1,16 @@
 //! Matrix products, the one operation with several kernels to choose from.
 
+use super::Lowering;
 use super::parts::{Parts, only_stores};
-use super::{Lowering, Place, Step};
+use crate::compile::{Place, Step};
 use crate::error::Result;
 use crate::gpu::Layout;
-use crate::graph::{DType, Shape, tune};
 use crate::kernels::Program;
 use crate::kernels::gemm::Gemm;
+use crate::types::{DType, Shape};
 
 /// What a product reads and writes, in binding order but for the operands.
-pub(super) struct Operands {
+pub(crate) struct Operands {
     pub ab: [Place; 2],
     pub loads: Vec<Place>,
     pub stores: Vec<Place>,
@@ -17,14 +18,16 @@ pub(super) struct Operands {
 
 impl Lowering<'_> {
     /// The product `gemm`, or another way to cut it where the tuner finds that faster.
-    pub(super) fn matmul(&mut self, gemm: Gemm, program: &Program, x: &Operands) -> Result<()> {
+    pub(crate) fn matmul(&mut self, gemm: Gemm, program: &Program, x: &Operands) -> Result<()> {
         let scratch = Place::Scratch(self.scratch.len());
-        let build = |gemm: Gemm| Ok(steps(gemm, program, x, scratch)?.0);
-        let chosen = match self.gpu {
+        let chosen = match self.tuner {
             None => gemm,
-            Some(gpu) => {
+            Some(tuner) => {
                 let key = gemm.single(program.clone()).key(self.target);
-                tune::choose(gpu, self.target, &key, &gemm.candidates(program), build)?
+                let candidates = gemm.candidates(program);
+                let names: Vec<String> = candidates.iter().map(Gemm::to_string).collect();
+                let build = |index: usize| Ok(steps(candidates[index], program, x, scratch)?.0);
+                candidates[tuner.choose(&key, &names, &build)?]
             }
         };
         let (mut steps, partial) = steps(chosen, program, x, scratch)?;

@@ -1,15 +1,16 @@
 //! Sums that are put off: parts of several results are added up in one dispatch, as late as the first of the results is read.
 
-use super::{Arena, Lowering, Place, Run};
+use super::Lowering;
+use crate::compile::{Arena, Place, Span};
 use crate::error::Result;
 use crate::gpu::Layout;
-use crate::graph::DType;
 use crate::kernels::parts::{Sum, sum_parts};
 use crate::kernels::{Instruction, MAX_BINDINGS, Program};
+use crate::types::DType;
 
 /// Parts that are waiting to be added up.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Parts {
+pub(crate) struct Parts {
     /// Where they lie.
     pub source: Place,
     pub layout: Layout,
@@ -26,7 +27,7 @@ pub(super) struct Parts {
 const MOST_BYTES: u64 = 64 << 20;
 
 /// Whether a program does nothing but store what it is given.
-pub(super) fn only_stores(program: &Program) -> bool {
+pub(crate) fn only_stores(program: &Program) -> bool {
     program.instructions == [Instruction::Sum] && program.results.len() == 1
 }
 
@@ -34,7 +35,7 @@ pub(super) fn only_stores(program: &Program) -> bool {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Target {
     Whole(Place, Layout),
-    Arena(Arena, Run),
+    Arena(Arena, Span),
 }
 
 /// Sources and targets of one dispatch.
@@ -46,7 +47,7 @@ struct Bound {
 
 impl Lowering<'_> {
     /// Adds parts up, now or later, but before anything reads the sum.
-    pub(super) fn put_off(&mut self, parts: Parts) -> Result<()> {
+    pub(crate) fn put_off(&mut self, parts: Parts) -> Result<()> {
         let mut all = self.parts.clone();
         all.push(parts);
         let bound = self.bound(&all)?;
@@ -64,14 +65,14 @@ impl Lowering<'_> {
     }
 
     /// Adds up what is waiting if `place` is one of the sums.
-    pub(super) fn settle(&mut self, place: Place) -> Result<()> {
+    pub(crate) fn settle(&mut self, place: Place) -> Result<()> {
         let pinned = |parts: &Parts| match parts.to {
             Place::Value(id) => self.pinned.contains_key(&id),
             _ => false,
         };
         let mut waiting = self.parts.iter();
         let touched = match place {
-            Place::Run(..) => waiting.any(pinned),
+            Place::Span(..) => waiting.any(pinned),
             Place::Part { value, .. } | Place::Value(value) => {
                 waiting.any(|parts| match parts.to {
                     Place::Value(id) => id == value,
@@ -88,7 +89,7 @@ impl Lowering<'_> {
     }
 
     /// Adds up everything that is waiting.
-    pub(super) fn add_up(&mut self) -> Result<()> {
+    pub(crate) fn add_up(&mut self) -> Result<()> {
         let waiting = std::mem::take(&mut self.parts);
         if waiting.is_empty() {
             return Ok(());
@@ -119,7 +120,7 @@ impl Lowering<'_> {
                 }
                 Target::Arena(arena, run) => {
                     results.push(Self::vector(run.bytes as usize / 4, DType::F32)?);
-                    places.push(Place::Run(arena, run));
+                    places.push(Place::Span(arena, run));
                 }
             }
         }
@@ -128,7 +129,7 @@ impl Lowering<'_> {
         Ok(())
     }
 
-    fn arena_of(&self, place: Place) -> Result<Option<(Arena, Run)>> {
+    fn arena_of(&self, place: Place) -> Result<Option<(Arena, Span)>> {
         match place {
             Place::Value(id) => match self.pinned.get(&id) {
                 Some(&(arena, param)) => Ok(Some((arena, self.arenas.run(param)?))),
@@ -158,7 +159,7 @@ impl Lowering<'_> {
                     let start = whole.offset.min(run.offset);
                     let end = (whole.offset + whole.bytes).max(run.offset + run.bytes);
                     if end - start <= self.max_binding {
-                        *whole = Run {
+                        *whole = Span {
                             block: run.block,
                             offset: start,
                             bytes: end - start,
@@ -202,15 +203,15 @@ mod tests {
     use std::collections::{BTreeMap, HashMap};
 
     use super::*;
+    use crate::compile::{Arenas, Lowered, lower};
     use crate::gpu::MatrixUnits;
-    use crate::graph::lower::{Arenas, Lowered, lower};
     use crate::graph::{Graph, ValueId};
     use crate::kernels::Target;
     use crate::nn::{Gelu, Linear, Tcn, TcnOptions};
     use crate::train::AdamW;
 
     /// Parameters one behind the other.
-    struct Sequence(HashMap<ValueId, Run>);
+    struct Sequence(HashMap<ValueId, Span>);
 
     impl Sequence {
         fn of(graph: &Graph) -> Result<Self> {
@@ -221,7 +222,7 @@ mod tests {
                 let bytes = bytes.next_multiple_of(512);
                 runs.insert(
                     id,
-                    Run {
+                    Span {
                         block: 0,
                         offset,
                         bytes,
@@ -234,7 +235,7 @@ mod tests {
     }
 
     impl Arenas for Sequence {
-        fn run(&self, parameter: ValueId) -> Result<Run> {
+        fn run(&self, parameter: ValueId) -> Result<Span> {
             Ok(self.0[&parameter])
         }
     }

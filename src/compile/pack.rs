@@ -6,7 +6,7 @@ use crate::gpu::OFFSET_ALIGNMENT;
 
 /// Something that needs memory for a while.
 #[derive(Clone, Debug)]
-pub(super) struct Item {
+pub(crate) struct Item {
     pub bytes: u64,
     /// First and last step that touch it.
     pub first: usize,
@@ -24,7 +24,7 @@ impl Item {
 
 /// Sizes of the buffers, and the buffer and offset of every item.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Packing {
+pub(crate) struct Packing {
     pub buffers: Vec<u64>,
     pub places: Vec<(usize, u64)>,
 }
@@ -42,7 +42,7 @@ const ENOUGH: f64 = 0.02;
 
 /// The smallest of several packings, each greedy in another order of the items; the same every time. No buffer is larger
 /// than `largest`, unless a single item is. `bound`: what no packing can be below.
-pub(super) fn pack(items: &[Item], largest: u64, bound: u64) -> Packing {
+pub(crate) fn pack(items: &[Item], largest: u64, bound: u64) -> Packing {
     let mut apart: Vec<Vec<usize>> = vec![Vec::new(); items.len()];
     for (i, item) in items.iter().enumerate() {
         for &other in &item.apart {

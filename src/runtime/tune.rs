@@ -1,19 +1,20 @@
 //! Choosing a kernel by measuring: every candidate is run on the GPU on random data, once for each key, and the choice stored.
 
 use std::collections::HashMap;
-use std::fmt::Display;
 use std::time::{Duration, Instant};
 
 use half::f16;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::DType;
-use super::lower::{Place, Step};
+use crate::compile::{Place, Step, Tuner};
 use crate::error::{Error, Result};
 use crate::gpu::{Access, Buffer, BufferSlice, Choice, Gpu, ProfileStep};
 use crate::kernels::{Binding, Target};
+use crate::types::DType;
 
+/// Index of the built-in choice.
+const DEFAULT: usize = 0;
 /// A candidate that takes longer to compile is not run.
 const CANDIDATE_LIMIT: Duration = Duration::from_secs(2);
 /// After this long the candidates that are left are not compiled.
@@ -31,92 +32,83 @@ const GAIN: f64 = 0.97;
 /// Random bytes are repeated after so many: reading them all takes longer than a cache holds, making them all would take too long.
 const PATTERN: usize = 1 << 16;
 
-/// The candidate to use for the work that `key` describes: the stored one, or else the fastest, which is then stored.
-///
-/// `candidates` are told apart by their names (`Display`); the first is the built-in default, which is returned while tuning is off
-/// or nothing can be measured, and unless another takes at least 3 % less time. `build` makes the steps of a candidate:
-/// each place is replaced by a buffer of its own, filled with random numbers, or zeros where it holds indices.
-///
-/// A candidate that fails or takes too long to compile loses, with a warning.
-///
-/// # Errors
-/// [`Error::DeviceLost`]; [`Error::Graph`] without candidates.
-pub(super) fn choose<C: Copy + Display + PartialEq>(
-    gpu: &Gpu,
-    target: Target,
-    key: &str,
-    candidates: &[C],
-    build: impl Fn(C) -> Result<Vec<Step>>,
-) -> Result<C> {
-    let [default, others @ ..] = candidates else {
-        return Err(Error::Graph(format!("{key} has no candidates")));
-    };
-    let Some(tuning) = gpu.tuning() else {
-        return Ok(*default);
-    };
-    if others.is_empty() {
-        return Ok(*default);
-    }
-    let stored = || {
-        tuning.find(key, |name| {
-            let mut all = candidates.iter();
-            all.find(|candidate| candidate.to_string() == name).copied()
-        })
-    };
-    if let Some(candidate) = stored() {
-        return Ok(candidate);
-    }
-    if !gpu.capabilities().timestamps {
-        tuning.warn_without_times("the device has no timestamps");
-        return Ok(*default);
-    }
-    let _measuring = tuning.measuring();
-    // Another thread may have measured it meanwhile.
-    if let Some(candidate) = stored() {
-        return Ok(candidate);
-    }
-    let start = Instant::now();
-    let mut ready: Vec<(C, Vec<ProfileStep>)> = Vec::new();
-    for &candidate in candidates {
-        if start.elapsed() > TOTAL_LIMIT {
-            log::debug!("no time to try {candidate} and what follows for {key}");
-            break;
+/// Measures variants on a device, once for each key, and remembers the choice.
+#[derive(Debug)]
+pub(crate) struct Measuring<'a> {
+    pub gpu: &'a Gpu,
+    pub target: Target,
+}
+
+/// The default is chosen while tuning is off or nothing can be measured, and unless another takes at least 3 % less time. Each place
+/// of the steps is replaced by a buffer of its own, filled with random numbers, or zeros where it holds indices. A variant that fails
+/// or takes too long to compile loses, with a warning.
+impl Tuner for Measuring<'_> {
+    fn choose(
+        &self,
+        key: &str,
+        names: &[String],
+        build: &dyn Fn(usize) -> Result<Vec<Step>>,
+    ) -> Result<usize> {
+        let &Self { gpu, target } = self;
+        if names.is_empty() {
+            return Err(Error::Graph(format!("{key} has no candidates")));
         }
-        // The default would be compiled anyway, so that however long it takes it may be chosen.
-        let limit = match candidate == *default {
-            true => Duration::MAX,
-            false => CANDIDATE_LIMIT,
+        let Some(tuning) = gpu.tuning().filter(|_| names.len() > 1) else {
+            return Ok(DEFAULT);
         };
-        match build(candidate).and_then(|steps| prepare(gpu, target, &steps, limit)) {
-            Ok(Some(work)) => ready.push((candidate, work)),
-            Ok(None) => log::warn!("{candidate} takes too long to compile for {key}"),
-            Err(error @ Error::DeviceLost { .. }) => return Err(error),
-            Err(error) => log::warn!("{candidate} fails for {key}: {error}"),
+        let stored = || tuning.find(key, |name| names.iter().position(|known| known == name));
+        if let Some(candidate) = stored() {
+            return Ok(candidate);
         }
+        if !gpu.capabilities().timestamps {
+            tuning.warn_without_times("the device has no timestamps");
+            return Ok(DEFAULT);
+        }
+        let _measuring = tuning.measuring();
+        // Another thread may have measured it meanwhile.
+        if let Some(candidate) = stored() {
+            return Ok(candidate);
+        }
+        let start = Instant::now();
+        let mut ready: Vec<(usize, Vec<ProfileStep>)> = Vec::new();
+        for (candidate, name) in names.iter().enumerate() {
+            if start.elapsed() > TOTAL_LIMIT {
+                log::debug!("no time to try {name} and what follows for {key}");
+                break;
+            }
+            // The default would be compiled anyway, so that however long it takes it may be chosen.
+            let limit = match candidate {
+                DEFAULT => Duration::MAX,
+                _ => CANDIDATE_LIMIT,
+            };
+            match build(candidate).and_then(|steps| prepare(gpu, target, &steps, limit)) {
+                Ok(Some(work)) => ready.push((candidate, work)),
+                Ok(None) => log::warn!("{name} takes too long to compile for {key}"),
+                Err(error @ Error::DeviceLost { .. }) => return Err(error),
+                Err(error) => log::warn!("{name} fails for {key}: {error}"),
+            }
+        }
+        let work: Vec<&[ProfileStep]> = ready.iter().map(|(_, work)| work.as_slice()).collect();
+        let Some(times) = time_all(gpu, &work)? else {
+            tuning.warn_without_times("the driver's timestamps do not count");
+            return Ok(DEFAULT);
+        };
+        let candidates = ready.iter().map(|(candidate, _)| *candidate);
+        let times: Vec<(usize, f64)> = candidates.zip(times).collect();
+        for &(candidate, nanoseconds) in &times {
+            log::debug!("{nanoseconds:.0} ns with {} for {key}", names[candidate]);
+        }
+        let Some((candidate, nanoseconds)) = fastest(&times, DEFAULT) else {
+            // Compiling the default for the graph says why.
+            return Ok(DEFAULT);
+        };
+        let choice = Choice {
+            candidate: names[candidate].clone(),
+            nanoseconds,
+        };
+        tuning.record(key, choice);
+        Ok(candidate)
     }
-    let work: Vec<&[ProfileStep]> = ready.iter().map(|(_, work)| work.as_slice()).collect();
-    let Some(times) = time_all(gpu, &work)? else {
-        tuning.warn_without_times("the driver's timestamps do not count");
-        return Ok(*default);
-    };
-    let times: Vec<(C, f64)> = ready
-        .iter()
-        .map(|(candidate, _)| *candidate)
-        .zip(times)
-        .collect();
-    for (candidate, nanoseconds) in &times {
-        log::debug!("{nanoseconds:.0} ns with {candidate} for {key}");
-    }
-    let Some((candidate, nanoseconds)) = fastest(&times, *default) else {
-        // Compiling the default for the graph says why.
-        return Ok(*default);
-    };
-    let choice = Choice {
-        candidate: candidate.to_string(),
-        nanoseconds,
-    };
-    tuning.record(key, choice);
-    Ok(candidate)
 }
 
 /// The default unless another is clearly faster; the first of equals.
@@ -254,9 +246,9 @@ mod tests {
 
     use super::*;
     use crate::gpu::{GpuOptions, Layout};
-    use crate::graph::Shape;
     use crate::kernels::elementwise::elementwise;
     use crate::kernels::{Instruction, Program};
+    use crate::types::Shape;
 
     #[test]
     fn the_default_wins_ties_and_noise() {
@@ -309,6 +301,19 @@ mod tests {
         Gpu::new(&GpuOptions::default().cache_dir("").autotune(true))
     }
 
+    /// The choice among fills of so many rows.
+    fn choose(
+        gpu: &Gpu,
+        key: &str,
+        rows: &[usize],
+        build: &dyn Fn(usize) -> Result<Vec<Step>>,
+    ) -> Result<usize> {
+        let target = TARGET;
+        let names: Vec<String> = rows.iter().map(usize::to_string).collect();
+        let chosen = Measuring { gpu, target }.choose(key, &names, &|i| build(rows[i]))?;
+        Ok(rows[chosen])
+    }
+
     #[test]
     fn the_fastest_is_chosen_once() -> Result<()> {
         let gpu = gpu()?;
@@ -320,7 +325,7 @@ mod tests {
             built.set(built.get() + 1);
             fill(rows)
         };
-        let choose = || choose(&gpu, TARGET, "rows", &[8000, 9000, 1], build);
+        let choose = || choose(&gpu, "rows", &[8000, 9000, 1], &build);
         assert_eq!((choose()?, built.get()), (1, 3));
         assert_eq!((choose()?, built.get()), (1, 3));
         Ok(())
@@ -338,10 +343,10 @@ mod tests {
             rows => fill(rows),
         };
         let huge = 1 << 40;
-        assert_eq!(choose(&gpu, TARGET, "a", &[9000, 0, huge, 1], build)?, 1);
-        assert_eq!(choose(&gpu, TARGET, "b", &[0, huge, 9000, 1], build)?, 1);
-        assert_eq!(choose(&gpu, TARGET, "c", &[0, huge], build)?, 0);
-        assert!(choose(&gpu, TARGET, "d", &[], build).is_err());
+        assert_eq!(choose(&gpu, "a", &[9000, 0, huge, 1], &build)?, 1);
+        assert_eq!(choose(&gpu, "b", &[0, huge, 9000, 1], &build)?, 1);
+        assert_eq!(choose(&gpu, "c", &[0, huge], &build)?, 0);
+        assert!(choose(&gpu, "d", &[], &build).is_err());
         assert_eq!(gpu.report().uncaptured_errors, 0);
         // What failed altogether is not stored.
         assert_eq!(gpu.report().tuning.map(|stats| stats.choices), Some(2));

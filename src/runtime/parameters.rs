@@ -1,4 +1,4 @@
-//! Where parameters, moments and states live between runs, and where graphs become executables.
+//! Parameters, moments and states: what lives between runs, by name.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -6,22 +6,20 @@ use std::sync::Arc;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::executable::Executable;
-use super::lower::{Arena, Arenas, Run, lower};
-use super::plan::{Plan, plan};
 use super::shadow::Shadows;
-use super::{DType, Graph, Init, Op, Shape, Source, ValueId};
+use crate::compile::{Arena, Entry, NewParameters, Span, Table};
 use crate::error::{Error, Result};
 use crate::fnv::fnv1a;
 use crate::gpu::{Buffer, BufferSlice, Gpu, Layout, OFFSET_ALIGNMENT, Tensor};
-use crate::kernels::Target;
+use crate::graph::{Graph, Init, Op, Source};
+use crate::types::DType;
 
 /// Where parameters begin: their f16 shadows, half as large, must begin where a binding may.
 const PARAMETER_ALIGNMENT: u64 = 2 * OFFSET_ALIGNMENT;
 
 /// Consecutive parameters in one buffer, with parallel buffers for their moments.
 #[derive(Clone, Debug)]
-pub(super) struct Block {
+pub(crate) struct Block {
     parameters: Buffer,
     moments: Option<[Buffer; 2]>,
     accumulated: Option<Buffer>,
@@ -41,34 +39,12 @@ impl Block {
     }
 }
 
-#[derive(Clone, Debug)]
-struct Entry {
-    name: String,
-    shape: Shape,
-    taps: Option<usize>,
-    layout: Layout,
-    run: Run,
-}
-
-/// Counts of the cache of executables.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct SessionStats {
-    /// Graphs found compiled.
-    pub hits: u64,
-    /// Graphs compiled.
-    pub misses: u64,
-    /// Times that a block of parameters was copied to f16 by a dispatch of its own, because something other than the step of a
-    /// graph that reads the copy had changed a parameter.
-    pub shadow_refreshes: u64,
-}
-
-/// Parameters, optimizer moments and states by name, on one device, shared by all graphs compiled here.
+/// Parameters, optimizer moments and states of a session.
 ///
 /// All parameters of a graph lie one behind the other in one buffer, their gradients and moments in parallel ones, so that a
 /// norm or an optimizer step is one dispatch for the whole network.
 #[derive(Debug)]
-pub struct Session {
+pub(crate) struct Parameters {
     gpu: Gpu,
     seed: u64,
     blocks: Vec<Block>,
@@ -76,13 +52,9 @@ pub struct Session {
     by_name: HashMap<String, usize>,
     states: HashMap<String, Tensor>,
     shadows: Arc<Shadows>,
-    executables: HashMap<String, Arc<Executable>>,
-    stats: SessionStats,
 }
 
-impl Session {
-    /// An empty session; parameters start from `seed`, each from its own stream, so that their order does not matter.
-    #[must_use]
+impl Parameters {
     pub fn new(gpu: &Gpu, seed: u64) -> Self {
         Self {
             gpu: gpu.clone(),
@@ -92,72 +64,18 @@ impl Session {
             by_name: HashMap::new(),
             states: HashMap::new(),
             shadows: Arc::default(),
-            executables: HashMap::new(),
-            stats: SessionStats::default(),
         }
     }
 
-    /// The device.
-    #[must_use]
     pub fn gpu(&self) -> &Gpu {
         &self.gpu
     }
 
-    /// Hits and misses of [`Session::compile`], and what keeping f16 copies took.
-    #[must_use]
-    pub fn stats(&self) -> SessionStats {
-        SessionStats {
-            shadow_refreshes: self.shadows.refreshes(),
-            ..self.stats
-        }
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
     }
 
-    /// The executable of a graph: compiled now, or found because an equal graph was compiled before.
-    ///
-    /// Parameters and states that the session does not know yet are created and initialised.
-    ///
-    /// # Errors
-    /// [`Error::Graph`] when a name is known with another shape; [`Error::Limit`], [`Error::OutOfMemory`],
-    /// [`Error::Validation`], [`Error::DeviceLost`] from the device.
-    pub fn compile(&mut self, graph: &Graph) -> Result<Arc<Executable>> {
-        let key = graph.to_string();
-        if let Some(executable) = self.executables.get(&key) {
-            self.stats.hits += 1;
-            return Ok(Arc::clone(executable));
-        }
-        self.create_parameters(graph)?;
-        self.create_states(graph)?;
-        let executable = Arc::new(Executable::new(self, graph)?);
-        self.stats.misses += 1;
-        self.executables.insert(key, Arc::clone(&executable));
-        Ok(executable)
-    }
-
-    /// What [`Session::compile`] would need for a graph: nothing is compiled, nothing allocated. Kernels are chosen by the built-in
-    /// rules, so that a tuner's choices may change the scratch memory of products.
-    ///
-    /// # Errors
-    /// As [`Session::compile`] for a graph that cannot be compiled; values that are too large for the adapter are planned nevertheless.
-    pub fn plan(&self, graph: &Graph) -> Result<Plan> {
-        let capabilities = self.gpu.capabilities();
-        let max_binding = capabilities.limits.max_storage_buffer_binding_size;
-        let table = self.table(graph)?;
-        let target = Target::new(capabilities);
-        let lowered = lower(graph, None, target, &table, max_binding)?;
-        plan(graph, &lowered, &table, capabilities)
-    }
-
-    /// Names and host shapes of all parameters, in the order of their creation.
-    pub fn parameters(&self) -> impl Iterator<Item = (&str, Vec<usize>)> {
-        self.entries
-            .iter()
-            .map(|entry| (entry.name.as_str(), entry.host_shape()))
-    }
-
-    /// The elements of a parameter or state in the order of its host shape.
-    ///
-    /// # Errors
-    /// [`Error::Data`] for an unknown name; [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    /// As [`Session::get`](super::Session::get).
     pub fn get(&self, name: &str) -> Result<Vec<f32>> {
         let tensor = self.tensor(name)?;
         let data = tensor.download::<f32>(&self.gpu)?.wait()?;
@@ -167,10 +85,7 @@ impl Session {
         })
     }
 
-    /// Replaces the elements of a parameter or state, given in the order of its host shape.
-    ///
-    /// # Errors
-    /// [`Error::Data`] for an unknown name, a wrong number of elements, NaN or infinity; [`Error::DeviceLost`].
+    /// As [`Session::set`](super::Session::set).
     pub fn set(&mut self, name: &str, data: &[f32]) -> Result<()> {
         let tensor = self.tensor(name)?;
         check(name, data, tensor.layout().len())?;
@@ -185,10 +100,7 @@ impl Session {
         }
     }
 
-    /// First and second moments of a parameter in the order of its host shape; `None` before a graph with AdamW was compiled.
-    ///
-    /// # Errors
-    /// As [`Session::get`].
+    /// As [`Session::moments`](super::Session::moments).
     pub fn moments(&self, name: &str) -> Result<Option<[Vec<f32>; 2]>> {
         let entry = self.entry(name)?;
         let Some(buffers) = &self.blocks[entry.run.block].moments else {
@@ -203,10 +115,7 @@ impl Session {
         Ok(Some([read(m)?, read(v)?]))
     }
 
-    /// Replaces the moments of a parameter, given in the order of its host shape.
-    ///
-    /// # Errors
-    /// As [`Session::set`]; [`Error::Data`] before a graph with AdamW was compiled.
+    /// As [`Session::set_moments`](super::Session::set_moments).
     pub fn set_moments(&mut self, name: &str, moments: [&[f32]; 2]) -> Result<()> {
         let entry = self.entry(name)?;
         let Some(buffers) = &self.blocks[entry.run.block].moments else {
@@ -226,12 +135,12 @@ impl Session {
         Ok(())
     }
 
-    pub(crate) fn has_moments(&self, name: &str) -> Result<bool> {
+    pub fn has_moments(&self, name: &str) -> Result<bool> {
         Ok(self.blocks[self.entry(name)?.run.block].moments.is_some())
     }
 
     /// Names of all states in alphabetical order, with their numbers of elements.
-    pub(crate) fn states(&self) -> BTreeMap<&str, usize> {
+    pub fn states(&self) -> BTreeMap<&str, usize> {
         let states = self.states.iter();
         states
             .map(|(name, tensor)| (name.as_str(), tensor.layout().len()))
@@ -247,7 +156,7 @@ impl Session {
     }
 
     /// Zeroes all accumulated gradients.
-    pub(crate) fn clear_accumulated(&self) -> Result<()> {
+    pub fn clear_accumulated(&self) -> Result<()> {
         let mut recorder = self.gpu.recorder("clear accumulated gradients");
         for buffer in self
             .blocks
@@ -260,7 +169,7 @@ impl Session {
     }
 
     /// Zeroes a state, if there is one of this name.
-    pub(crate) fn clear_state(&self, name: &str) -> Result<()> {
+    pub fn clear_state(&self, name: &str) -> Result<()> {
         match self.states.get(name) {
             Some(tensor) => tensor.upload(&self.gpu, &vec![0.0; tensor.layout().len()]),
             None => Ok(()),
@@ -285,26 +194,26 @@ impl Session {
             .slice(entry.run.offset, entry.layout.size_bytes())
     }
 
-    pub(super) fn state(&self, name: &str) -> Result<BufferSlice> {
+    pub fn state(&self, name: &str) -> Result<BufferSlice> {
         Ok(self.tensor(name)?.slice().clone())
     }
 
-    pub(super) fn block(&self, index: usize) -> &Block {
+    pub fn block(&self, index: usize) -> &Block {
         &self.blocks[index]
     }
 
-    pub(super) fn shadows(&self) -> &Arc<Shadows> {
+    pub fn shadows(&self) -> &Arc<Shadows> {
         &self.shadows
     }
 
     /// Where the parameters of a graph lie, or will.
-    pub(super) fn table(&self, graph: &Graph) -> Result<Table> {
+    pub fn table(&self, graph: &Graph) -> Result<Table> {
         let new = self.new_parameters(graph)?;
         let created = new
             .entries
             .iter()
             .map(|(entry, _)| (&entry.name, entry.run));
-        let created: HashMap<&String, Run> = created.collect();
+        let created: HashMap<&String, Span> = created.collect();
         let mut runs = HashMap::new();
         for (id, value) in graph.parameters() {
             let known = self.by_name.get(&value.name).map(|&i| self.entries[i].run);
@@ -357,7 +266,7 @@ impl Session {
                 shape: value.shape.clone(),
                 taps: value.taps,
                 layout,
-                run: Run {
+                run: Span {
                     block: self.blocks.len() + blocks.len() - 1,
                     offset,
                     bytes,
@@ -368,7 +277,7 @@ impl Session {
         Ok(NewParameters { blocks, entries })
     }
 
-    fn create_parameters(&mut self, graph: &Graph) -> Result<()> {
+    pub fn create_parameters(&mut self, graph: &Graph) -> Result<()> {
         let new = self.new_parameters(graph)?;
         for bytes in new.blocks {
             self.blocks.push(Block {
@@ -422,7 +331,7 @@ impl Session {
         }
     }
 
-    fn create_states(&mut self, graph: &Graph) -> Result<()> {
+    pub fn create_states(&mut self, graph: &Graph) -> Result<()> {
         for (_, value) in graph.values() {
             let Source::State(start) = value.source else {
                 continue;
@@ -447,28 +356,6 @@ impl Session {
     }
 }
 
-impl Entry {
-    fn host_shape(&self) -> Vec<usize> {
-        let dims = self.shape.dims();
-        match (self.taps, dims) {
-            (Some(taps), [out, cols]) => vec![*out, cols / taps, taps],
-            _ => dims.to_vec(),
-        }
-    }
-
-    /// [out, in, k] → [out, k·in]
-    fn to_storage(&self, data: &[f32]) -> Vec<f32> {
-        let taps = self.taps.unwrap_or(1);
-        transpose(data, self.shape.cols() / taps, taps)
-    }
-
-    /// [out, k·in] → [out, in, k]
-    fn to_host_order(&self, data: &[f32]) -> Vec<f32> {
-        let taps = self.taps.unwrap_or(1);
-        transpose(data, taps, self.shape.cols() / taps)
-    }
-}
-
 /// What a parameter or state takes: `expected` finite numbers.
 fn check(name: &str, data: &[f32], expected: usize) -> Result<()> {
     let fail = |reason: String| {
@@ -483,44 +370,5 @@ fn check(name: &str, data: &[f32], expected: usize) -> Result<()> {
     match data.iter().position(|x| !x.is_finite()) {
         Some(i) => fail(format!("element {i} is {}", data[i])),
         None => Ok(()),
-    }
-}
-
-/// Every run of rows × cols elements, transposed.
-fn transpose(data: &[f32], rows: usize, cols: usize) -> Vec<f32> {
-    if rows == 1 || cols == 1 {
-        return data.to_vec();
-    }
-    data.chunks_exact(rows * cols)
-        .flat_map(|matrix| {
-            (0..cols).flat_map(move |c| (0..rows).map(move |r| matrix[r * cols + c]))
-        })
-        .collect()
-}
-
-/// Parameters to be created, and the sizes of their blocks.
-struct NewParameters {
-    blocks: Vec<u64>,
-    entries: Vec<(Entry, Init)>,
-}
-
-/// Runs of the parameters of one graph, and the sizes of all blocks.
-pub(super) struct Table {
-    runs: HashMap<ValueId, Run>,
-    blocks: Vec<u64>,
-}
-
-impl Table {
-    pub fn block_bytes(&self, block: usize) -> u64 {
-        self.blocks.get(block).copied().unwrap_or(0)
-    }
-}
-
-impl Arenas for Table {
-    fn run(&self, parameter: ValueId) -> Result<Run> {
-        self.runs
-            .get(&parameter)
-            .copied()
-            .ok_or_else(|| Error::Graph("a parameter is not in the session".into()))
     }
 }

@@ -12,99 +12,18 @@ use std::collections::HashMap;
 
 use self::matmul::Operands;
 use self::parts::Parts;
-use super::fuse::{Fused, Group};
-use super::{Broadcast, DType, Graph, Op, Source, ValueId, infer};
+use crate::compile::fuse::{Fused, Group};
+use crate::compile::{Arena, Arenas, Lowered, Place, Step, Tuner};
 use crate::error::{Error, Result};
-use crate::gpu::{Alignment, Gpu, Layout};
+use crate::gpu::{Alignment, Layout};
+use crate::graph::{Graph, Op, Source, ValueId, op_name};
 use crate::kernels::{self, Instruction, Kernel, Operand, Program, Target};
+use crate::types::{Broadcast, DType};
 
-/// What a binding of a dispatch refers to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Place {
-    /// A value of the graph.
-    Value(ValueId),
-    /// A stretch of a value's bytes: some of its rows.
-    Part {
-        value: ValueId,
-        offset: u64,
-        bytes: u64,
-    },
-    /// Intermediate storage of one operation, by number.
-    Scratch(usize),
-    /// A run of an arena.
-    Run(Arena, Run),
-}
-
-/// Which of the parallel arenas.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) enum Arena {
-    Parameters,
-    Gradients,
-    /// Gradients added up over runs.
-    Accumulated,
-    FirstMoments,
-    SecondMoments,
-    /// f16 copies of the parameters, at half their offsets.
-    Shadows,
-}
-
-/// A stretch of consecutive parameters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Run {
-    /// Which block of parameters, see [`Session`](super::Session).
-    pub block: usize,
-    pub offset: u64,
-    pub bytes: u64,
-}
-
-impl Run {
-    /// Where the run begins in an arena.
-    pub fn offset_in(&self, arena: Arena) -> u64 {
-        match arena {
-            Arena::Shadows => self.offset / 2,
-            _ => self.offset,
-        }
-    }
-}
-
-/// One dispatch. `places` are in binding order.
-#[derive(Clone, Debug)]
-pub(super) struct Step {
-    pub kernel: Kernel,
-    pub places: Vec<Place>,
-}
-
-/// Everything an executable is made from.
-#[derive(Debug)]
-pub(super) struct Lowered {
-    pub steps: Vec<Step>,
-    /// Gradients that live in an arena, with their parameter.
-    pub pinned: HashMap<ValueId, (Arena, ValueId)>,
-    /// Values that lie in the shadow arena, with their parameter.
-    pub shadows: HashMap<ValueId, ValueId>,
-    /// (value, state) to copy when the run ends.
-    pub assigns: Vec<(ValueId, ValueId)>,
-    /// Reshapes, and values that took the place of others, resolved: by value, the value that holds its elements.
-    pub roots: Vec<ValueId>,
-}
-
-impl Lowered {
-    /// Whether a computed value lies in an arena, so that its memory is not planned.
-    pub fn is_in_arena(&self, id: ValueId) -> bool {
-        self.pinned.contains_key(&id) || self.shadows.contains_key(&id)
-    }
-}
-
-/// Where the session keeps parameters.
-pub(super) trait Arenas {
-    /// The run of one parameter.
-    fn run(&self, parameter: ValueId) -> Result<Run>;
-}
-
-/// `gpu`: where to measure if kernels are to be tuned; without it the built-in rules choose.
-pub(super) fn lower(
+/// `tuner`: chooses kernels by measuring them; without it the built-in rules choose.
+pub(crate) fn lower(
     graph: &Graph,
-    gpu: Option<&Gpu>,
+    tuner: Option<&dyn Tuner>,
     target: Target,
     arenas: &dyn Arenas,
     max_binding: u64,
@@ -113,7 +32,7 @@ pub(super) fn lower(
     let mut lowering = Lowering {
         pinned: arena::pin(&fused)?,
         fused: &fused,
-        gpu,
+        tuner,
         target,
         arenas,
         max_binding,
@@ -152,7 +71,7 @@ pub(super) fn lower(
 
 struct Lowering<'a> {
     fused: &'a Fused<'a>,
-    gpu: Option<&'a Gpu>,
+    tuner: Option<&'a dyn Tuner>,
     target: Target,
     arenas: &'a dyn Arenas,
     max_binding: u64,
@@ -388,7 +307,7 @@ impl Lowering<'_> {
                 entropy.grad(self.layouts(x)?, program)
             }
             op => {
-                return Err(Error::Graph(format!("{} has no kernel", infer::name(op))));
+                return Err(Error::Graph(format!("{} has no kernel", op_name(op))));
             }
         };
         self.step(kernel, [reads, loads, side, stores].concat())?;

@@ -1,19 +1,21 @@
 //! Convolutions: products that gather their windows while they load tiles, or, where a tap has not whole `vec4`s of columns, products
 //! with a matrix of windows.
 
+use super::Lowering;
 use super::matmul::Operands;
-use super::{Lowering, Place};
+use crate::compile::Place;
 use crate::error::{Error, Result};
 use crate::gpu::Layout;
-use crate::graph::{DType, Op, Shape, Trans, Window, infer};
+use crate::graph::{Op, op_name};
 use crate::kernels::conv::{col2im, im2col};
 use crate::kernels::gemm::Gemm;
 use crate::kernels::gemm_windows::gathers;
 use crate::kernels::{Instruction, Program};
+use crate::types::{DType, Shape, Trans, Window};
 
 impl Lowering<'_> {
     /// The step of a convolution or of one of its gradients; `layouts` and `x.ab` as in the operation.
-    pub(super) fn conv(
+    pub(crate) fn conv(
         &mut self,
         op: &Op,
         layouts: [Layout; 2],
@@ -64,10 +66,7 @@ impl Lowering<'_> {
                 let gemm = Gemm::new(columns, second, Trans::NT, width, target)?;
                 self.matmul(gemm, &program, &x)
             }
-            _ => Err(Error::Graph(format!(
-                "{} is no convolution",
-                infer::name(op)
-            ))),
+            _ => Err(Error::Graph(format!("{} is no convolution", op_name(op)))),
         }
     }
 

@@ -3,50 +3,17 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::lower::{Arena, Place, lower};
-use super::memory::Memory;
-use super::plan::{Plan, plan};
-use super::run::Named;
-use super::session::Session;
-use super::shadow::ShadowUse;
-use super::{Graph, Source};
+use super::dispatch::{Dispatch, Input};
+use super::parameters::Parameters;
+use super::tune::Measuring;
+use crate::compile::{Arena, Place, Plan, lower, plan};
 use crate::error::{Error, Result};
-use crate::gpu::{self, BufferSlice, Bundle, Gpu, Layout, ProfileStep, Tensor, Timing};
-use crate::kernels::{Cost, Kernel, MAX_BINDINGS, Target};
-
-#[derive(Debug)]
-pub(super) struct Dispatch {
-    name: &'static str,
-    pub(super) work: gpu::Dispatch,
-    cost: Cost,
-}
-
-impl Dispatch {
-    pub(super) fn new(
-        gpu: &Gpu,
-        target: Target,
-        kernel: &Kernel,
-        turns: &[Vec<BufferSlice>],
-    ) -> Result<Self> {
-        let pipeline = gpu.pipeline(&kernel.key(target), || kernel.source(target))?;
-        let bind_groups = turns
-            .iter()
-            .map(|slices| gpu.bind_group(&pipeline, slices))
-            .collect::<Result<_>>()?;
-        Ok(Self {
-            name: kernel.name(),
-            work: gpu::Dispatch::new(gpu, pipeline, bind_groups, kernel.workgroups())?,
-            cost: kernel.cost(),
-        })
-    }
-}
-
-#[derive(Debug)]
-pub(super) struct Input {
-    pub(super) name: String,
-    pub(super) tensor: Tensor,
-    pub(super) below: Option<u32>,
-}
+use crate::gpu::{BufferSlice, Bundle, Gpu, Layout, ProfileStep, Timing};
+use crate::graph::{Graph, Source};
+use crate::kernels::{MAX_BINDINGS, Target};
+use crate::runtime::memory::Memory;
+use crate::runtime::run::Named;
+use crate::runtime::shadow::ShadowUse;
 
 /// A graph ready to run: one submission a run, nothing left to decide.
 ///
@@ -54,29 +21,35 @@ pub(super) struct Input {
 #[derive(Debug)]
 pub struct Executable {
     gpu: Gpu,
-    pub(super) dispatches: Vec<Dispatch>,
-    pub(super) inputs: Vec<Input>,
-    pub(super) outputs: Vec<(String, BufferSlice, Layout)>,
+    pub(crate) dispatches: Vec<Dispatch>,
+    pub(crate) inputs: Vec<Input>,
+    pub(crate) outputs: Vec<(String, BufferSlice, Layout)>,
     /// The outputs on the host: shared with the results of every run.
-    pub(super) results: Arc<[Named]>,
+    pub(crate) results: Arc<[Named]>,
     /// Inputs, updates of states and outputs around the dispatches.
-    pub(super) bundle: Bundle,
-    pub(super) shadows: ShadowUse,
+    pub(crate) bundle: Bundle,
+    pub(crate) shadows: ShadowUse,
     /// Everything a run overwrites, for [`Executable::poison`].
     intermediates: Vec<BufferSlice>,
     plan: Plan,
 }
 
 impl Executable {
-    pub(super) fn new(session: &Session, graph: &Graph) -> Result<Self> {
-        let gpu = session.gpu();
+    pub(crate) fn new(parameters: &Parameters, graph: &Graph) -> Result<Self> {
+        let gpu = parameters.gpu();
         let capabilities = gpu.capabilities();
         let target = Target::new(capabilities);
-        let table = session.table(graph)?;
+        let table = parameters.table(graph)?;
         let max_binding = capabilities.limits.max_storage_buffer_binding_size;
-        let lowered = lower(graph, Some(gpu), target, &table, max_binding)?;
+        let lowered = lower(
+            graph,
+            Some(&Measuring { gpu, target }),
+            target,
+            &table,
+            max_binding,
+        )?;
         let plan = plan(graph, &lowered, &table, capabilities)?;
-        let memory = Memory::new(session, graph, &lowered, &plan, table)?;
+        let memory = Memory::new(parameters, graph, &lowered, &plan, table)?;
         let mut dispatches = Vec::with_capacity(lowered.steps.len());
         for step in &lowered.steps {
             let kernel = &step.kernel;
@@ -99,7 +72,7 @@ impl Executable {
         }
         for &(value, state) in &lowered.assigns {
             let state = &graph.value(state)?.name;
-            let to = session.state(state)?;
+            let to = parameters.state(state)?;
             bundle.copy(memory.slice(Place::Value(value), to.size())?, to)?;
         }
         let mut outputs = Vec::new();
@@ -141,7 +114,7 @@ impl Executable {
         })
     }
 
-    pub(super) fn input(&self, name: &str) -> Option<&Input> {
+    pub(crate) fn input(&self, name: &str) -> Option<&Input> {
         self.inputs.iter().find(|input| input.name == name)
     }
 

@@ -3,9 +3,12 @@
 mod common;
 
 use common::{Case, gpu, tiled_gpu, tolerance};
-use energyflow::graph::{BinaryOp, Broadcast, DType, Graph, Host, Plan, Session, Trans, ValueId};
+use energyflow::graph::{Graph, ValueId};
 use energyflow::nn::{Draws, Training};
-use energyflow::text::{DistillOptions, Distiller, Encoder, EncoderOptions, Precision};
+use energyflow::runtime::{Host, Plan, Session};
+use energyflow::text::{DistillOptions, Distiller, Encoder, EncoderOptions};
+use energyflow::types::Precision;
+use energyflow::types::{BinaryOp, Broadcast, DType, Trans};
 use energyflow::{Error, Gpu};
 
 fn options(blocks: usize, dropout: f32) -> EncoderOptions {
@@ -26,12 +29,10 @@ fn options(blocks: usize, dropout: f32) -> EncoderOptions {
 const BATCH: usize = 3;
 
 /// All gradients of an encoder's loss as outputs.
-fn graph(options: &EncoderOptions, dtype: DType, checkpoint: bool) -> Graph {
+fn graph(options: &EncoderOptions, dtype: DType, recompute: bool) -> Graph {
     let mut graph = Graph::new();
     let draws = Draws::new(&mut graph, 4).unwrap();
-    let training = Training::default()
-        .draws(Some(draws))
-        .checkpoint(checkpoint);
+    let training = Training::default().draws(Some(draws)).recompute(recompute);
     let n = BATCH * options.length;
     let encoder = Encoder::new(&mut graph, options).unwrap();
     let below = options.vocabulary as u32;
@@ -117,7 +118,7 @@ fn any_segment_has_the_gradients_of_the_reference() {
     let g = &mut case.graph;
     let start = g.matmul(x, w, Trans::NN).unwrap();
     let (y, inner) = g
-        .checkpoint(|g| {
+        .recompute(|g| {
             let a = g.affine(start, 0.5, 0.25)?;
             let b = g.binary(BinaryOp::Max, Broadcast::Same, a, x)?;
             let b = g.dropout(b, 0.4, counter, 0)?;
@@ -142,19 +143,19 @@ fn any_segment_has_the_gradients_of_the_reference() {
 /// live from there on.
 #[test]
 fn nothing_is_computed_again_ahead_of_time() {
-    let live = |checkpoint: bool| {
+    let live = |recompute: bool| {
         let mut case = Case::new(2, DType::F32);
         let (x, w) = (case.input(&[64, 32]), case.parameter(&[32, 32]));
         let g = &mut case.graph;
         let mut y = g.matmul(x, w, Trans::NT).unwrap();
         for _ in 0..5 {
             let build = |g: &mut Graph| {
-                let a = g.unary(energyflow::graph::UnaryOp::Tanh, y)?;
-                let b = g.unary(energyflow::graph::UnaryOp::GeluTanh, a)?;
+                let a = g.unary(energyflow::types::UnaryOp::Tanh, y)?;
+                let b = g.unary(energyflow::types::UnaryOp::GeluTanh, a)?;
                 g.matmul(b, w, Trans::NT)
             };
-            y = match checkpoint {
-                true => g.checkpoint(build).unwrap(),
+            y = match recompute {
+                true => g.recompute(build).unwrap(),
                 false => build(g).unwrap(),
             };
         }
@@ -175,11 +176,11 @@ fn nothing_is_computed_again_ahead_of_time() {
 fn segments_do_not_nest() {
     let mut graph = Graph::new();
     let x = graph.input("x", &[2, 3], DType::F32).unwrap();
-    let nested = graph.checkpoint(|g| g.checkpoint(|g| g.affine(x, 2.0, 0.0)));
+    let nested = graph.recompute(|g| g.recompute(|g| g.affine(x, 2.0, 0.0)));
     assert!(matches!(nested, Err(Error::Graph(_))));
     // Neither the failure nor a segment without nodes leaves anything open.
-    graph.checkpoint(|_| Ok(())).unwrap();
-    let y = graph.checkpoint(|g| g.affine(x, 2.0, 0.0)).unwrap();
+    graph.recompute(|_| Ok(())).unwrap();
+    let y = graph.recompute(|g| g.affine(x, 2.0, 0.0)).unwrap();
     let loss = graph.sum_all(y).unwrap();
     graph.gradients(loss, &[x]).unwrap();
 }
@@ -187,12 +188,12 @@ fn segments_do_not_nest() {
 #[test]
 fn a_checkpointed_training_is_the_plain_one() {
     for precision in [Precision::F32, Precision::Mixed] {
-        let weights = |checkpoint: bool| {
+        let weights = |recompute: bool| {
             let encoder = options(3, 0.1);
             let distill = DistillOptions {
                 batch: BATCH,
                 precision,
-                checkpoint,
+                recompute,
                 ..DistillOptions::default()
             };
             let distiller = Distiller::new(&gpu(), &encoder, &distill).unwrap();

@@ -1,6 +1,7 @@
 //! Runs of an executable on tensors of the caller, inside a recording of the caller.
 
 use super::Executable;
+use super::dispatch::Input;
 use crate::error::{Error, Result};
 use crate::gpu::{Layout, Recorder, Tensor};
 
@@ -17,7 +18,7 @@ impl Executable {
         inputs: &[(&str, &Tensor)],
         outputs: &[(&str, &Tensor)],
     ) -> Result<()> {
-        for super::executable::Input { name, .. } in &self.inputs {
+        for Input { name, .. } in &self.inputs {
             let given = inputs.iter().filter(|(given, _)| *given == name).count();
             if given != 1 {
                 return Err(unknown(name, &format!("the input is given {given} times")));

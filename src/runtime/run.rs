@@ -7,10 +7,11 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use super::executable::Executable;
-use super::{DType, executable};
+use super::dispatch::Input;
 use crate::error::{Error, Result};
 use crate::gpu::{Download, Element, IN_FLIGHT, Layout, Transfer};
+use crate::runtime::executable::Executable;
+use crate::types::DType;
 
 /// Data for an input, dense and row-major.
 #[derive(Clone, Copy, Debug)]
@@ -76,7 +77,7 @@ impl Host<'_> {
 
 /// An output: its name, its layout, and its bytes among those that come back.
 #[derive(Debug)]
-pub(super) struct Named {
+pub(crate) struct Named {
     pub name: String,
     pub layout: Layout,
     pub range: Range<u64>,
@@ -125,7 +126,7 @@ impl Executable {
                 reason,
             })
         };
-        for executable::Input { name, .. } in &self.inputs {
+        for Input { name, .. } in &self.inputs {
             let given = inputs.iter().filter(|(given, _)| given == name).count();
             if given != 1 {
                 return fail(name, format!("the input is given {given} times"));

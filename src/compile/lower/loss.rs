@@ -1,14 +1,16 @@
 //! Cross entropy: the loss of each row, then their mean; or both together with the gradient.
 
-use super::{Lowering, Place};
+use super::Lowering;
+use crate::compile::Place;
 use crate::error::Result;
-use crate::graph::{DType, Node, Source, ValueId};
+use crate::graph::{Node, Source, ValueId};
 use crate::kernels::Program;
 use crate::kernels::loss::{Count, CrossEntropy};
+use crate::types::DType;
 
 impl Lowering<'_> {
     /// The value alone.
-    pub(super) fn cross_entropy(&mut self, entropy: CrossEntropy, node: &Node) -> Result<()> {
+    pub(crate) fn cross_entropy(&mut self, entropy: CrossEntropy, node: &Node) -> Result<()> {
         let [logits, targets] = self.layouts(&node.inputs)?;
         let rows = self.layout(node.outputs[2])?;
         let mut places = self.places(&node.inputs)?;
@@ -18,7 +20,7 @@ impl Lowering<'_> {
     }
 
     /// The value, node `value`, and its gradient, node `node`, with one read of the logits.
-    pub(super) fn cross_entropy_with_gradient(
+    pub(crate) fn cross_entropy_with_gradient(
         &mut self,
         entropy: CrossEntropy,
         [value, node]: [&Node; 2],
@@ -73,7 +75,7 @@ impl Lowering<'_> {
     }
 
     /// How many targets count, and where that stands if it is not known: the gradient needs it before the rows are summed.
-    pub(super) fn count(
+    pub(crate) fn count(
         &mut self,
         entropy: CrossEntropy,
         targets: ValueId,
@@ -90,7 +92,7 @@ impl Lowering<'_> {
     }
 
     /// Loss and count of a node whose row losses are there.
-    pub(super) fn cross_entropy_total(
+    pub(crate) fn cross_entropy_total(
         &mut self,
         entropy: CrossEntropy,
         node: &Node,

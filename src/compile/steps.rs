@@ -1,0 +1,102 @@
+//! What lowering makes: steps, the places they bind, and the arenas of parameters that run parallel to each other.
+
+use std::collections::HashMap;
+
+use crate::error::Result;
+use crate::graph::ValueId;
+use crate::kernels::Kernel;
+
+/// What a binding of a dispatch refers to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Place {
+    /// A value of the graph.
+    Value(ValueId),
+    /// A stretch of a value's bytes: some of its rows.
+    Part {
+        value: ValueId,
+        offset: u64,
+        bytes: u64,
+    },
+    /// Intermediate storage of one operation, by number.
+    Scratch(usize),
+    /// A run of an arena.
+    Span(Arena, Span),
+}
+
+/// Which of the parallel arenas.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Arena {
+    Parameters,
+    Gradients,
+    /// Gradients added up over runs.
+    Accumulated,
+    FirstMoments,
+    SecondMoments,
+    /// f16 copies of the parameters, at half their offsets.
+    Shadows,
+}
+
+/// A stretch of consecutive parameters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Span {
+    /// Which block of parameters, see [`Session`](super::Session).
+    pub block: usize,
+    pub offset: u64,
+    pub bytes: u64,
+}
+
+impl Span {
+    /// Where the run begins in an arena.
+    pub fn offset_in(&self, arena: Arena) -> u64 {
+        match arena {
+            Arena::Shadows => self.offset / 2,
+            _ => self.offset,
+        }
+    }
+}
+
+/// One dispatch. `places` are in binding order.
+#[derive(Clone, Debug)]
+pub(crate) struct Step {
+    pub kernel: Kernel,
+    pub places: Vec<Place>,
+}
+
+/// Everything an executable is made from.
+#[derive(Debug)]
+pub(crate) struct Lowered {
+    pub steps: Vec<Step>,
+    /// Gradients that live in an arena, with their parameter.
+    pub pinned: HashMap<ValueId, (Arena, ValueId)>,
+    /// Values that lie in the shadow arena, with their parameter.
+    pub shadows: HashMap<ValueId, ValueId>,
+    /// (value, state) to copy when the run ends.
+    pub assigns: Vec<(ValueId, ValueId)>,
+    /// Reshapes, and values that took the place of others, resolved: by value, the value that holds its elements.
+    pub roots: Vec<ValueId>,
+}
+
+impl Lowered {
+    /// Whether a computed value lies in an arena, so that its memory is not planned.
+    pub fn is_in_arena(&self, id: ValueId) -> bool {
+        self.pinned.contains_key(&id) || self.shadows.contains_key(&id)
+    }
+}
+
+/// Chooses among variants of a kernel by measuring them.
+pub(crate) trait Tuner {
+    /// The index of the variant to use for the work that `key` describes. `names` tell the variants apart; the first is the built-in
+    /// default. `build` makes the steps of a variant.
+    fn choose(
+        &self,
+        key: &str,
+        names: &[String],
+        build: &dyn Fn(usize) -> Result<Vec<Step>>,
+    ) -> Result<usize>;
+}
+
+/// Where the session keeps parameters.
+pub(crate) trait Arenas {
+    /// The run of one parameter.
+    fn run(&self, parameter: ValueId) -> Result<Span>;
+}

@@ -1,0 +1,155 @@
+//! Where graphs become executables, on parameters that they share.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use super::executable::Executable;
+use super::parameters::Parameters;
+use crate::compile::{Plan, lower, plan};
+use crate::error::Result;
+use crate::gpu::Gpu;
+use crate::graph::Graph;
+use crate::kernels::Target;
+
+/// Counts of the cache of executables.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SessionStats {
+    /// Graphs found compiled.
+    pub hits: u64,
+    /// Graphs compiled.
+    pub misses: u64,
+    /// Times that a block of parameters was copied to f16 by a dispatch of its own, because something other than the step of a
+    /// graph that reads the copy had changed a parameter.
+    pub shadow_refreshes: u64,
+}
+
+/// Parameters, optimizer moments and states by name, on one device, shared by all graphs compiled here.
+///
+/// All parameters of a graph lie one behind the other in one buffer, their gradients and moments in parallel ones, so that a
+/// norm or an optimizer step is one dispatch for the whole network.
+#[derive(Debug)]
+pub struct Session {
+    parameters: Parameters,
+    executables: HashMap<String, Arc<Executable>>,
+    stats: SessionStats,
+}
+
+impl Session {
+    /// An empty session; parameters start from `seed`, each from its own stream, so that their order does not matter.
+    #[must_use]
+    pub fn new(gpu: &Gpu, seed: u64) -> Self {
+        Self {
+            parameters: Parameters::new(gpu, seed),
+            executables: HashMap::new(),
+            stats: SessionStats::default(),
+        }
+    }
+
+    /// The device.
+    #[must_use]
+    pub fn gpu(&self) -> &Gpu {
+        self.parameters.gpu()
+    }
+
+    /// Hits and misses of [`Session::compile`], and what keeping f16 copies took.
+    #[must_use]
+    pub fn stats(&self) -> SessionStats {
+        SessionStats {
+            shadow_refreshes: self.parameters.shadows().refreshes(),
+            ..self.stats
+        }
+    }
+
+    /// The executable of a graph: compiled now, or found because an equal graph was compiled before.
+    ///
+    /// Parameters and states that the session does not know yet are created and initialised.
+    ///
+    /// # Errors
+    /// [`Error::Graph`](crate::Error::Graph) when a name is known with another shape; [`Error::Limit`](crate::Error::Limit), [`Error::OutOfMemory`](crate::Error::OutOfMemory),
+    /// [`Error::Validation`](crate::Error::Validation), [`Error::DeviceLost`](crate::Error::DeviceLost) from the device.
+    pub fn compile(&mut self, graph: &Graph) -> Result<Arc<Executable>> {
+        let key = graph.to_string();
+        if let Some(executable) = self.executables.get(&key) {
+            self.stats.hits += 1;
+            return Ok(Arc::clone(executable));
+        }
+        self.parameters.create_parameters(graph)?;
+        self.parameters.create_states(graph)?;
+        let executable = Arc::new(Executable::new(&self.parameters, graph)?);
+        self.stats.misses += 1;
+        self.executables.insert(key, Arc::clone(&executable));
+        Ok(executable)
+    }
+
+    /// What [`Session::compile`] would need for a graph: nothing is compiled, nothing allocated. Kernels are chosen by the built-in
+    /// rules, so that a tuner's choices may change the scratch memory of products.
+    ///
+    /// # Errors
+    /// As [`Session::compile`] for a graph that cannot be compiled; values that are too large for the adapter are planned nevertheless.
+    pub fn plan(&self, graph: &Graph) -> Result<Plan> {
+        let capabilities = self.gpu().capabilities();
+        let max_binding = capabilities.limits.max_storage_buffer_binding_size;
+        let table = self.parameters.table(graph)?;
+        let target = Target::new(capabilities);
+        let lowered = lower(graph, None, target, &table, max_binding)?;
+        plan(graph, &lowered, &table, capabilities)
+    }
+
+    /// Names and host shapes of all parameters, in the order of their creation.
+    pub fn parameters(&self) -> impl Iterator<Item = (&str, Vec<usize>)> {
+        let entries = self.parameters.entries().iter();
+        entries.map(|entry| (entry.name.as_str(), entry.host_shape()))
+    }
+
+    /// The elements of a parameter or state in the order of its host shape.
+    ///
+    /// # Errors
+    /// [`Error::Data`](crate::Error::Data) for an unknown name; [`Error::OutOfMemory`](crate::Error::OutOfMemory), [`Error::DeviceLost`](crate::Error::DeviceLost).
+    pub fn get(&self, name: &str) -> Result<Vec<f32>> {
+        self.parameters.get(name)
+    }
+
+    /// Replaces the elements of a parameter or state, given in the order of its host shape.
+    ///
+    /// # Errors
+    /// [`Error::Data`](crate::Error::Data) for an unknown name, a wrong number of elements, NaN or infinity; [`Error::DeviceLost`](crate::Error::DeviceLost).
+    pub fn set(&mut self, name: &str, data: &[f32]) -> Result<()> {
+        self.parameters.set(name, data)
+    }
+
+    /// First and second moments of a parameter in the order of its host shape; `None` before a graph with AdamW was compiled.
+    ///
+    /// # Errors
+    /// As [`Session::get`].
+    pub fn moments(&self, name: &str) -> Result<Option<[Vec<f32>; 2]>> {
+        self.parameters.moments(name)
+    }
+
+    /// Replaces the moments of a parameter, given in the order of its host shape.
+    ///
+    /// # Errors
+    /// As [`Session::set`]; [`Error::Data`](crate::Error::Data) before a graph with AdamW was compiled.
+    pub fn set_moments(&mut self, name: &str, moments: [&[f32]; 2]) -> Result<()> {
+        self.parameters.set_moments(name, moments)
+    }
+
+    pub(crate) fn has_moments(&self, name: &str) -> Result<bool> {
+        self.parameters.has_moments(name)
+    }
+
+    /// Names of all states in alphabetical order, with their numbers of elements.
+    pub(crate) fn states(&self) -> BTreeMap<&str, usize> {
+        self.parameters.states()
+    }
+
+    /// Zeroes all accumulated gradients.
+    pub(crate) fn clear_accumulated(&self) -> Result<()> {
+        self.parameters.clear_accumulated()
+    }
+
+    /// Zeroes a state, if there is one of this name.
+    pub(crate) fn clear_state(&self, name: &str) -> Result<()> {
+        self.parameters.clear_state(name)
+    }
+}
