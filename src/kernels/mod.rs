@@ -8,6 +8,7 @@ pub(crate) mod elementwise;
 pub(crate) mod embedding;
 pub(crate) mod gemm;
 mod gemm_choice;
+mod gemm_conv;
 mod gemm_cooperative;
 pub(crate) mod gemm_windows;
 pub(crate) mod layer_norm;
