@@ -4,7 +4,7 @@ mod common;
 
 use common::{Case, baseline_gpu, compare, gpu, packed_gpu, tiled_gpu, tolerance};
 use energyflow::graph::{Graph, Op, ValueId};
-use energyflow::nn::{Draws, Dropout, Gelu, Tcn, TcnOptions, Training};
+use energyflow::nn::{Draws, Dropout, Mode, Tcn, TcnOptions};
 use energyflow::reference::{Array, Interpreter};
 use energyflow::runtime::{Host, Session};
 use energyflow::text::{
@@ -138,11 +138,11 @@ impl Ones {
     fn new(dims: &[usize], rate: f32, seed: u64, streams: usize) -> Self {
         let mut graph = Graph::new();
         let draws = Draws::new(&mut graph, seed).unwrap();
-        let training = Training::default().draws(Some(draws));
+        let mode = Mode::train(Some(draws));
         let one = graph.constant(dims, 1.0).unwrap();
         for stream in 0..streams {
             let dropout = Dropout::new(rate).unwrap();
-            let y = dropout.forward(&mut graph, one, &training).unwrap();
+            let y = dropout.forward(&mut graph, one, mode).unwrap();
             graph.output(&stream.to_string(), y).unwrap();
         }
         Self {
@@ -232,15 +232,7 @@ fn the_seed_decides_and_the_counter_is_a_state() {
 }
 
 fn options(dropout: f32) -> TcnOptions {
-    TcnOptions {
-        width: 6,
-        hidden: 10,
-        kernel: 3,
-        dilations: vec![1, 2],
-        gelu: Gelu::Tanh,
-        eps: 1e-5,
-        dropout,
-    }
+    TcnOptions::new(6, 10, &[1, 2]).dropout(dropout)
 }
 
 #[test]
@@ -281,10 +273,10 @@ fn without_a_rate_or_outside_training_nothing_is_added() {
     let text = |dropout: f32, drawing: bool| {
         let mut graph = Graph::new();
         let draws = Draws::new(&mut graph, 0).unwrap();
-        let training = Training::default().draws(drawing.then_some(draws));
+        let mode = Mode::train(drawing.then_some(draws));
         let x = graph.input("x", &[2, 7, 6], DType::F32).unwrap();
         let tcn = Tcn::new(&mut graph, "blocks", &options(dropout)).unwrap();
-        let y = tcn.forward_in(&mut graph, x, None, &training).unwrap();
+        let y = tcn.forward_in(&mut graph, x, None, mode).unwrap();
         graph.output("y", y).unwrap();
         graph.to_string()
     };

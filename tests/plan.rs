@@ -39,15 +39,8 @@ fn chunked_decoder(dtype: DType, blocks: usize) -> Result<Graph> {
     let mut graph = Graph::new();
     let init = Init::Uniform(0.5);
     let embedding = Embedding::new(&mut graph, "embedding", vocabulary, width, None, init)?;
-    let options = TcnOptions {
-        width,
-        hidden: 512,
-        kernel: 5,
-        dilations: (0..blocks).map(|i| 1 << (i % 5)).collect(),
-        gelu: Gelu::Tanh,
-        eps: 1e-5,
-        dropout: 0.0,
-    };
+    let dilations: Vec<usize> = (0..blocks).map(|i| 1 << (i % 5)).collect();
+    let options = TcnOptions::new(width, 512, &dilations).kernel(5);
     let tcn = Tcn::new(&mut graph, "blocks", &options)?;
     let head = Linear::new(&mut graph, "head", width, vocabulary, true)?;
     let ids = graph.index_input("ids", batch * length, vocabulary as u32)?;

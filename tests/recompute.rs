@@ -4,7 +4,7 @@ mod common;
 
 use common::{Case, gpu, tiled_gpu, tolerance};
 use energyflow::graph::{Graph, ValueId};
-use energyflow::nn::{Draws, Training};
+use energyflow::nn::{Draws, Mode};
 use energyflow::runtime::{Host, Plan, Session};
 use energyflow::text::{DistillOptions, Distiller, Encoder, EncoderOptions};
 use energyflow::types::Precision;
@@ -32,7 +32,7 @@ const BATCH: usize = 3;
 fn graph(options: &EncoderOptions, dtype: DType, recompute: bool) -> Graph {
     let mut graph = Graph::new();
     let draws = Draws::new(&mut graph, 4).unwrap();
-    let training = Training::default().draws(Some(draws)).recompute(recompute);
+    let mode = Mode::train(Some(draws)).recompute(recompute);
     let n = BATCH * options.length;
     let encoder = Encoder::new(&mut graph, options).unwrap();
     let below = options.vocabulary as u32;
@@ -40,7 +40,7 @@ fn graph(options: &EncoderOptions, dtype: DType, recompute: bool) -> Graph {
     let mask = graph.input("mask", &[n], DType::F32).unwrap();
     let dims = [BATCH, options.embedding];
     let target = graph.input("target", &dims, DType::F32).unwrap();
-    let z = encoder.forward_in(&mut graph, ids, mask, dtype, &training);
+    let z = encoder.forward_in(&mut graph, ids, mask, dtype, mode);
     let kd = graph.kd_loss(z.unwrap(), target, 1.0, 0.5).unwrap();
     let parameters: Vec<ValueId> = graph.parameters().map(|(id, _)| id).collect();
     let gradients = graph.gradients(kd.loss, &parameters).unwrap();

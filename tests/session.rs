@@ -367,6 +367,7 @@ fn inputs_are_checked_by_name_type_and_number() {
     let ids = graph.index_input("ids", 4, 2).unwrap();
     let rows = graph.gather(w, ids, None).unwrap();
     let y = graph.sum_all(rows).unwrap();
+    let x = graph.cast(x, DType::F32).unwrap();
     let z = graph.add(w, x).unwrap();
     graph.output("y", y).unwrap();
     graph.output("z", z).unwrap();
@@ -385,20 +386,24 @@ fn inputs_are_checked_by_name_type_and_number() {
     assert_eq!(good.get("z").unwrap(), [2.0; 6]);
     assert_eq!(good.scalar("y").unwrap(), 12.0);
     for (inputs, name, part) in [
-        (vec![x, w], "ids", "given 0 times"),
-        (vec![x, w, ids, w], "w", "given 2 times"),
-        (vec![x, w, ids, ("v", w.1)], "v", "no such input"),
+        (vec![x, w], "ids", "input \"ids\" is not given"),
+        (vec![x, w, ids, w], "w", "is given 2 times"),
+        (
+            vec![x, w, ids, ("v", w.1)],
+            "v",
+            "unknown input \"v\"; inputs are: x [2, 3] f16, w [2, 3] f32, ids [4] u32",
+        ),
         (
             vec![x, ("w", Host::from(&floats[1..])), ids],
             "w",
             "needs 6",
         ),
-        (vec![x, ("w", ids.1), ids], "w", "needs 6"),
+        (vec![x, ("w", ids.1), ids], "w", "needs 6 f32, got 4 u32"),
         (vec![x, ("w", Host::from(&halves[..])), ids], "w", "f32"),
         (
             vec![x, w, ("ids", Host::from(&floats[..4]))],
             "ids",
-            "needs 4 elements of u32",
+            "input \"ids\" [4]: needs 4 u32, got 4 f32",
         ),
         (
             vec![x, w, ("ids", Host::from(&[0, 1, 2, 0u32][..]))],

@@ -1,7 +1,7 @@
 //! The cases: names, shapes, work.
 
 use energyflow::graph::{Init, Op};
-use energyflow::nn::{Draws, Embedding, Gelu, Linear, Tcn, TcnOptions, Training};
+use energyflow::nn::{Draws, Embedding, Gelu, Linear, Mode, Tcn, TcnOptions};
 use energyflow::text::{Encoder, EncoderOptions};
 use energyflow::train::{AdamW, LossScale};
 use energyflow::types::Trans;
@@ -250,8 +250,8 @@ fn encoder_train(w: &mut Workload, dtype: DType, dropout: f32, recompute: bool) 
         0.0 => None,
         _ => Some(Draws::new(&mut w.graph, 0)?),
     };
-    let training = Training::default().draws(draws).recompute(recompute);
-    let y = encoder.forward_in(&mut w.graph, ids, mask, dtype, &training)?;
+    let mode = Mode::train(draws).recompute(recompute);
+    let y = encoder.forward_in(&mut w.graph, ids, mask, dtype, mode)?;
     let loss = w.graph.kd_loss(y, target, 1.0, 1.0)?.loss;
     let blocks = block_flops(
         BATCH * LENGTH,
@@ -268,15 +268,7 @@ fn encoder_train(w: &mut Workload, dtype: DType, dropout: f32, recompute: bool) 
 fn decoder_train(w: &mut Workload, dtype: DType, chunked: bool) -> Result<()> {
     let (batch, width) = (32, 768);
     let rows = batch * LENGTH;
-    let options = TcnOptions {
-        width,
-        hidden: 512,
-        kernel: 3,
-        dilations: vec![1, 2],
-        gelu: Gelu::Tanh,
-        eps: 1e-5,
-        dropout: 0.0,
-    };
+    let options = TcnOptions::new(width, 512, &[1, 2]);
     let init = Init::Uniform(0.5);
     let embedding = Embedding::new(&mut w.graph, "embedding", VOCABULARY, width, None, init)?;
     let condition = Linear::new(&mut w.graph, "condition", width, width, true)?;

@@ -41,6 +41,7 @@ const TEMPLATES: &[(&str, &str)] = templates![
     "layer_norm_grad",
     "masked_mean_grad",
     "norm_partial",
+    "reshape",
     "row_sums",
     "shared/cell",
     "shared/group",

@@ -55,11 +55,12 @@ impl Interpreter {
         &self.variables
     }
 
-    /// Runs `graph` once and returns its named outputs. An output that is a parameter or state has its value after the run.
+    /// Runs `graph` once and returns its named outputs. An output that is a parameter or state has its value after the run; one that was
+    /// declared before an update became a copy when the update was declared.
     ///
     /// # Errors
-    /// [`Error::Data`] names an input that is missing, unknown, given twice, of the wrong shape or not a valid index, or a
-    /// variable that has no value or the wrong shape; [`Error::Shape`] reports an index outside its table.
+    /// [`Error::Data`] names an input that is missing though a result depends on it, unknown, given twice, of the wrong shape or not a
+    /// valid index, or a variable that has no value or the wrong shape; [`Error::Shape`] reports an index outside of its table.
     /// A failed run leaves all variables as they were.
     pub fn run(
         &mut self,
@@ -74,7 +75,7 @@ impl Interpreter {
         outputs.collect()
     }
 
-    /// As [`Interpreter::run`], but returns every value of the graph.
+    /// As [`Interpreter::run`], but returns every value of the graph, except those that depend on an input that was left out.
     ///
     /// # Errors
     /// As [`Interpreter::run`].
@@ -108,6 +109,8 @@ impl Interpreter {
                     let shape = graph.value(*state)?.shape.clone();
                     values.insert(*state, Array::with_shape(shape, data)?);
                 }
+                // It reads an input that was left out, and no result depends on it.
+                (_, operands) if operands.iter().any(|id| !values.contains_key(id)) => {}
                 (op, operands) => {
                     let operands = operands.iter().map(|&id| lookup(&values, id));
                     let results = evaluate(op, &operands.collect::<Result<Vec<_>>>()?)?;
@@ -137,14 +140,20 @@ impl Interpreter {
         }
         let mut values = HashMap::new();
         let mut known = HashSet::new();
+        let wanted = graph.wanted();
         for (id, value) in graph.values() {
             let name = value.name.as_str();
             let array = match value.source {
                 Source::Input { below } => {
                     known.insert(name);
-                    let array = given
-                        .get(name)
-                        .ok_or_else(|| data_error(name, "this input is not given"))?;
+                    let Some(array) = given.get(name) else {
+                        if !wanted[id.index()] {
+                            continue;
+                        }
+                        let (shape, dtype) = (&value.shape, value.dtype);
+                        let reason = format!("input {name:?} is not given: {name} {shape} {dtype}");
+                        return Err(data_error(name, &reason));
+                    };
                     check_shape(value, array)?;
                     check_indices(value, below, array)?;
                     stored(value, array.data().to_vec())?
@@ -165,7 +174,16 @@ impl Interpreter {
             values.insert(id, array);
         }
         match given.keys().find(|name| !known.contains(*name)) {
-            Some(name) => Err(data_error(name, "the graph has no such input")),
+            Some(name) => {
+                let inputs = graph.values();
+                let inputs = inputs.filter(|(_, v)| matches!(v.source, Source::Input { .. }));
+                let inputs: Vec<String> = inputs
+                    .map(|(_, v)| format!("{} {} {}", v.name, v.shape, v.dtype))
+                    .collect();
+                let known = inputs.join(", ");
+                let reason = format!("unknown input {name:?}; inputs are: {known}");
+                Err(data_error(name, &reason))
+            }
             None => Ok(values),
         }
     }

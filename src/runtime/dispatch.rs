@@ -1,8 +1,11 @@
 //! What an executable encodes, and what it reads from the host.
 
+use std::fmt;
+
 use crate::error::Result;
 use crate::gpu::{self, BufferSlice, Gpu, Tensor};
 use crate::kernels::{Cost, Kernel, Target};
+use crate::types::Shape;
 
 /// A kernel with its bindings.
 #[derive(Debug)]
@@ -36,6 +39,17 @@ impl Dispatch {
 #[derive(Debug)]
 pub(crate) struct Input {
     pub name: String,
+    pub shape: Shape,
     pub tensor: Tensor,
     pub below: Option<u32>,
+    /// Whether a run needs it.
+    pub is_read: bool,
+}
+
+/// Name, shape and element type.
+impl fmt::Display for Input {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let dtype = self.tensor.layout().dtype();
+        write!(f, "{} {} {dtype}", self.name, self.shape)
+    }
 }

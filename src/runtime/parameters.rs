@@ -234,6 +234,7 @@ impl Parameters {
         let largest = limits.max_storage_buffer_binding_size;
         let mut blocks: Vec<u64> = Vec::new();
         let mut entries: Vec<(Entry, Init)> = Vec::new();
+        self.check_kinds(graph)?;
         for (_, value) in graph.parameters() {
             if let Some(&known) = self.by_name.get(&value.name) {
                 let known = &self.entries[known];
@@ -275,6 +276,24 @@ impl Parameters {
             entries.push((entry, init));
         }
         Ok(NewParameters { blocks, entries })
+    }
+
+    /// A name is that of a parameter or of a state, in all graphs of the session.
+    fn check_kinds(&self, graph: &Graph) -> Result<()> {
+        for (_, value) in graph.values() {
+            let name = &value.name;
+            let (kind, other, taken) = match value.source {
+                Source::Parameter(_) => ("parameter", "state", self.states.contains_key(name)),
+                Source::State(_) => ("state", "parameter", self.by_name.contains_key(name)),
+                _ => continue,
+            };
+            if taken {
+                return Err(Error::Graph(format!(
+                    "{kind} {name:?} is a {other} in another graph of this session; give one of them another name"
+                )));
+            }
+        }
+        Ok(())
     }
 
     pub fn create_parameters(&mut self, graph: &Graph) -> Result<()> {

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::encoder::{PADDING, check};
 use crate::error::{Error, Result};
 use crate::graph::{CrossEntropy, Graph, Init, ValueId};
-use crate::nn::{Embedding, Gelu, Linear, Tcn, TcnBlock, TcnOptions, Training};
+use crate::nn::{Embedding, Gelu, Linear, Mode, Tcn, TcnBlock, TcnOptions};
 use crate::types::DType;
 
 /// Sizes of a [`Decoder`].
@@ -153,10 +153,10 @@ impl Decoder {
         mask: Option<ValueId>,
         dtype: DType,
     ) -> Result<ValueId> {
-        self.forward_in(graph, [ids, z], mask, dtype, &Training::default())
+        self.forward_in(graph, [ids, z], mask, dtype, Mode::Eval)
     }
 
-    /// As [`Decoder::forward`], in training.
+    /// As [`Decoder::forward`], in evaluation or training.
     ///
     /// # Errors
     /// As [`Decoder::forward`].
@@ -166,7 +166,7 @@ impl Decoder {
         [ids, z]: [ValueId; 2],
         mask: Option<ValueId>,
         dtype: DType,
-        training: &Training,
+        mode: Mode,
     ) -> Result<ValueId> {
         let shape = &graph.value(ids)?.shape;
         if !shape.cols().is_multiple_of(self.length) {
@@ -179,7 +179,7 @@ impl Decoder {
         let x = self.embedding.forward(graph, ids, dtype)?;
         let x = graph.reshape(x, &[batch, self.length, self.width])?;
         let x = graph.add_over_time(x, z)?;
-        self.tcn.forward_in(graph, x, mask, training)
+        self.tcn.forward_in(graph, x, mask, mode)
     }
 
     /// Mean cross entropy of the next tokens over the targets that count: states from [`Decoder::forward`], targets u32 [B·L] as

@@ -10,7 +10,7 @@ use super::steps::{self, Step, Whole};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::graph::{CrossEntropy, Graph};
-use crate::nn::Training;
+use crate::nn::Mode;
 use crate::runtime::{Executable, Host, Outputs, Pending, Session};
 use crate::train::{AdamW, Checkpoint, StepOutputs, Weights};
 use crate::types::{DType, Precision};
@@ -147,8 +147,8 @@ impl DecoderTrainer {
         };
         let step = Step::new(&mut session, sizes, &graph, update)?;
         let mut graph = Graph::new();
-        let mode = Training::default();
-        let ce = loss(&mut graph, decoder, training.batch, 0.0, (dtype, &mode))?;
+        let mode = Mode::Eval;
+        let ce = loss(&mut graph, decoder, training.batch, 0.0, (dtype, mode))?;
         graph.output("loss", ce.loss)?;
         graph.output("tokens", ce.count)?;
         let evaluate = session.compile(&graph)?;
@@ -318,13 +318,7 @@ fn training_graph(
     let mut graph = Graph::new();
     let (seed, recompute) = (options.seed, options.recompute);
     let mode = steps::training(&mut graph, decoder.dropout, seed, recompute)?;
-    let ce = loss(
-        &mut graph,
-        decoder,
-        batch,
-        options.smoothing,
-        (dtype, &mode),
-    )?;
+    let ce = loss(&mut graph, decoder, batch, options.smoothing, (dtype, mode))?;
     let mut metrics = vec![("loss", ce.loss)];
     if options.micro_batches == 1 {
         // Of several, their number is the sum of the weights.
@@ -347,7 +341,7 @@ fn loss(
     options: &DecoderOptions,
     batch: usize,
     smoothing: f32,
-    (dtype, training): (DType, &Training),
+    (dtype, mode): (DType, Mode),
 ) -> Result<CrossEntropy> {
     let decoder = Decoder::new(graph, options)?;
     let n = batch * options.length;
@@ -359,6 +353,6 @@ fn loss(
     let mask = graph.input("mask", &[n], DType::F32)?;
     let z = graph.input("z", &[batch, options.embedding], DType::F32)?;
     let targets = graph.index_input("targets", n, below)?;
-    let states = decoder.forward_in(graph, [ids, z], Some(mask), dtype, training)?;
+    let states = decoder.forward_in(graph, [ids, z], Some(mask), dtype, mode)?;
     decoder.loss(graph, states, targets, smoothing)
 }

@@ -10,7 +10,7 @@ use super::steps::{self, Step};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::graph::{Graph, ValueId};
-use crate::nn::Training;
+use crate::nn::Mode;
 use crate::runtime::{Executable, Host, Outputs, Pending, Session};
 use crate::train::{AdamW, Checkpoint, StepOutputs, Weights};
 use crate::types::{DType, Precision};
@@ -148,8 +148,7 @@ impl Distiller {
         };
         let step = Step::new(&mut session, sizes, &training, update)?;
         let mut graph = Graph::new();
-        let training = Training::default();
-        let z = forward(&mut graph, encoder, options.batch, dtype, &training)?;
+        let z = forward(&mut graph, encoder, options.batch, dtype, Mode::Eval)?;
         graph.output("z", z)?;
         let embed = session.compile(&graph)?;
         Ok(Self {
@@ -321,7 +320,7 @@ fn forward(
     options: &EncoderOptions,
     batch: usize,
     dtype: DType,
-    training: &Training,
+    mode: Mode,
 ) -> Result<ValueId> {
     let encoder = Encoder::new(graph, options)?;
     let n = batch * options.length;
@@ -331,7 +330,7 @@ fn forward(
     })?;
     let ids = graph.index_input("ids", n, below)?;
     let mask = graph.input("mask", &[n], DType::F32)?;
-    encoder.forward_in(graph, ids, mask, dtype, training)
+    encoder.forward_in(graph, ids, mask, dtype, mode)
 }
 
 fn training_graph(
@@ -343,8 +342,8 @@ fn training_graph(
 ) -> Result<Graph> {
     let mut graph = Graph::new();
     let (seed, recompute) = (options.seed, options.recompute);
-    let training = steps::training(&mut graph, encoder.dropout, seed, recompute)?;
-    let z = forward(&mut graph, encoder, batch, dtype, &training)?;
+    let mode = steps::training(&mut graph, encoder.dropout, seed, recompute)?;
+    let z = forward(&mut graph, encoder, batch, dtype, mode)?;
     let target = graph.input("target", &[batch, encoder.embedding], DType::F32)?;
     let kd = graph.kd_loss(z, target, options.alpha, options.beta)?;
     // All micro-batches have the same number of samples.

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Init, ValueId};
-use crate::nn::{Embedding, Gelu, Linear, Tcn, TcnOptions, Training};
+use crate::nn::{Embedding, Gelu, Linear, Mode, Tcn, TcnOptions};
 use crate::types::{DType, UnaryOp};
 
 /// Sizes of an [`Encoder`].
@@ -127,10 +127,10 @@ impl Encoder {
         mask: ValueId,
         dtype: DType,
     ) -> Result<ValueId> {
-        self.forward_in(graph, ids, mask, dtype, &Training::default())
+        self.forward_in(graph, ids, mask, dtype, Mode::Eval)
     }
 
-    /// As [`Encoder::forward`], in training.
+    /// As [`Encoder::forward`], in evaluation or training.
     ///
     /// # Errors
     /// As [`Encoder::forward`].
@@ -140,7 +140,7 @@ impl Encoder {
         ids: ValueId,
         mask: ValueId,
         dtype: DType,
-        training: &Training,
+        mode: Mode,
     ) -> Result<ValueId> {
         let shape = &graph.value(ids)?.shape;
         if !shape.cols().is_multiple_of(self.length) {
@@ -150,7 +150,7 @@ impl Encoder {
         let batch = shape.cols() / self.length;
         let x = self.embedding.forward(graph, ids, dtype)?;
         let x = graph.reshape(x, &[batch, self.length, self.width])?;
-        let x = self.tcn.forward_in(graph, x, Some(mask), training)?;
+        let x = self.tcn.forward_in(graph, x, Some(mask), mode)?;
         let pooled = graph.masked_mean(x, mask)?;
         let z = self.projection.forward_as(graph, pooled, DType::F32)?;
         match self.tanh {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::batches::{Batch, Batches};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, ValueId};
-use crate::nn::{Draws, Training};
+use crate::nn::{Draws, Mode};
 use crate::runtime::{Executable, Host, Outputs, Pending, Session};
 use crate::train::{self, AdamW, LossScale, trainable};
 use crate::types::{DType, Precision};
@@ -30,12 +30,12 @@ pub(super) fn training(
     dropout: f32,
     seed: u64,
     recompute: bool,
-) -> Result<Training> {
+) -> Result<Mode> {
     let draws = match dropout {
         0.0 => None,
         _ => Some(Draws::new(graph, seed)?),
     };
-    Ok(Training::default().draws(draws).recompute(recompute))
+    Ok(Mode::train(draws).recompute(recompute))
 }
 
 /// Adds what trains all parameters but the frozen ones on `loss`, the mean over `weight` samples or tokens: a whole step with outputs

@@ -16,7 +16,7 @@ use crate::compile::fuse::{Fused, Group};
 use crate::compile::{Arena, Arenas, Lowered, Place, Step, Tuner};
 use crate::error::{Error, Result};
 use crate::gpu::{Alignment, Layout};
-use crate::graph::{Graph, Op, Source, ValueId, op_name};
+use crate::graph::{Graph, Op, Source, ValueId};
 use crate::kernels::{self, Instruction, Kernel, Operand, Program, Target};
 use crate::types::{Broadcast, DType};
 
@@ -216,7 +216,7 @@ impl Lowering<'_> {
                     instructions.push(Instruction::Dropout(draw, x, counter));
                     instructions.len() - 1
                 }
-                // Registers are f32; a cast happens in the store.
+                // Registers are f32: a cast happens in the store, and a reshape that keeps rows and columns is a copy.
                 _ => inputs[0],
             };
             registers.insert(node.outputs[0], register);
@@ -307,7 +307,7 @@ impl Lowering<'_> {
                 entropy.grad(self.layouts(x)?, program)
             }
             op => {
-                return Err(Error::Graph(format!("{} has no kernel", op_name(op))));
+                return Err(Error::Graph(format!("{} has no kernel", op.name())));
             }
         };
         self.step(kernel, [reads, loads, side, stores].concat())?;

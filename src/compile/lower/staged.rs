@@ -17,6 +17,12 @@ impl Lowering<'_> {
         let x = node.inputs.as_slice();
         let target = self.target;
         match &node.op {
+            Op::Reshape => {
+                let (input, output) = (self.layout(x[0])?, self.layout(node.outputs[0])?);
+                let from = self.place(x[0])?;
+                let kernel = kernels::elementwise::reshape(input, output);
+                self.step(kernel, vec![from, Place::Value(node.outputs[0])])?;
+            }
             Op::SumRows => {
                 let input = self.layout(x[0])?;
                 let from = self.place(x[0])?;
