@@ -38,6 +38,7 @@ mod kernels;
 pub mod nn;
 pub mod reference;
 pub mod runtime;
+mod setters;
 pub mod text;
 pub mod train;
 pub mod types;

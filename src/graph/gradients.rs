@@ -29,6 +29,30 @@ impl Graph {
         seed: ValueId,
         wrt: &[ValueId],
     ) -> Result<Vec<ValueId>> {
+        let found = self.reached_gradients(loss, seed, wrt)?;
+        let gradients = found.into_iter().zip(wrt);
+        gradients
+            .map(|(gradient, &value)| match gradient {
+                Some(gradient) => Ok(gradient),
+                None => {
+                    let dims = self.shape(value).dims().to_vec();
+                    self.constant(&dims, 0.0)
+                }
+            })
+            .collect()
+    }
+
+    /// As [`Graph::gradients_from`], but `None` for a value that `loss` does not depend on by any path that has a derivative,
+    /// where the others give zeros. An optimizer leaves such a parameter as it is.
+    ///
+    /// # Errors
+    /// As [`Graph::gradients`].
+    pub fn reached_gradients(
+        &mut self,
+        loss: ValueId,
+        seed: ValueId,
+        wrt: &[ValueId],
+    ) -> Result<Vec<Option<ValueId>>> {
         for value in [loss, seed] {
             if self.value(value)?.shape.dims() != [1] {
                 return Err(Error::Graph(format!(
@@ -70,15 +94,7 @@ impl Graph {
             };
         }
         let found = backward.gradients;
-        wrt.iter()
-            .map(|&value| match found[value.0 as usize] {
-                Some(gradient) => Ok(gradient),
-                None => {
-                    let dims = self.shape(value).dims().to_vec();
-                    self.constant(&dims, 0.0)
-                }
-            })
-            .collect()
+        Ok(wrt.iter().map(|value| found[value.0 as usize]).collect())
     }
 }
 

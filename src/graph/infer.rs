@@ -2,7 +2,7 @@
 
 use super::{Graph, LinearCrossEntropy, Op, Source, ValueId};
 use crate::error::{Error, Result};
-use crate::types::{Broadcast, DType, Shape, Trans, UnaryOp, Window};
+use crate::types::{Broadcast, DType, Rates, Shape, Trans, UnaryOp, Window};
 
 impl Op {
     /// The name in errors and listings: `relu`, `add`, `matmul`.
@@ -544,8 +544,17 @@ pub(crate) fn infer(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Result<Vec<(S
             o.require(floats, "operands must be f32")?;
             vec![(scalar(), f32)]
         }
-        Op::AdamW { params, eps, .. } => {
+        Op::AdamW {
+            params, eps, rates, ..
+        } => {
             o.count(params.len() + 1)?;
+            o.require(
+                rates.len() == params.len(),
+                "needs rates for each parameter",
+            )?;
+            let sound = |x: f32| x.is_finite() && x >= 0.0;
+            let sound = |rates: &Rates| sound(rates.lr_scale) && sound(rates.weight_decay);
+            o.require(rates.iter().all(sound), "rates must be finite and >= 0")?;
             // Else padding becomes 0/0.
             o.require(*eps > 0.0, "eps must be positive")?;
             o.parameters(graph, params)?;

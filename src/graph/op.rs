@@ -5,7 +5,7 @@
 //! of a value ([`Shape::rows`](crate::types::Shape::rows), [`Shape::cols`](crate::types::Shape::cols)).
 
 use super::ValueId;
-use crate::types::{BinaryOp, Broadcast, DType, Trans, UnaryOp, Window};
+use crate::types::{BinaryOp, Broadcast, DType, Rates, Trans, UnaryOp, Window};
 
 /// A linear layer and the cross entropy of its results, the logits. The matrix of logits is never materialised; it is computed in
 /// chunks of rows.
@@ -218,9 +218,9 @@ pub enum Op {
     },
     /// gradients (any number, f32) → `[1]`: √ Σ g².
     GlobalNorm,
-    /// gradients (one per parameter, f32), hyper `[5]` → nothing. Updates `params` and their moments in place.
-    /// hyper = lr, c1 = 1 − β1ᵗ, c2 = 1 − β2ᵗ, scale, apply. Nothing changes when apply is 0; else with g = scale·gradient:
-    /// m ← β1·m + (1 − β1)·g, v ← β2·v + (1 − β2)·g², p ← p − lr·wd·p − lr·(m/c1)/(√(v/c2) + eps).
+    /// gradients (one per parameter, f32), hyper `[5]` → nothing; updates `params` and their moments in place.
+    /// hyper = lr, c1 = 1 − β1ᵗ, c2 = 1 − β2ᵗ, scale, apply. Nothing changes when apply is 0; else with g = scale·gradient and
+    /// r = lr·lr_scale: m ← β1·m + (1 − β1)·g, v ← β2·v + (1 − β2)·g², p ← p − r·wd·p − r·(m/c1)/(√(v/c2) + eps).
     /// Loshchilov & Hutter, arXiv:1711.05101.
     AdamW {
         /// The parameters, in the order of the gradients.
@@ -231,8 +231,8 @@ pub enum Op {
         beta2: f32,
         /// Added to √v̂.
         eps: f32,
-        /// Decoupled weight decay wd.
-        weight_decay: f32,
+        /// Learning-rate factor and weight decay of each parameter, in the same order.
+        rates: Vec<Rates>,
     },
     /// gradients (one per parameter, f32), weight `[1]` → nothing. Adds weight·gradient to the sum that the session keeps for each of
     /// `params`, which begins as zero.

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::array::Array;
-use super::optimizer::{AdamW, Hyper};
+use super::optimizer::{Constants, Hyper};
 use super::{conv, dropout, elementwise, embedding, gemm, layer_norm, loss, precision, reduce};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Init, Op, Source, Value, ValueId};
@@ -240,7 +240,7 @@ impl Interpreter {
                 beta1,
                 beta2,
                 eps,
-                weight_decay,
+                rates,
             },
             Some((&hyper, gradients)),
         ) = (op, operands.split_last())
@@ -254,13 +254,13 @@ impl Interpreter {
             return Ok(());
         }
         let hyper = Hyper { lr, c1, c2, scale };
-        let adamw = AdamW {
-            beta1: *beta1,
-            beta2: *beta2,
-            eps: *eps,
-            weight_decay: *weight_decay,
-        };
-        for (&param, &gradient) in params.iter().zip(gradients) {
+        for ((&param, &gradient), &rates) in params.iter().zip(gradients).zip(rates) {
+            let constants = Constants {
+                beta1: *beta1,
+                beta2: *beta2,
+                eps: *eps,
+                rates,
+            };
             let value = graph.value(param)?;
             let [m_name, v_name] = ["m", "v"].map(|kind| format!("{}.adamw.{kind}", value.name));
             let moment = |name: &String| match moments.get(name).or(self.variables.get(name)) {
@@ -274,7 +274,7 @@ impl Interpreter {
             let mut v = moment(&v_name)?;
             let mut p = lookup(values, param)?.clone();
             let gradient = lookup(values, gradient)?.data();
-            adamw.step(&hyper, gradient, p.data_mut(), m.data_mut(), v.data_mut());
+            constants.step(&hyper, gradient, p.data_mut(), m.data_mut(), v.data_mut());
             values.insert(param, p);
             moments.extend([(m_name, m), (v_name, v)]);
         }

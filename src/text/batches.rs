@@ -11,9 +11,9 @@ use super::dataset::Dataset;
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Batch {
-    /// Token ids `[B·L]`, 0 where padded.
+    /// Token ids `[B·L]`, the padding id after the end of a text.
     pub ids: Vec<u32>,
-    /// Mask `[B·L]`, 1 for tokens that count, 0 for the rest and where padded.
+    /// Mask `[B·L]`, 1 for tokens that count, 0 for the rest and after the end of a text.
     pub mask: Vec<f32>,
     /// Teacher embeddings `[B·E]`.
     pub targets: Vec<f32>,
@@ -34,6 +34,7 @@ pub struct Batches {
     order: Vec<usize>,
     /// Batches of this epoch that were given out.
     position: usize,
+    padding: u32,
     batch: Batch,
 }
 
@@ -81,6 +82,7 @@ impl Batches {
             epoch: 0,
             order: (0..dataset.len()).collect(),
             position: 0,
+            padding: 0,
             batch: Batch {
                 ids: zeros("length", batch, length)?,
                 mask: zeros("length", batch, length)?,
@@ -90,6 +92,14 @@ impl Batches {
             },
             dataset,
         })
+    }
+
+    /// Fills texts up with this id from the next batch on, instead of 0. Any id of the vocabulary serves, since the mask is 0 there;
+    /// that of [`EncoderOptions::padding`](super::EncoderOptions::padding) is the cheapest.
+    #[must_use]
+    pub fn padding(mut self, id: u32) -> Self {
+        self.padding = id;
+        self
     }
 
     /// The dataset.
@@ -157,7 +167,7 @@ impl Batches {
             self.batch.samples[row] = index;
             let sample = self.dataset.sample(index)?;
             // Neither fails: the rows have the lengths that they ask for.
-            sample.copy_tokens(ids, mask).ok()?;
+            sample.copy_tokens(ids, mask, self.padding).ok()?;
             sample.copy_target(target).ok()?;
         }
         self.position += 1;

@@ -3,12 +3,20 @@
 use half::f16;
 
 use crate::error::{Error, Result};
+use crate::setters::setters;
 
 /// What a dataset is checked against when it is opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct OpenOptions {
     /// Size of the vocabulary: token ids must be below it. `None` leaves them unchecked.
     pub vocab: Option<u32>,
+}
+
+impl OpenOptions {
+    setters! {
+        vocab: Option<u32>,
+    }
 }
 
 /// One sample: token ids, mask, the teacher's embedding and, where the file has it, the text.
@@ -93,18 +101,18 @@ impl<'a> Sample<'a> {
         self.text
     }
 
-    /// Copies ids and mask into rows of static length: longer samples are cut, shorter ones padded with id 0 and mask 0.
+    /// Copies ids and mask into rows of static length: longer samples are cut, shorter ones filled up with the id `padding` and mask 0.
     ///
     /// # Errors
     /// [`Error::Data`] if the two rows differ in length.
-    pub fn copy_tokens(&self, ids: &mut [u32], mask: &mut [f32]) -> Result<()> {
+    pub fn copy_tokens(&self, ids: &mut [u32], mask: &mut [f32], padding: u32) -> Result<()> {
         if ids.len() != mask.len() {
             let reason = format!("{} ids, but {} mask values", ids.len(), mask.len());
             return Err(data("tokens", reason));
         }
         let mut source = self.ids().zip(self.mask());
         for (id, keep) in ids.iter_mut().zip(mask) {
-            let (token, byte) = source.next().unwrap_or((0, 0));
+            let (token, byte) = source.next().unwrap_or((padding, 0));
             *id = token;
             *keep = f32::from(byte);
         }

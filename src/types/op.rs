@@ -153,3 +153,23 @@ pub enum Trans {
     /// A [K, M]ᵀ · B [K, N]: a weight gradient.
     TN,
 }
+
+/// How fast [`Op::AdamW`](crate::graph::Op::AdamW) changes one parameter.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rates {
+    /// Factor on the learning rate, at least 0.
+    pub lr_scale: f32,
+    /// Decoupled weight decay wd, at least 0.
+    pub weight_decay: f32,
+}
+
+impl Rates {
+    /// The learning rate as it is, with this weight decay.
+    #[must_use]
+    pub fn decay(weight_decay: f32) -> Self {
+        Self {
+            lr_scale: 1.0,
+            weight_decay,
+        }
+    }
+}
