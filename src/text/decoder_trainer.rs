@@ -236,7 +236,7 @@ impl DecoderTrainer {
         let mut batches = Batches::evaluation(dataset.clone(), self.batch, length)?;
         let mut targets = vec![PADDING; self.batch * length];
         let (mut sum, mut tokens) = (0.0, 0.0);
-        while let Some(batch) = batches.next_batch() {
+        while let Some(batch) = batches.next_batch()? {
             next_tokens(&batch.ids, &batch.mask, length, &mut targets)?;
             // What fills up the last batch does not count.
             targets[batch.valid * length..].fill(PADDING);

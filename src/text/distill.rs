@@ -257,7 +257,7 @@ impl Distiller {
         let mut batches = Batches::evaluation(dataset.clone(), self.batch, self.encoder.length)?;
         let mut embeddings = Vec::with_capacity(dataset.len() * width);
         let mut targets = Vec::with_capacity(dataset.len() * width);
-        while let Some(batch) = batches.next_batch() {
+        while let Some(batch) = batches.next_batch()? {
             let z = self.forward(&batch.ids, &batch.mask)?;
             embeddings.extend_from_slice(&z[..batch.valid * width]);
             targets.extend_from_slice(&batch.targets[..batch.valid * width]);

@@ -2,11 +2,11 @@
 
 mod accumulation;
 mod checkpoint;
-mod file;
 mod freeze;
 mod optimizer;
 mod scale;
 mod schedule;
+mod stored;
 mod weights;
 
 pub(crate) use accumulation::discard;
