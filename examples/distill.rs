@@ -28,11 +28,11 @@ enum Storage {
 #[derive(Parser)]
 #[command(version)]
 struct Options {
-    /// Training data (EFB1 or compact format, see data/README.md)
-    #[arg(long, default_value = "data/wordnet_train.efc")]
+    /// Training data: safetensors, EFB1 or JSON lines, see data/README.md
+    #[arg(long, default_value = "data/wordnet_train.safetensors")]
     train: PathBuf,
     /// Validation data; questions are answered from its texts
-    #[arg(long, default_value = "data/wordnet_val.efc")]
+    #[arg(long, default_value = "data/wordnet_val.safetensors")]
     validation: PathBuf,
     /// WordPiece vocabulary of the data
     #[arg(long, default_value = "data/tokenizer.json")]
@@ -131,12 +131,7 @@ fn main() {
 
 fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     let tokenizer = WordPiece::from_file(&options.tokenizer, options.length)?;
-    let open = |path: &Path| {
-        let check = OpenOptions {
-            vocab: Some(tokenizer.vocab_size()),
-        };
-        Dataset::open_with(path, check)
-    };
+    let open = |path: &Path| Dataset::open_with(path, OpenOptions::default().tokenizer(&tokenizer));
     let mut train = open(&options.train)?;
     if let Some(samples) = options.samples {
         train = train.take(samples);
@@ -431,11 +426,8 @@ fn answer(
     for (question, embedding) in questions.iter().zip(embeddings.chunks_exact(width)) {
         println!("\n{question}");
         for (index, cosine) in nearest(embedding, &evaluation.embeddings, 3)? {
-            let text = validation
-                .sample(index)
-                .and_then(|sample| sample.text())
-                .unwrap_or("(no text)");
-            println!("  {cosine:.3}  {text}");
+            let sample = validation.sample(index)?;
+            println!("  {cosine:.3}  {}", sample.text().unwrap_or("(no text)"));
         }
     }
     Ok(())

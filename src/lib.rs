@@ -27,10 +27,10 @@
 //! the tests compare every kernel with it.
 #![warn(missing_docs)]
 
-mod atomic;
 mod compile;
 pub mod direct;
 pub mod error;
+mod file;
 mod fnv;
 pub mod gpu;
 pub mod graph;

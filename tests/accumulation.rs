@@ -379,7 +379,10 @@ fn distill(micro_batches: usize, precision: Precision) -> DistillOptions {
 
 #[test]
 fn a_distiller_splits_its_batches() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/data/wordnet_train.efc");
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/data/wordnet_train.safetensors"
+    );
     let data = Dataset::open(path).unwrap().take(24);
     for (precision, bound) in [(Precision::F32, 2e-5), (Precision::Mixed, 1e-2)] {
         let run = |micro: usize, spoilt: bool| -> (Vec<Metrics>, Vec<Vec<f32>>) {
@@ -389,7 +392,7 @@ fn a_distiller_splits_its_batches() {
             for epoch in 0..2 {
                 batches.start_epoch(epoch);
                 if spoilt {
-                    let mut batch = batches.next_batch().unwrap().clone();
+                    let mut batch = batches.next_batch().unwrap().unwrap().clone();
                     // The last micro-batch is refused: the others must be forgotten.
                     *batch.ids.last_mut().unwrap() = u32::MAX;
                     assert!(matches!(distiller.step(&batch), Err(Error::Data { .. })));

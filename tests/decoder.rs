@@ -293,7 +293,10 @@ fn unusable_options_are_refused() {
 
 /// A few texts with their teacher's embeddings, their tokens renumbered so that the vocabulary is small: dataset and vocabulary.
 fn texts(path: &Path) -> (Dataset, usize) {
-    let all = concat!(env!("CARGO_MANIFEST_DIR"), "/data/wordnet_train.efc");
+    let all = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/data/wordnet_train.safetensors"
+    );
     let samples = Dataset::open(all).unwrap().take(21);
     let mut numbers = HashMap::new();
     let mut writer = Efb1Writer::create(path, samples.width()).unwrap();
@@ -434,7 +437,7 @@ fn micro_batches_are_one_batch() {
             let mut batches = Batches::training(samples.clone(), 10, 8, 1).unwrap();
             let history = epochs(&mut trainer, &mut batches, 0..2);
             batches.start_epoch(3);
-            let mut batch = batches.next_batch().unwrap().clone();
+            let mut batch = batches.next_batch().unwrap().unwrap().clone();
             // The last micro-batch is refused: nothing of it stays behind.
             *batch.ids.last_mut().unwrap() = u32::MAX;
             let before = bits(&trainer);

@@ -338,11 +338,14 @@ fn distiller(gpu: &Gpu, dropout: f32, precision: Precision, seed: u64) -> Distil
 }
 
 fn batch() -> Batch {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/data/wordnet_train.efc");
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/data/wordnet_train.safetensors"
+    );
     let data = Dataset::open(path).unwrap().take(6);
     let mut batches = Batches::training(data, 6, 8, 1).unwrap();
     batches.start_epoch(0);
-    batches.next_batch().unwrap().clone()
+    batches.next_batch().unwrap().unwrap().clone()
 }
 
 #[test]

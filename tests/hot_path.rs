@@ -201,7 +201,10 @@ fn encoder() -> EncoderOptions {
 }
 
 fn batches(options: &EncoderOptions) -> Batches {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/data/wordnet_train.efc");
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/data/wordnet_train.safetensors"
+    );
     let samples = Dataset::open(path).unwrap().take(8);
     Batches::training(samples, 4, options.length, 0).unwrap()
 }
@@ -248,10 +251,10 @@ fn training_steps_allocate_nothing() {
         let distiller = Distiller::new(&gpu, &options, &distill).unwrap();
         assert_lean(&format!("{precision:?}"), &gpu, || {
             batches.start_epoch(0);
-            let batch = batches.next_batch().unwrap();
+            let batch = batches.next_batch().unwrap().unwrap();
             assert!(distiller.step(batch).unwrap().loss.is_finite());
         });
-        let batch = batches.next_batch().unwrap();
+        let batch = batches.next_batch().unwrap().unwrap();
 
         // Several under way, as in `Distiller::epoch`.
         let step = distiller.training_step();

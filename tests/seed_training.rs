@@ -438,7 +438,10 @@ fn a_linear_layer() {
 
 #[test]
 fn small_epochs() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/data/wordnet_train.efc");
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/data/wordnet_train.safetensors"
+    );
     let samples = Dataset::open(path).unwrap().take(36);
     let options = EncoderOptions {
         embedding: samples.width(),

@@ -206,7 +206,10 @@ fn encoder_gradients_match_finite_differences() {
 }
 
 fn data() -> Dataset {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/data/wordnet_train.efc");
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/data/wordnet_train.safetensors"
+    );
     Dataset::open(path).unwrap()
 }
 

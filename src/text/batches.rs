@@ -6,6 +6,7 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use crate::error::{Error, Result};
 
 use super::dataset::Dataset;
+use super::sample::SampleBuffer;
 
 /// One batch of B samples, cut or padded to L tokens; its buffers are filled again by the next one.
 #[derive(Clone, Debug, PartialEq)]
@@ -36,6 +37,8 @@ pub struct Batches {
     position: usize,
     padding: u32,
     batch: Batch,
+    /// Reused from one sample to the next.
+    buffer: SampleBuffer,
 }
 
 impl Batches {
@@ -90,6 +93,7 @@ impl Batches {
                 samples: zeros("batch", batch, 1)?,
                 valid: 0,
             },
+            buffer: SampleBuffer::default(),
             dataset,
         })
     }
@@ -151,9 +155,13 @@ impl Batches {
     }
 
     /// The next batch of this epoch, `None` when it is over.
-    pub fn next_batch(&mut self) -> Option<&Batch> {
+    ///
+    /// # Errors
+    /// [`Error::Io`] and [`Error::Format`] if the file can no longer be read, for example because it has become shorter. The position stays
+    /// where it was, so that the next call reads the same batch again.
+    pub fn next_batch(&mut self) -> Result<Option<&Batch>> {
         if self.position == self.per_epoch() {
-            return None;
+            return Ok(None);
         }
         let size = self.batch_size();
         let rest = &self.order[self.position * size..];
@@ -165,13 +173,16 @@ impl Batches {
         for (row, ((ids, mask), target)) in rows.zip(targets).enumerate() {
             let index = rest[row.min(last)];
             self.batch.samples[row] = index;
-            let sample = self.dataset.sample(index)?;
-            // Neither fails: the rows have the lengths that they ask for.
-            sample.copy_tokens(ids, mask, self.padding).ok()?;
-            sample.copy_target(target).ok()?;
+            // The last sample fills up the batch: it is in the buffer already.
+            if row <= last {
+                self.dataset.read(index, false, &mut self.buffer)?;
+            }
+            let sample = &self.buffer.sample;
+            sample.copy_tokens(ids, mask, self.padding)?;
+            sample.copy_target(target)?;
         }
         self.position += 1;
-        Some(&self.batch)
+        Ok(Some(&self.batch))
     }
 }
 

@@ -248,7 +248,7 @@ impl DecoderTrainer {
             .padding(self.decoder.padding.unwrap_or(0));
         let mut targets = vec![ignored; size * length];
         let (mut sum, mut tokens) = (0.0, 0.0);
-        while let Some(batch) = batches.next_batch() {
+        while let Some(batch) = batches.next_batch()? {
             next_tokens(&batch.ids, &batch.mask, length, ignored, &mut targets)?;
             // What fills up the last batch does not count.
             targets[batch.valid * length..].fill(ignored);

@@ -271,7 +271,7 @@ impl Distiller {
             .padding(self.encoder.padding.unwrap_or(0));
         let mut embeddings = Vec::with_capacity(dataset.len() * width);
         let mut targets = Vec::with_capacity(dataset.len() * width);
-        while let Some(batch) = batches.next_batch() {
+        while let Some(batch) = batches.next_batch()? {
             let z = self.forward(&batch.ids, &batch.mask)?;
             embeddings.extend_from_slice(&z[..batch.valid * width]);
             targets.extend_from_slice(&batch.targets[..batch.valid * width]);

@@ -256,7 +256,7 @@ pub(super) fn epoch<T>(
     mut report: impl FnMut(&T, Pending) -> Result<()>,
 ) -> Result<()> {
     let mut pending: VecDeque<Pending> = VecDeque::with_capacity(Executable::IN_FLIGHT);
-    while let Some(batch) = batches.next_batch() {
+    while let Some(batch) = batches.next_batch()? {
         if pending.len() == Executable::IN_FLIGHT
             && let Some(oldest) = pending.pop_front()
         {

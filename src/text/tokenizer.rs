@@ -135,6 +135,10 @@ mod word_piece {
     use tokenizers::{PostProcessor, TruncationParams};
 
     use super::{Error, Result, Tokenizer, check_max_length, usual_padding};
+    use crate::file::InputFile;
+
+    /// Upper bound on the size of a `tokenizer.json` in bytes; those of large vocabularies have some tens of megabytes.
+    const LARGEST: u64 = 1 << 30;
 
     /// A tokeniser as its `tokenizer.json` describes it, but for padding, which is off, and the longest length.
     #[derive(Clone, Debug)]
@@ -149,12 +153,12 @@ mod word_piece {
         /// Loads a `tokenizer.json`. Texts are cut to `max_length` tokens, with those added at start and end.
         ///
         /// # Errors
-        /// [`Error::Io`]; [`Error::Tokenizer`] if the file does not describe a tokeniser with a vocabulary;
+        /// [`Error::Io`], also for a directory or a special file; [`Error::Format`] for a file of more than 1 GiB; [`Error::Tokenizer`] if the file does not describe a tokeniser with a vocabulary;
         /// [`Error::Config`] if `max_length` leaves no room for a token beside the added ones.
         pub fn from_file(path: impl AsRef<Path>, max_length: usize) -> Result<Self> {
             let path = path.as_ref();
             let fail = |reason: String| Error::Tokenizer(format!("{}: {reason}", path.display()));
-            let json = std::fs::read(path).map_err(|error| Error::io(path, error))?;
+            let json = InputFile::open(path)?.read_all(LARGEST)?;
             let mut inner =
                 tokenizers::Tokenizer::from_bytes(json).map_err(|error| fail(error.to_string()))?;
             // Checked here because `with_truncation` subtracts the two without looking.

@@ -1,15 +1,13 @@
 //! Checkpoints: all that a training needs to continue bit for bit, in one file.
 
-use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::path::Path;
 
-use safetensors::tensor::{Dtype, View};
-use serde::{Deserialize, Serialize};
+use safetensors::Dtype;
 
 use super::accumulation;
-use super::file::{self, File};
-use crate::error::{Error, Result};
+use super::stored::{self, Kind, Stored, Tensors, fail};
+use crate::error::Result;
+use crate::file::{AtomicFile, TensorFile, floats, write_tensors};
 use crate::fnv::fnv1a;
 use crate::runtime::Session;
 
@@ -17,46 +15,19 @@ use crate::runtime::Session;
 /// the caller: a configuration, a seed, an epoch, as JSON or otherwise.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Checkpoint {
-    /// By kind and name.
-    tensors: BTreeMap<(Kind, String), Stored>,
-    /// Free text that travels in the file's header.
+    tensors: Tensors,
+    /// Free text that is stored in the file's header.
     pub metadata: String,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Kind {
-    Parameter,
-    FirstMoment,
-    SecondMoment,
-    State,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-struct Stored {
-    shape: Vec<usize>,
-    data: Vec<f32>,
-}
-
-/// The key of the header in a file's metadata.
-const KEY: &str = "energyflow.checkpoint";
+const FORMAT: &str = "checkpoint";
 const VERSION: u32 = 1;
 
-#[derive(Serialize, Deserialize)]
-struct Header {
-    version: u32,
-    /// Of names, shapes, elements and metadata: against accidents, not against forgery.
-    checksum: String,
-    metadata: String,
-}
+/// Keys in a file's metadata. The checksum covers names, shapes, elements and the caller's text; it finds accidents, not forgery.
+const CHECKSUM: &str = "checksum";
+const METADATA: &str = "metadata";
 
 impl Kind {
-    const ALL: [Self; 4] = [
-        Self::Parameter,
-        Self::FirstMoment,
-        Self::SecondMoment,
-        Self::State,
-    ];
-
     /// What names in a file begin with.
     fn prefix(self) -> &'static str {
         match self {
@@ -66,57 +37,30 @@ impl Kind {
             Self::State => "state.",
         }
     }
-
-    fn what(self) -> &'static str {
-        match self {
-            Self::Parameter => "parameter",
-            Self::FirstMoment => "first moment of this parameter",
-            Self::SecondMoment => "second moment of this parameter",
-            Self::State => "state",
-        }
-    }
-}
-
-impl View for &Stored {
-    fn dtype(&self) -> Dtype {
-        Dtype::F32
-    }
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-    fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Borrowed(bytemuck::cast_slice(&self.data))
-    }
-    fn data_len(&self) -> usize {
-        4 * self.data.len()
-    }
-}
-
-fn fail<T>(name: &str, reason: impl Into<String>) -> Result<T> {
-    Err(Error::Data {
-        name: name.to_owned(),
-        reason: reason.into(),
-    })
 }
 
 impl Checkpoint {
     /// Reads everything from a session between two steps; waits for the device.
     ///
     /// # Errors
-    /// [`Error::Data`] for a parameter, moment or state that is not finite, and where gradients are accumulated that no step has used yet;
-    /// [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    /// [`Error::Data`](crate::Error::Data) for a parameter, moment or state that is not finite, and while gradients are accumulated that no step has used;
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory), [`Error::DeviceLost`](crate::Error::DeviceLost).
     pub fn from_session(session: &Session) -> Result<Self> {
         if let Some(name) = accumulation::pending(session)? {
-            return fail(name, "gradients are accumulated for a step; save behind it");
+            return fail(
+                name,
+                "gradients are accumulated that no step has used; save after the step",
+            );
         }
-        let mut tensors = BTreeMap::new();
-        let mut insert = |kind, name: &str, shape: &[usize], data: Vec<f32>| {
-            if let Some(i) = data.iter().position(|x| !x.is_finite()) {
-                let (what, x) = (Kind::what(kind), data[i]);
+        let mut checkpoint = Self::default();
+        let mut insert = |kind: Kind, name: &str, shape: &[usize], data: Vec<f32>| {
+            if let Some(i) = kind.find_bad(&data) {
+                let (what, x) = (kind.what(), data[i]);
                 return fail(name, format!("element {i} of the {what} is {x}"));
             }
             let shape = shape.to_vec();
-            tensors.insert((kind, name.to_owned()), Stored { shape, data });
+            let key = (kind, name.to_owned());
+            checkpoint.tensors.insert(key, Stored { shape, data });
             Ok(())
         };
         for (name, shape) in session.parameters() {
@@ -129,113 +73,74 @@ impl Checkpoint {
         for (name, len) in session.states() {
             insert(Kind::State, name, &[len], session.get(name)?)?;
         }
-        Ok(Self {
-            tensors,
-            metadata: String::new(),
-        })
+        Ok(checkpoint)
     }
 
-    /// Puts everything back into a session in which the same graphs are compiled. Gradients that were accumulated there are forgotten.
+    /// Puts everything back into a session in which the same graphs are compiled. Gradients that were accumulated there are discarded.
     ///
     /// # Errors
-    /// [`Error::Data`] naming the first parameter or state that is missing, unknown or of another shape; then nothing is changed.
-    /// [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    /// [`Error::Data`](crate::Error::Data) naming the first parameter, moment or state that is missing, unknown, of another shape or not finite. Everything
+    /// is checked before the first value is written, so the session is then unchanged.
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory) and [`Error::DeviceLost`](crate::Error::DeviceLost) from the device, after which some values may have been written.
     pub fn apply(&self, session: &mut Session) -> Result<()> {
-        let known = declared(session)?;
-        for (key, shape) in &known {
-            let (name, what) = (&key.1, key.0.what());
-            match self.tensors.get(key) {
-                None => return fail(name, format!("the checkpoint lacks the {what}")),
-                Some(stored) if stored.shape != *shape => {
-                    let stored = &stored.shape;
-                    return fail(
-                        name,
-                        format!(
-                            "the {what} has shape {stored:?} in the checkpoint, {shape:?} in the session"
-                        ),
-                    );
-                }
-                Some(_) => {}
-            }
-        }
-        if let Some((kind, name)) = self.tensors.keys().find(|key| !known.contains_key(key)) {
-            return fail(name, format!("the session has no such {}", kind.what()));
-        }
+        let no_hint = |_: &str| String::new();
+        stored::check(&self.tensors, session, "checkpoint", &Kind::ALL, no_hint)?;
         accumulation::discard(session)?;
-        let none = Vec::new();
-        for ((kind, name), stored) in &self.tensors {
-            match kind {
-                Kind::Parameter | Kind::State => session.set(name, &stored.data)?,
-                Kind::FirstMoment => {
-                    let second = self.tensors.get(&(Kind::SecondMoment, name.clone()));
-                    let second = second.map_or(&none, |stored| &stored.data);
-                    session.set_moments(name, [&stored.data, second])?;
-                }
-                // Together with the first.
-                Kind::SecondMoment => {}
-            }
-        }
-        Ok(())
+        stored::put(&self.tensors, session)
     }
 
     /// Writes a safetensors file, whole or not at all.
     ///
     /// # Errors
-    /// [`Error::Io`]
+    /// [`Error::Io`](crate::Error::Io), also if `path` is a directory or a special file.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        let path = path.as_ref();
-        let header = Header {
-            version: VERSION,
-            checksum: self.checksum(),
-            metadata: self.metadata.clone(),
-        };
-        let header = serde_json::to_string(&header)
-            .map_err(|error| Error::io(path, std::io::Error::other(error)))?;
-        let views = self
-            .tensors
-            .iter()
-            .map(|((kind, name), stored)| (format!("{}{name}", kind.prefix()), stored));
-        file::save(path, views, KEY, header)
+        let tensors = self.tensors.iter();
+        let tensors =
+            tensors.map(|((kind, name), stored)| stored.exact(format!("{}{name}", kind.prefix())));
+        let checksum = self.checksum();
+        let more = [(CHECKSUM, &*checksum), (METADATA, &*self.metadata)];
+        let file = AtomicFile::create(path.as_ref())?;
+        write_tensors(file, (FORMAT, VERSION), &more, tensors.collect())
     }
 
     /// Reads a file that [`Checkpoint::save`] has written.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Format`] for a file that is damaged, of another kind or of another version.
+    /// [`Error::Io`](crate::Error::Io), also for a special file; [`Error::Format`](crate::Error::Format) for a file that is damaged, of another kind or of a newer
+    /// version, and for values that no training can have.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
-        let file = File::read(path.as_ref())?;
-        let (views, header) = file.tensors(KEY)?;
-        let header = header.ok_or_else(|| file.fail(0, "this is no checkpoint"))?;
-        // Another version may have another header, but has its number.
-        let number: serde_json::Value =
-            serde_json::from_str(&header).map_err(|error| file.fail(0, error.to_string()))?;
-        if number["version"] != VERSION {
-            let found = &number["version"];
-            return Err(file.fail(0, format!("version {found}, this is version {VERSION}")));
+        let file = TensorFile::open(path.as_ref())?;
+        let fail = |reason: &str| file.file().fail(0, reason);
+        if file.version(FORMAT, VERSION)?.is_none() {
+            return Err(fail("this is no checkpoint"));
         }
-        let header: Header =
-            serde_json::from_value(number).map_err(|error| file.fail(0, error.to_string()))?;
-        let mut tensors = BTreeMap::new();
-        for (full, view) in views.tensors() {
+        let entry = |key| {
+            let missing = || fail("the checkpoint lacks its checksum or metadata");
+            file.metadata(key).ok_or_else(missing)
+        };
+        let mut checkpoint = Self {
+            tensors: Tensors::new(),
+            metadata: entry(METADATA)?.to_owned(),
+        };
+        for (full, place) in file.tensors() {
             let mut kinds = Kind::ALL.into_iter();
             let key =
                 kinds.find_map(|kind| Some((kind, full.strip_prefix(kind.prefix())?.to_owned())));
-            let (Some(key), Dtype::F32) = (key, view.dtype()) else {
+            let start = place.bytes.start;
+            let (Some(key), Dtype::F32) = (key, place.dtype) else {
                 let reason = format!("tensor {full:?} has no place in a checkpoint");
-                return Err(file.fail(file.offset(view.data()), reason));
+                return Err(file.file().fail(start, reason));
             };
-            let stored = Stored {
-                shape: view.shape().to_vec(),
-                data: file::floats(view.data()),
-            };
-            tensors.insert(key, stored);
+            let data: Vec<f32> = floats(&file.read(full, place)?).collect();
+            if let Some(i) = key.0.find_bad(&data) {
+                let reason = format!("tensor {full:?}: element {i} is {}", data[i]);
+                return Err(file.file().fail(start + 4 * i as u64, reason));
+            }
+            let shape = place.shape.clone();
+            checkpoint.tensors.insert(key, Stored { shape, data });
         }
-        let checkpoint = Self {
-            tensors,
-            metadata: header.metadata,
-        };
-        if checkpoint.checksum() != header.checksum {
-            return Err(file.fail(0, "the checksum is wrong: the file is damaged"));
+        if checkpoint.checksum() != entry(CHECKSUM)? {
+            return Err(fail("the checksum is wrong: the file is damaged"));
         }
         Ok(checkpoint)
     }
@@ -256,21 +161,4 @@ impl Checkpoint {
         }
         format!("{:016x}", fnv1a(&hashes))
     }
-}
-
-/// What a checkpoint for a session holds, with shapes.
-fn declared(session: &Session) -> Result<BTreeMap<(Kind, String), Vec<usize>>> {
-    let mut declared = BTreeMap::new();
-    for (name, shape) in session.parameters() {
-        if session.has_moments(name)? {
-            for kind in [Kind::FirstMoment, Kind::SecondMoment] {
-                declared.insert((kind, name.to_owned()), shape.clone());
-            }
-        }
-        declared.insert((Kind::Parameter, name.to_owned()), shape);
-    }
-    for (name, len) in session.states() {
-        declared.insert((Kind::State, name.to_owned()), vec![len]);
-    }
-    Ok(declared)
 }

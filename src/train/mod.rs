@@ -2,12 +2,12 @@
 
 mod accumulation;
 mod checkpoint;
-mod file;
 mod freeze;
 mod group;
 mod optimizer;
 mod scale;
 mod schedule;
+mod stored;
 mod weights;
 
 pub(crate) use accumulation::discard;
