@@ -1,6 +1,6 @@
 //! Sums over rows, columns, groups of rows and everything. Fixed order, no atomics.
 
-use super::{Kernel, Program, Target, View, row_lanes};
+use super::{BLOCK, Kernel, MAX_BINDINGS, Program, Target, View, row_lanes};
 use crate::gpu::Layout;
 
 const SIZE: usize = 64;
@@ -30,19 +30,31 @@ impl ColumnSums {
         }
     }
 
-    /// Runs of rows whose sums are added up by [`sum_parts`](super::parts::sum_parts); with 1 there is nothing to add.
+    /// Parts that one invocation of [`sum_parts`](super::parts::sum_parts) adds up.
+    pub const MOST: usize = 64;
+
+    /// Runs of rows whose sums are added up by [`sum_parts`](super::parts::sum_parts); with 1 there is nothing to add. More than
+    /// [`Self::MOST`] are a multiple of it: sums of so many neighbours come first, as often as it takes.
     pub fn chunks(&self, rows: usize, cols: usize) -> usize {
         /// Workgroups that keep a large GPU busy.
         const BUSY: usize = 1024;
-        /// Parts that one invocation adds up.
-        const MOST: usize = 64;
-        if self.down == 1 {
-            return rows.div_ceil(64);
+        let wanted = match self.down {
+            1 => rows.div_ceil(64),
+            down => {
+                let tiles = cols.div_ceil(4 * self.across);
+                let most = BUSY.div_ceil(tiles).min(Self::MOST);
+                // An invocation with less than four rows waits more than it adds.
+                let few = rows.div_ceil(4 * down).min(most);
+                // Blocks of blocks of four rows each are enough.
+                few.max(rows.div_ceil(4 * down * BLOCK * BLOCK))
+            }
+        };
+        let (mut last, mut each) = (wanted, 1);
+        while last > Self::MOST {
+            last = last.div_ceil(Self::MOST);
+            each *= Self::MOST;
         }
-        let tiles = cols.div_ceil(4 * self.across);
-        // An invocation with less than four rows waits more than it adds.
-        let most = BUSY.div_ceil(tiles).min(MOST);
-        rows.div_ceil(4 * self.down).min(most)
+        last * each
     }
 
     /// x → y: sums over runs of rows, one row of y a run.
@@ -78,32 +90,70 @@ impl ColumnSums {
             .with("width", width)
             .with("chunks", chunks)
             .with("chunk", rows.div_ceil(chunks))
+            .with("block", BLOCK)
             .with("param_grad", false)
             .flops(x.len() as f64)
     }
 }
 
-/// x [.., C] → y `[rows]`.
-pub(crate) fn row_sums(x: Layout, y: Layout, target: Target) -> Kernel {
-    let used = x.cols().div_ceil(4);
-    let (lanes, rows) = row_lanes(used, x.rows(), target);
-    Kernel::new("row_sums")
-        .items(x.rows() * lanes, rows * lanes)
-        .with("lanes", lanes)
-        .with("rows", x.rows())
-        .with("cols", x.cols())
-        .with("used", used)
-        .read("x", x, View::Vec4)
-        .write("y", y, View::Scalar)
-        .flops(x.len() as f64)
+/// How the rows of a matrix are shared out for their sums.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RowSums {
+    /// Invocations that share a piece.
+    lanes: usize,
+    /// Pieces a workgroup.
+    together: usize,
+    /// `vec4`s of a piece.
+    each: usize,
+    /// Pieces of a row. With several, sums of the pieces are summed again.
+    pub pieces: usize,
 }
 
-/// A vector `[n]` → `[1]`: its sum, or the root of it.
+impl RowSums {
+    /// For matrices with the layout of `x`.
+    pub fn new(x: Layout, target: Target) -> Self {
+        let used = x.cols().div_ceil(4);
+        let (lanes, together, most) = match target.barrier_free {
+            true => (1, 16, BLOCK * BLOCK),
+            false => {
+                let (lanes, together) = row_lanes(used, x.rows(), target);
+                (lanes, together, 2 * BLOCK * lanes)
+            }
+        };
+        let pieces = used.div_ceil(most);
+        Self {
+            lanes,
+            together,
+            each: used.div_ceil(pieces),
+            pieces,
+        }
+    }
+
+    /// x [.., C] → y: `[rows]`, or [rows, pieces] if there are several.
+    pub fn sums(&self, x: Layout, y: Layout) -> Kernel {
+        let tasks = x.rows() * self.pieces;
+        Kernel::new("row_sums")
+            .items(tasks * self.lanes, self.together * self.lanes)
+            .with("lanes", self.lanes)
+            .with("pieces", self.pieces)
+            .with("each", self.each)
+            .with("block", BLOCK)
+            .with("rows", x.rows())
+            .with("cols", x.cols())
+            .with("used", x.cols().div_ceil(4))
+            .read("x", x, View::Vec4)
+            .write("y", y, View::Scalar)
+            .flops(x.len() as f64)
+    }
+}
+
+/// A vector `[n]` of a single [piece](RowSums::pieces) → `[1]`: its sum, or the root of it.
 pub(crate) fn total(x: Layout, y: Layout, root: bool, target: Target) -> Kernel {
     let lanes = if target.barrier_free { 1 } else { 256 };
     Kernel::new("total")
         .with("lanes", lanes)
         .with("size", lanes)
+        .with("block", BLOCK)
         .with("cols", x.cols())
         .with("used", x.cols().div_ceil(4))
         .with("root", root)
@@ -172,10 +222,16 @@ pub(crate) fn masked_mean_grad(dy: Layout, mask: Layout, program: Program) -> Ke
         .finish(program)
 }
 
-/// Scalars side by side.
-pub(crate) fn stack(scalars: &[Layout], y: Layout) -> Kernel {
-    const NAMES: [&str; 7] = ["s0", "s1", "s2", "s3", "s4", "s5", "s6"];
-    let mut kernel = Kernel::new("stack").with("count", scalars.len());
+/// Scalars that one dispatch of [`stack`] takes.
+pub(crate) const STACKED: usize = MAX_BINDINGS - 1;
+
+/// At most [`STACKED`] scalars side by side, as elements `first`.. of y; the others are left as they are, but for what follows the last.
+pub(crate) fn stack(scalars: &[Layout], first: usize, y: Layout) -> Kernel {
+    const NAMES: [&str; STACKED] = ["s0", "s1", "s2", "s3", "s4", "s5", "s6"];
+    let mut kernel = Kernel::new("stack")
+        .with("count", scalars.len())
+        .with("first", first)
+        .with("last", first + scalars.len() == y.cols());
     for (name, layout) in NAMES.into_iter().zip(scalars) {
         kernel = kernel.read(name, *layout, View::Scalar);
     }

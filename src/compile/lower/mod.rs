@@ -69,6 +69,9 @@ pub(crate) fn lower(
     })
 }
 
+/// A matrix and where it stands.
+type At = (Layout, Place);
+
 struct Lowering<'a> {
     fused: &'a Fused<'a>,
     tuner: Option<&'a dyn Tuner>,
