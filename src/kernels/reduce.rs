@@ -1,7 +1,10 @@
 //! Sums over rows, columns, groups of rows and everything. Fixed order, no atomics.
 
-use super::{BLOCK, Kernel, MAX_BINDINGS, Program, Target, View, row_lanes};
+use super::{
+    BLOCK, Instruction, Kernel, MAX_BINDINGS, Operand, Program, Target, View, elementwise, row_lanes,
+};
 use crate::gpu::Layout;
+use crate::types::{BinaryOp, Broadcast};
 
 const SIZE: usize = 64;
 /// Columns of a matrix and how their sums are shared out.
@@ -162,47 +165,144 @@ pub(crate) fn total(x: Layout, y: Layout, root: bool, target: Target) -> Kernel 
         .flops(x.len() as f64)
 }
 
-/// x [rows·period, C] → program([rows, C]): sums over runs of rows.
-pub(crate) fn group_sums(x: Layout, period: usize, program: Program, target: Target) -> Kernel {
-    groups(x, period, false, program, target)
+/// Sums over each run of `period` rows, or means of the rows that a mask counts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct GroupSums {
+    pub period: usize,
+    pub mask: Mask,
 }
 
-/// x [B·L, C], mask [B·L] → program([B, C]).
-pub(crate) fn masked_mean(
-    [x, mask]: [Layout; 2],
-    period: usize,
-    program: Program,
-    target: Target,
-) -> Kernel {
-    let kernel = groups(x, period, true, program, target);
-    kernel.read("mask", mask, View::Scalar)
+/// What a sum over runs of rows knows of a mask.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Mask {
+    /// Sums of all rows.
+    None,
+    /// Means of the rows, each weighed with its element of this vector.
+    Weighs(Layout),
+    /// Means of rows that are sums already, of so many rows each.
+    Counts(Layout),
 }
 
-fn groups(x: Layout, period: usize, masked: bool, program: Program, target: Target) -> Kernel {
-    let width = program.width();
-    let across = width.next_power_of_two().min(16);
-    let down = match target.barrier_free {
-        true => 1,
-        // Four rows each, or there is more waiting than adding.
-        false => period.div_ceil(4).next_power_of_two().min(256 / across),
+impl GroupSums {
+    /// How many invocations share columns and rows.
+    fn shares(width: usize, period: usize, target: Target) -> (usize, usize) {
+        let across = width.next_power_of_two().min(16);
+        let down = match target.barrier_free {
+            true => 1,
+            // Four rows each, or there is more waiting than adding.
+            false => period.div_ceil(4).next_power_of_two().min(256 / across),
+        };
+        (across, down)
+    }
+
+    /// Pieces of every run of a matrix of `cols` columns that are summed first, on their own; 1 where one pass is enough.
+    pub fn pieces(&self, cols: usize, target: Target) -> usize {
+        let (_, down) = Self::shares(cols.div_ceil(4), self.period, target);
+        let most = match target.barrier_free {
+            true => 4 * BLOCK * BLOCK,
+            false => 4 * down * 2 * BLOCK,
+        };
+        self.period.div_ceil(most)
+    }
+
+    /// The first of two passes. x [rows·period, C] → `sums` [rows·pieces, C], f32, and of a mask the `counts` `[rows·pieces]`.
+    pub fn first(&self, x: Layout, sums: Layout, counts: Option<Layout>, target: Target) -> Kernel {
+        let pieces = sums.rows() / (x.rows() / self.period);
+        let program = Program {
+            rows: sums.rows(),
+            cols: sums.cols(),
+            operands: Vec::new(),
+            instructions: vec![Instruction::Sum],
+            results: vec![(0, sums)],
+        };
+        let kernel = self.kernel(x, pieces, program, target).with("leaves", true);
+        match counts {
+            Some(counts) => kernel.write("counts", counts, View::Scalar),
+            None => kernel,
+        }
+    }
+
+    /// The only pass or the last. x [rows·period, C] → program([rows, C]).
+    pub fn last(&self, x: Layout, program: Program, target: Target) -> Kernel {
+        self.kernel(x, 1, program, target).with("leaves", false)
+    }
+
+    fn kernel(&self, x: Layout, pieces: usize, program: Program, target: Target) -> Kernel {
+        let width = program.width();
+        let (across, down) = Self::shares(width, self.period, target);
+        let tiles = width.div_ceil(across);
+        let kernel = Kernel::new("group_sums")
+            .groups(program.rows * tiles)
+            .with("across", across)
+            .with("down", down)
+            .with("tiles", tiles)
+            .with("rows", program.rows)
+            .with("used", program.cols.div_ceil(4))
+            .with("width", width)
+            .with("period", self.period)
+            .with("pieces", pieces)
+            .with("each", self.period.div_ceil(pieces))
+            .with("block", BLOCK)
+            .with("masked", !matches!(self.mask, Mask::None))
+            .with("carried", matches!(self.mask, Mask::Counts(_)))
+            .read("x", x, View::Vec4)
+            .flops(2.0 * x.len() as f64)
+            .finish(program);
+        match self.mask {
+            Mask::None => kernel,
+            Mask::Weighs(mask) | Mask::Counts(mask) => kernel.read("mask", mask, View::Scalar),
+        }
+    }
+}
+
+/// Steps of a sample up to which every invocation of [`masked_mean_grad`] counts the mask for itself.
+pub(crate) const COUNTED: usize = BLOCK * BLOCK;
+
+/// `counts` [B·n] → y `[B·pieces]`: sums of n / pieces neighbours each, of which [`COUNTED`] are enough.
+pub(crate) fn mask_counts(x: Layout, y: Layout, period: usize, target: Target) -> Kernel {
+    let samples = x.cols() / period;
+    let pieces = y.cols() / samples;
+    let (lanes, together) = match target.barrier_free {
+        true => (1, 16),
+        false => (64, 2),
     };
-    let tiles = width.div_ceil(across);
-    Kernel::new("group_sums")
-        .groups(program.rows * tiles)
-        .with("across", across)
-        .with("down", down)
-        .with("tiles", tiles)
-        .with("rows", program.rows)
-        .with("used", program.cols.div_ceil(4))
-        .with("width", width)
+    Kernel::new("mask_counts")
+        .items(y.cols() * lanes, together * lanes)
+        .with("lanes", lanes)
+        .with("cols", 4)
+        .with("tasks", y.cols())
         .with("period", period)
-        .with("masked", masked)
-        .read("x", x, View::Vec4)
-        .flops(2.0 * x.len() as f64)
-        .finish(program)
+        .with("pieces", pieces)
+        .with("each", period.div_ceil(pieces))
+        .with("block", BLOCK)
+        .read("x", x, View::Scalar)
+        .write("y", y, View::Scalar)
+        .flops(x.len() as f64)
 }
 
-/// dy [B, C], mask [B·L] → program([B·L, C]).
+/// dy, counts `[B]` → y [B, C], f32: dy / max(count, 1).
+pub(crate) fn over_counts(dy: Layout, counts: Layout, y: Layout, target: Target) -> Kernel {
+    let operand = |layout, broadcast| Operand { layout, broadcast };
+    let program = Program {
+        rows: y.rows(),
+        cols: y.cols(),
+        operands: vec![
+            operand(dy, Broadcast::Same),
+            operand(counts, Broadcast::Rows),
+        ],
+        instructions: vec![
+            Instruction::Load(0),
+            Instruction::Load(1),
+            Instruction::Constant(1.0),
+            Instruction::Binary(BinaryOp::Max, 1, 2),
+            Instruction::Binary(BinaryOp::Div, 0, 3),
+        ],
+        results: vec![(4, y)],
+    };
+    elementwise::elementwise(program, target)
+}
+
+/// dy [B, C], mask [B·L] → program([B·L, C]). Of more than [`COUNTED`] steps dy must be [over its counts](over_counts) already.
 pub(crate) fn masked_mean_grad(dy: Layout, mask: Layout, program: Program) -> Kernel {
     let time = program.rows / dy.rows();
     let steps = 8;
@@ -216,6 +316,8 @@ pub(crate) fn masked_mean_grad(dy: Layout, mask: Layout, program: Program) -> Ke
         .with("time", time)
         .with("steps", steps)
         .with("runs", runs)
+        .with("counts", time <= COUNTED)
+        .with("block", BLOCK)
         .read("dy", dy, View::Vec4)
         .read("mask", mask, View::Scalar)
         .flops(program.rows as f64 * program.cols as f64)

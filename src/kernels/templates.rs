@@ -39,6 +39,7 @@ const TEMPLATES: &[(&str, &str)] = templates![
     "kd_loss_total",
     "layer_norm",
     "layer_norm_grad",
+    "mask_counts",
     "masked_mean_grad",
     "norm_partial",
     "row_sums",

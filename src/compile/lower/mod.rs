@@ -2,6 +2,7 @@
 
 mod arena;
 mod conv;
+mod groups;
 mod linear_cross_entropy;
 mod loss;
 mod matmul;
@@ -287,15 +288,22 @@ impl Lowering<'_> {
                 kernels::embedding::gather(table, ids, program)
             }
             Op::SumGroups { period } => {
-                kernels::reduce::group_sums(self.layout(x[0])?, *period, program, target)
+                let x = (self.layout(x[0])?, reads[0]);
+                let rest = [loads, stores].concat();
+                return self.group_sums(x, *period, None, program, rest);
             }
             Op::MaskedMean => {
                 let period = graph.shape(x[0]).dims()[1];
-                kernels::reduce::masked_mean(self.layouts(x)?, period, program, target)
+                let [x, mask] = self.layouts(x)?;
+                let (x, mask) = ((x, reads[0]), (mask, reads[1]));
+                let rest = [loads, stores].concat();
+                return self.group_sums(x, period, Some(mask), program, rest);
             }
             Op::MaskedMeanGrad { .. } => {
                 let [dy, mask] = self.layouts(x)?;
-                kernels::reduce::masked_mean_grad(dy, mask, program)
+                let (dy, mask) = ((dy, reads[0]), (mask, reads[1]));
+                let rest = [loads, stores].concat();
+                return self.masked_mean_grad(dy, mask, program, rest);
             }
             Op::KdLossGrad { alpha, beta } => {
                 kernels::loss::kd_grad(self.layouts(x)?, [*alpha, *beta], program)
