@@ -27,6 +27,8 @@ const TEMPLATES: &[(&str, &str)] = templates![
     "gather_grad",
     "gather_links",
     "gather_links_sorted",
+    "gather_merge",
+    "gather_segments",
     "gather_sort",
     "gemm_cooperative",
     "gemm_direct",

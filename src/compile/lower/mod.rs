@@ -2,6 +2,7 @@
 
 mod arena;
 mod conv;
+mod gather;
 mod groups;
 mod linear_cross_entropy;
 mod loss;

@@ -6,7 +6,7 @@ use crate::compile::Place;
 use crate::error::{Error, Result};
 use crate::gpu::Layout;
 use crate::graph::{Node, Op, Source, ValueId};
-use crate::kernels::loss::CrossEntropy;
+use crate::kernels::loss::{CrossEntropy, KdTotal};
 use crate::kernels::reduce::{ColumnSums, RowSums};
 use crate::kernels;
 use crate::types::{DType, Shape};
@@ -38,32 +38,7 @@ impl Lowering<'_> {
                 self.total(sums, to, false)?;
             }
             Op::LayerNormParamGrad => self.layer_norm_params(node)?,
-            Op::GatherGrad { padding, .. } => {
-                let (ids, dy) = (self.layout(x[0])?, self.layout(x[1])?);
-                let table = self.layout(node.outputs[0])?;
-                let result = Place::Value(node.outputs[0]);
-                let links = Self::vector(2 * ids.cols(), DType::U32)?;
-                let chain = self.scratch(links);
-                let reads = self.places(x)?;
-                self.fill(table, 0.0, result)?;
-                match kernels::embedding::run_length(table.rows(), target) {
-                    None => {
-                        let kernel = kernels::embedding::links(ids, links, *padding);
-                        self.step(kernel, vec![reads[0], chain])?;
-                    }
-                    Some(run) => {
-                        let keys = ids.cols().next_multiple_of(run);
-                        let sorted = Self::vector(keys, DType::U32)?;
-                        let place = self.scratch(sorted);
-                        let kernel = kernels::embedding::sort(ids, sorted, run);
-                        self.step(kernel, vec![reads[0], place])?;
-                        let kernel = kernels::embedding::links_sorted(sorted, links, run, *padding);
-                        self.step(kernel, vec![place, chain])?;
-                    }
-                }
-                let kernel = kernels::embedding::gather_grad([ids, links, dy], table);
-                self.step(kernel, vec![reads[0], chain, reads[1], result])?;
-            }
+            Op::GatherGrad { padding, .. } => self.gather_grad(node, *padding)?,
             Op::Stack => {
                 let output = self.layout(node.outputs[0])?;
                 let layouts: Vec<Layout> =
@@ -83,10 +58,22 @@ impl Lowering<'_> {
                 let mut places = self.places(x)?;
                 places.push(out[3]);
                 self.step(kernels::loss::kd_rows(y, t, rows, target), places)?;
-                let scalars = [loss, cosine, mse];
-                let kernel =
-                    kernels::loss::kd_total(rows, scalars, y.cols(), [*alpha, *beta], target);
-                self.step(kernel, vec![out[3], out[0], out[1], out[2]])?;
+                let total = KdTotal {
+                    samples: y.rows(),
+                    width: y.cols(),
+                    alpha: *alpha,
+                    beta: *beta,
+                };
+                let parts = total.parts(target);
+                let (mut from, mut layout) = (out[3], rows);
+                if parts > 1 {
+                    let sums = Layout::of(&Shape::matrix(parts, 4), DType::F32)?;
+                    let place = self.scratch(sums);
+                    self.step(total.first(rows, sums, target), vec![from, place])?;
+                    (layout, from) = self.summed((sums, place))?;
+                }
+                let kernel = total.last(layout, parts > 1, [loss, cosine, mse], target);
+                self.step(kernel, vec![from, out[0], out[1], out[2]])?;
             }
             Op::CrossEntropy { ignore, smoothing } => {
                 let (ignore, smoothing) = (*ignore, *smoothing);
@@ -167,6 +154,14 @@ impl Lowering<'_> {
             to,
             result: output,
         })
+    }
+
+    /// The sum of each column of a matrix, as a vector of its own.
+    pub(crate) fn summed(&mut self, (input, from): At) -> Result<At> {
+        let sum = Self::vector(input.cols(), DType::F32)?;
+        let place = self.scratch(sum);
+        self.sum_rows(input, from, (sum, place))?;
+        Ok((sum, place))
     }
 
     /// So many matrices of parts one behind the other, summed until each has no more than one invocation can add up; and that number.
