@@ -1,34 +1,37 @@
 //! Work over runs of the flat arenas: norm, accumulation and AdamW.
 
-use super::{Instruction, Kernel, Operand, Program, Target, View, elementwise};
+use super::{BLOCK, Instruction, Kernel, Operand, Program, Target, View, elementwise};
 use crate::error::Result;
 use crate::gpu::{Alignment, Layout};
 use crate::types::{BinaryOp, Broadcast, DType, Rates};
 
 const SIZE: usize = 64;
-/// `vec4`s whose squares one row of invocations adds up.
-const EACH: usize = 4096;
+/// Invocations that share a partial sum of squares, and its `vec4`s.
+fn norm_shares(target: Target) -> (usize, usize) {
+    match target.barrier_free {
+        true => (1, BLOCK * BLOCK),
+        false => (256, 4096),
+    }
+}
 
 /// Partial sums that [`norm_partial`] writes for a run of `elements`.
-pub(crate) fn norm_parts(elements: usize) -> usize {
-    (elements / 4).div_ceil(EACH)
+pub(crate) fn norm_parts(elements: usize, target: Target) -> usize {
+    (elements / 4).div_ceil(norm_shares(target).1)
 }
 
 /// Squares of `x` `[n]` → elements `first..` of `parts`.
 pub(crate) fn norm_partial(x: Layout, parts: Layout, first: usize, target: Target) -> Kernel {
     let count = x.row_stride() / 4;
-    let groups = norm_parts(x.row_stride());
-    let (lanes, each) = if target.barrier_free {
-        (1, 4)
-    } else {
-        (256, 1)
-    };
+    let groups = norm_parts(x.row_stride(), target);
+    let (lanes, each) = norm_shares(target);
+    let together = if target.barrier_free { 4 } else { 1 };
     Kernel::new("norm_partial")
-        .items(groups * lanes, each * lanes)
+        .items(groups * lanes, together * lanes)
         .with("lanes", lanes)
         .with("cols", 4)
         .with("count", count)
-        .with("each", EACH)
+        .with("each", each)
+        .with("block", BLOCK)
         .with("parts", groups)
         .with("first", first)
         .with("last", first + groups == parts.cols())

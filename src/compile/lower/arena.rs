@@ -107,7 +107,7 @@ impl Lowering<'_> {
         }
         let parts: usize = sources
             .iter()
-            .map(|(layout, _)| kernels::optimizer::norm_parts(layout.row_stride()))
+            .map(|(layout, _)| kernels::optimizer::norm_parts(layout.row_stride(), self.target))
             .sum();
         let partial = Self::vector(parts, DType::F32)?;
         let place = self.scratch(partial);
@@ -115,12 +115,11 @@ impl Lowering<'_> {
         for (layout, source) in sources {
             let kernel = kernels::optimizer::norm_partial(layout, partial, first, self.target);
             self.step(kernel, vec![source, place])?;
-            first += kernels::optimizer::norm_parts(layout.row_stride());
+            first += kernels::optimizer::norm_parts(layout.row_stride(), self.target);
         }
         let output = self.layout(node.outputs[0])?;
-        let kernel = kernels::reduce::total(partial, output, true, self.target);
-        self.step(kernel, vec![place, Place::Value(node.outputs[0])])?;
-        Ok(())
+        let to = (output, Place::Value(node.outputs[0]));
+        self.total((partial, place), to, true)
     }
 
     /// For each stretch of parameters, where its gradients lie.

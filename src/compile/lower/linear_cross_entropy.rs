@@ -1,8 +1,8 @@
 //! A linear layer and its cross entropy, some rows at a time: the logits of a chunk are computed, used up, and overwritten by those
 //! of the next. Gradients of the parameters add up over the chunks, in their order.
 
-use super::Lowering;
 use super::matmul::Operands;
+use super::{At, Lowering};
 use crate::compile::Place;
 use crate::error::Result;
 use crate::gpu::Layout;
@@ -14,9 +14,6 @@ use crate::types::{BinaryOp, Broadcast, DType, Shape, Trans};
 
 /// Chunks have a multiple of so many rows: a vector with an element a row can be bound at the beginning of any of them.
 const ROWS: usize = 64;
-
-/// A matrix and where it stands.
-type At = (Layout, Place);
 
 /// What the chunks share.
 struct Layer {

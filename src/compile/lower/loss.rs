@@ -3,10 +3,11 @@
 use super::Lowering;
 use crate::compile::Place;
 use crate::error::Result;
+use crate::gpu::Layout;
 use crate::graph::{Node, Source, ValueId};
 use crate::kernels::Program;
 use crate::kernels::loss::{Count, CrossEntropy};
-use crate::types::DType;
+use crate::types::{DType, Shape};
 
 impl Lowering<'_> {
     /// The value alone.
@@ -84,10 +85,18 @@ impl Lowering<'_> {
         if entropy.ignore.is_none() {
             return Ok((Count::Known(layout.cols()), None));
         }
-        let count = Self::vector(1, DType::F32)?;
+        let parts = entropy.parts(layout.cols(), self.target);
+        let count = match parts {
+            1 => Self::vector(1, DType::F32)?,
+            _ => Layout::of(&Shape::matrix(parts, 1), DType::F32)?,
+        };
         let place = self.scratch(count);
         let kernel = entropy.count(layout, count, self.target);
         self.step(kernel, vec![from, place])?;
+        let (count, place) = match parts {
+            1 => (count, place),
+            _ => self.summed((count, place))?,
+        };
         Ok((Count::Value(count), Some(place)))
     }
 
@@ -103,8 +112,17 @@ impl Lowering<'_> {
         let (layout, from) = (self.layout(targets)?, self.place(targets)?);
         let [loss_place, count_place, rows_place] =
             [0, 1, 2].map(|i| Place::Value(node.outputs[i]));
-        let kernel = entropy.total(rows, layout, [loss, count], vocabulary, self.target);
-        self.step(kernel, vec![rows_place, from, loss_place, count_place])?;
-        Ok(())
+        let parts = entropy.parts(layout.cols(), self.target);
+        if parts == 1 {
+            let kernel = entropy.total(rows, layout, [loss, count], vocabulary, self.target);
+            return self.step(kernel, vec![rows_place, from, loss_place, count_place]);
+        }
+        let sums = Layout::of(&Shape::matrix(parts, 4), DType::F32)?;
+        let place = self.scratch(sums);
+        let kernel = entropy.total_parts([rows, layout], sums, vocabulary, self.target);
+        self.step(kernel, vec![rows_place, from, place])?;
+        let (sum, place) = self.summed((sums, place))?;
+        let kernel = entropy.total_of_parts(sum, [loss, count], self.target);
+        self.step(kernel, vec![place, loss_place, count_place])
     }
 }

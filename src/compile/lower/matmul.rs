@@ -20,11 +20,11 @@ impl Lowering<'_> {
     /// The product `gemm`, or another way to cut it where the tuner finds that faster.
     pub(crate) fn matmul(&mut self, gemm: Gemm, program: &Program, x: &Operands) -> Result<()> {
         let scratch = Place::Scratch(self.scratch.len());
+        let candidates = gemm.candidates(program, self.max_binding);
         let chosen = match self.tuner {
-            None => gemm,
+            None => candidates[0],
             Some(tuner) => {
                 let key = gemm.single(program.clone()).key(self.target);
-                let candidates = gemm.candidates(program);
                 let names: Vec<String> = candidates.iter().map(Gemm::to_string).collect();
                 let build = |index: usize| Ok(steps(candidates[index], program, x, scratch)?.0);
                 candidates[tuner.choose(&key, &names, &build)?]

@@ -2,6 +2,8 @@
 
 mod arena;
 mod conv;
+mod gather;
+mod groups;
 mod linear_cross_entropy;
 mod loss;
 mod matmul;
@@ -68,6 +70,9 @@ pub(crate) fn lower(
         roots: graph.values().map(|(id, _)| home(fused.root(id))).collect(),
     })
 }
+
+/// A matrix and where it stands.
+type At = (Layout, Place);
 
 struct Lowering<'a> {
     fused: &'a Fused<'a>,
@@ -284,15 +289,22 @@ impl Lowering<'_> {
                 kernels::embedding::gather(table, ids, program)
             }
             Op::SumGroups { period } => {
-                kernels::reduce::group_sums(self.layout(x[0])?, *period, program, target)
+                let x = (self.layout(x[0])?, reads[0]);
+                let rest = [loads, stores].concat();
+                return self.group_sums(x, *period, None, program, rest);
             }
             Op::MaskedMean => {
                 let period = graph.shape(x[0]).dims()[1];
-                kernels::reduce::masked_mean(self.layouts(x)?, period, program, target)
+                let [x, mask] = self.layouts(x)?;
+                let (x, mask) = ((x, reads[0]), (mask, reads[1]));
+                let rest = [loads, stores].concat();
+                return self.group_sums(x, period, Some(mask), program, rest);
             }
             Op::MaskedMeanGrad { .. } => {
                 let [dy, mask] = self.layouts(x)?;
-                kernels::reduce::masked_mean_grad(dy, mask, program)
+                let (dy, mask) = ((dy, reads[0]), (mask, reads[1]));
+                let rest = [loads, stores].concat();
+                return self.masked_mean_grad(dy, mask, program, rest);
             }
             Op::KdLossGrad { alpha, beta } => {
                 kernels::loss::kd_grad(self.layouts(x)?, [*alpha, *beta], program)

@@ -136,7 +136,7 @@ fn compute(gpu: &Gpu, gemm: Gemm, n: usize, [x, y]: [&[f32]; 2]) -> Result<Vec<f
         let kernel = gemm.single(program(*c.layout()));
         dispatch(gpu, &mut recorder, &kernel, &slices(&[&a, &b, &c]))?;
     } else {
-        let partial = matrix(gemm.splits() * m, n, DType::F32)?;
+        let partial = matrix(gemm.splits() * batch * m, n, DType::F32)?;
         let parts = Tensor::uninit(gpu, partial)?;
         parts.poison(gpu)?;
         let kernel = gemm.partial(partial);
@@ -175,7 +175,12 @@ fn around(gpu: &Gpu, speed: Speed, dtype: DType, trans: Trans, tier: Tier) -> Re
         (1, 5, 3, 1, 1),
         (1, rows + 3, cols + 2, 7 * depth + 5, 3),
         (2, rows - 2, cols + 6, 2 * depth + 3, 1),
+        (3, 5, 6, 7 * depth + 5, 3),
     ] {
+        // Matrix units take parts of one product only.
+        if batch > 1 && splits > 1 && matches!(tier, Tier::Cooperative(..)) {
+            continue;
+        }
         let product = Product {
             trans,
             batch,
@@ -213,7 +218,13 @@ fn without_workgroup_memory() -> Result<()> {
     let gpu = Gpu::new(&GpuOptions::default().cooperative(false))?;
     for dtype in DTYPES {
         for trans in ORIENTATIONS {
-            for (batch, m, n, k) in [(1, 17, 7, 5), (1, 1, 1, 1), (3, 15, 9, 8)] {
+            for (batch, m, n, k, splits) in [
+                (1, 17, 7, 5, 1),
+                (1, 1, 1, 1, 1),
+                (3, 15, 9, 8, 1),
+                (1, 17, 7, 1037, 3),
+                (2, 3, 5, 22, 2),
+            ] {
                 let product = Product {
                     trans,
                     batch,
@@ -222,7 +233,7 @@ fn without_workgroup_memory() -> Result<()> {
                     k,
                 };
                 let tier = Tier::Direct;
-                product.check(&gpu, dtype, Choice { tier, splits: 1 })?;
+                product.check(&gpu, dtype, Choice { tier, splits })?;
             }
         }
     }
