@@ -28,6 +28,8 @@
 #![warn(missing_docs)]
 
 mod atomic;
+#[cfg(test)]
+mod checked;
 mod compile;
 pub mod direct;
 pub mod error;
