@@ -27,6 +27,8 @@
 //! the tests compare every kernel with it.
 #![warn(missing_docs)]
 
+#[cfg(test)]
+mod checked;
 mod compile;
 pub mod direct;
 pub mod error;

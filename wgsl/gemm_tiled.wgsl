@@ -140,7 +140,8 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
 {% endif %}
 {% elif name == "b" and b_windows %}
         {
-            let start = origin(b_k);
+{# Behind K there is no row of the windows. #}
+            let start = origin({% if k % 8 == 0 %}b_k{% else %}min(b_k, {{ k - 1 }}u){% endif %});
 {% for q in range(size // threads) %}
             let source{{ q }} = source(start, b_tap{{ q }});
             b_inside{{ q }} = source{{ q }}.inside{% if k % 8 != 0 %} && b_k < {{ k }}u{% endif %};

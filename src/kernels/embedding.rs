@@ -146,9 +146,11 @@ pub(crate) fn segments(
     };
     let kernel = kernel.write("table", table, View::Vec4);
     match left {
-        Some([keys, parts]) => kernel
-            .write("next_keys", keys, View::Scalar)
-            .write("next_parts", parts, View::Vec4),
+        Some([keys, parts]) => {
+            kernel
+                .write("next_keys", keys, View::Scalar)
+                .write("next_parts", parts, View::Vec4)
+        }
         None => kernel,
     }
 }

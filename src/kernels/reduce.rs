@@ -1,7 +1,8 @@
 //! Sums over rows, columns, groups of rows and everything. Fixed order, no atomics.
 
 use super::{
-    BLOCK, Instruction, Kernel, MAX_BINDINGS, Operand, Program, Target, View, elementwise, row_lanes,
+    BLOCK, Instruction, Kernel, MAX_BINDINGS, Operand, Program, Target, View, elementwise,
+    row_lanes,
 };
 use crate::gpu::Layout;
 use crate::types::{BinaryOp, Broadcast};

@@ -247,7 +247,6 @@ mod tests {
             f16: true,
             f32: false,
             scalar: false,
-            subgroup_barrier: true,
             storage: 48 << 10,
             invocations: 256,
         };

@@ -1,6 +1,7 @@
 //! Every kernel and every way to cut a product, whatever the model would choose, at shapes around its tile. Operands are small
 //! integers: all sums are exact, whatever their order, and must be equal.
 
+mod checked;
 mod windows;
 
 use super::*;
@@ -276,6 +277,9 @@ mod translation {
     fn translate(kernel: &Kernel, target: Target, direct3d: bool) -> Translated {
         let key = kernel.key(target);
         let source = kernel.source(target).unwrap();
+        // In SPIR-V it orders no workgroup memory.
+        let text = source.wgsl();
+        assert!(!text.contains("subgroupBarrier"), "{key}:\n{text}");
         let module = naga::front::wgsl::parse_str(source.wgsl())
             .unwrap_or_else(|error| panic!("{key}: {}", error.emit_to_string(source.wgsl())));
         let info = Validator::new(ValidationFlags::all(), Capabilities::all())
@@ -375,14 +379,13 @@ mod translation {
         }
     }
 
-    fn units(size: usize, lanes: usize, scalar: bool) -> MatrixUnits {
+    pub(super) fn units(size: usize, lanes: usize, scalar: bool) -> MatrixUnits {
         MatrixUnits {
             size,
             lanes,
             f16: true,
             f32: scalar,
             scalar,
-            subgroup_barrier: true,
             storage: if scalar { 32 << 10 } else { 48 << 10 },
             invocations: 256,
         }
