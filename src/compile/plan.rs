@@ -78,11 +78,7 @@ pub(crate) fn plan(
         .min(limits.max_buffer_size);
     let (places, items) = lives(graph, lowered)?;
     let steps = lowered.steps.len();
-    let alive = |step: usize| {
-        let now = items.iter().filter(|l| l.first <= step && step <= l.last);
-        now.map(|life| life.bytes).sum::<u64>()
-    };
-    let lower_bound = (0..steps).map(alive).max().unwrap_or(0);
+    let lower_bound = most_alive(&items, steps);
     let packing = pack(&items, largest, lower_bound);
     let bytes_of = |wanted: fn(&Source) -> bool| -> Result<Vec<u64>> {
         let values = graph.values().filter(|(_, value)| wanted(&value.source));
@@ -140,6 +136,25 @@ pub(crate) fn plan(
         slots: packing.buffers,
         place_of: places.into_iter().zip(packing.places).collect(),
     })
+}
+
+/// Most bytes that are alive in one of the steps.
+fn most_alive(items: &[Item], steps: usize) -> u64 {
+    let mut born = vec![0; steps];
+    let mut dead = vec![0; steps];
+    for item in items {
+        born[item.first] += item.bytes;
+        if let Some(dead) = dead.get_mut(item.last) {
+            *dead += item.bytes;
+        }
+    }
+    let (mut alive, mut most) = (0_u64, 0);
+    for (born, dead) in born.into_iter().zip(dead) {
+        alive += born;
+        most = most.max(alive);
+        alive -= dead;
+    }
+    most
 }
 
 /// Intermediate values in the order of their birth, and what each needs.

@@ -28,9 +28,9 @@ impl Recomputed {
     /// Where the copies begin that node `index` is one of. They must not run before that place, or what they compute would
     /// live as long as what they are there to replace.
     pub fn start_of_copies(&self, index: usize) -> Option<usize> {
-        let mut copies = self.copies.iter();
-        let range = copies.find(|range| range.contains(&index))?;
-        Some(range.start)
+        let after = self.copies.partition_point(|range| range.start <= index);
+        let range = self.copies[..after].last()?;
+        range.contains(&index).then_some(range.start)
     }
 }
 
