@@ -11,11 +11,12 @@ use std::time::{Duration, Instant};
 use criterion::{Criterion, criterion_group, criterion_main};
 use energyflow::direct::{Direct, Weight};
 use energyflow::gpu::{Access, BufferSlice, KernelSource, Layout, Recorder, Tensor};
-use energyflow::graph::Graph;
+use energyflow::graph::{Graph, Init};
 use energyflow::nn::Linear;
 use energyflow::runtime::Host;
 use energyflow::text::{DistillOptions, Distiller, EncoderOptions};
-use energyflow::types::{DType, Shape};
+use energyflow::train::AdamW;
+use energyflow::types::{DType, Shape, Trans, UnaryOp};
 use energyflow::{Executable, Gpu, GpuOptions, Result, Session};
 
 const WIDTH: usize = 32;
@@ -204,9 +205,52 @@ fn host(criterion: &mut Criterion) -> Result<()> {
     Ok(())
 }
 
+/// Planning and compiling long graphs. Both should take about five times as long for 10 000 nodes as for 2 000.
+fn long_graphs(criterion: &mut Criterion) -> Result<()> {
+    let gpu = Gpu::new(&GpuOptions::default())?;
+    for nodes in [2_000, 10_000] {
+        let mut graph = Graph::new();
+        let x = graph.input("x", &[4, 16], DType::F32)?;
+        let mut y = x;
+        for _ in 0..nodes {
+            y = graph.add(y, x)?;
+        }
+        graph.output("y", y)?;
+        let session = Session::new(&gpu, 0);
+        criterion.bench_function(&format!("plan a chain of {nodes} additions"), |bencher| {
+            bencher.iter(|| session.plan(&graph).map(black_box));
+        });
+        // Kernels are compiled once, bind groups and memory are found again.
+        criterion.bench_function(
+            &format!("compile a chain of {nodes} additions"),
+            |bencher| {
+                bencher.iter(|| Session::new(&gpu, 0).compile(&graph).map(black_box));
+            },
+        );
+
+        let mut graph = Graph::new();
+        let mut y = graph.input("x", &[4, 16], DType::F32)?;
+        let mut parameters = Vec::new();
+        for i in 0..nodes / 6 {
+            let w = graph.parameter(&format!("w{i}"), &[16, 16], Init::Uniform(0.1))?;
+            y = graph.matmul(y, w, Trans::NT)?;
+            y = graph.unary(UnaryOp::Tanh, y)?;
+            parameters.push(w);
+        }
+        let loss = graph.sum_all(y)?;
+        AdamW::default().step(&mut graph, loss, &parameters)?;
+        let name = format!("plan a training step of {} nodes", graph.nodes().len());
+        criterion.bench_function(&name, |bencher| {
+            bencher.iter(|| session.plan(&graph).map(black_box));
+        });
+    }
+    Ok(())
+}
+
 fn run(criterion: &mut Criterion) {
     host(criterion)
         .and_then(|()| large_inputs(criterion))
+        .and_then(|()| long_graphs(criterion))
         .expect("the benches need a GPU adapter");
 }
 

@@ -28,11 +28,35 @@ pub(crate) struct Group {
     pub domain: (usize, usize),
 }
 
+/// Most elementwise nodes of a group. Drivers take long to compile a kernel of thousands of instructions, and a kernel of this many is not
+/// bound by memory any more.
+const MOST_NODES: usize = 128;
+
+/// Storage buffers that a group binds.
+#[derive(Clone, Debug, Default)]
+struct Uses {
+    /// Operands and side results of the anchor, if there is one.
+    anchor: Option<usize>,
+    /// Values that the program loads.
+    reads: Vec<(ValueId, Broadcast)>,
+    /// Values that the program stores.
+    stored: usize,
+}
+
+impl Uses {
+    fn bindings(&self) -> usize {
+        let least = usize::from(self.anchor.is_some());
+        self.anchor.unwrap_or(0) + self.reads.len() + self.stored.max(least)
+    }
+}
+
 /// A graph cut into groups.
 #[derive(Debug)]
 pub(crate) struct Fused<'a> {
     pub graph: &'a Graph,
     pub groups: Vec<Group>,
+    /// By group: what it binds.
+    uses: Vec<Uses>,
     /// By value: the value that holds its elements. A reshape that moves nothing holds none.
     roots: Vec<ValueId>,
     /// By node: whether it is a reshape that moves its elements.
@@ -41,6 +65,8 @@ pub(crate) struct Fused<'a> {
     group_of: Vec<Option<usize>>,
     /// By value: live nodes that read it.
     readers: Vec<Vec<usize>>,
+    /// By value: how many of its readers are not in its own group.
+    outside: Vec<usize>,
     outputs: HashSet<ValueId>,
     /// Casts of parameters that are no work, because the session keeps their result: by value, the parameter.
     shadows: HashMap<ValueId, ValueId>,
@@ -92,6 +118,7 @@ impl<'a> Fused<'a> {
         let mut fused = Self {
             graph,
             groups: Vec::new(),
+            uses: Vec::new(),
             outputs: graph
                 .outputs
                 .iter()
@@ -101,6 +128,7 @@ impl<'a> Fused<'a> {
             moving,
             group_of: vec![None; count],
             readers: vec![Vec::new(); count],
+            outside: Vec::new(),
             shadows: HashMap::new(),
         };
         for (index, node) in graph.nodes.iter().enumerate() {
@@ -111,6 +139,7 @@ impl<'a> Fused<'a> {
                 }
             }
         }
+        fused.outside = fused.readers.iter().map(Vec::len).collect();
         fused.shadows = fused.find_shadows(&live);
         let (order, values) = pair(&fused, &live);
         for index in order {
@@ -128,15 +157,19 @@ impl<'a> Fused<'a> {
     fn find_shadows(&self, live: &[bool]) -> HashMap<ValueId, ValueId> {
         let nodes = &self.graph.nodes;
         let mut shadows = HashMap::new();
+        let mut updates: HashMap<ValueId, usize> = HashMap::new();
+        for (index, node) in nodes.iter().enumerate() {
+            for &param in node.op.updated() {
+                updates.entry(param).or_insert(index);
+            }
+        }
         for (index, node) in nodes.iter().enumerate() {
             if !live[index] || node.op != Op::Cast(DType::F16) {
                 continue;
             }
             let (param, copy) = (self.root(node.inputs[0]), node.outputs[0]);
             let value = &self.graph.values[param.0 as usize];
-            let mut updates = nodes.iter();
-            let update = updates.position(|node| node.op.updated().contains(&param));
-            let in_time = update.is_none_or(|update| {
+            let in_time = updates.get(&param).is_none_or(|&update| {
                 let mut readers = self.readers(copy).iter();
                 readers.all(|&reader| reader < update) && !self.outputs.contains(&copy)
             });
@@ -186,21 +219,40 @@ impl<'a> Fused<'a> {
             .iter()
             .filter_map(|&id| self.group_of[self.root(id).0 as usize])
             .max();
-        let group = match latest {
-            Some(group) if elementwise && self.joins(index, group, domain) => {
-                self.groups[group].elementwise.push(index);
+        let joined = latest
+            .filter(|&group| elementwise && self.may_join(index, group, domain))
+            .map(|group| (group, self.uses_with(group, index)))
+            .filter(|(_, uses)| uses.bindings() <= MAX_BINDINGS);
+        let group = match joined {
+            Some((group, uses)) => {
+                self.uses[group] = uses;
                 group
             }
-            _ => {
+            None => {
+                let group = self.groups.len();
                 self.groups.push(Group {
                     anchor: (!elementwise).then_some(index),
                     value,
-                    elementwise: if elementwise { vec![index] } else { Vec::new() },
+                    elementwise: Vec::new(),
                     domain,
                 });
-                self.groups.len() - 1
+                self.uses.push(Uses::default());
+                self.uses[group] = match elementwise {
+                    true => self.uses_with(group, index),
+                    false => self.uses_of_anchor(index),
+                };
+                group
             }
         };
+        if elementwise {
+            self.groups[group].elementwise.push(index);
+            for &id in &node.inputs {
+                let root = self.root(id).0 as usize;
+                if self.group_of[root] == Some(group) {
+                    self.outside[root] -= 1;
+                }
+            }
+        }
         let value = value.map(|value| &self.graph.nodes[value]);
         for node in std::iter::once(node).chain(value) {
             for &id in &node.outputs {
@@ -209,9 +261,10 @@ impl<'a> Fused<'a> {
         }
     }
 
-    fn joins(&self, index: usize, group: usize, domain: (usize, usize)) -> bool {
+    /// Whether an elementwise node may become part of a group, if there are bindings for its operands.
+    fn may_join(&self, index: usize, group: usize, domain: (usize, usize)) -> bool {
         let candidate = &self.groups[group];
-        if candidate.domain != domain {
+        if candidate.domain != domain || candidate.elementwise.len() >= MOST_NODES {
             return false;
         }
         if let Some(start) = self.graph.recomputed.start_of_copies(index) {
@@ -220,46 +273,56 @@ impl<'a> Fused<'a> {
                 return false;
             }
         }
-        if let Some(anchor) = candidate.anchor {
-            let anchor = &self.graph.nodes[anchor];
-            let node = &self.graph.nodes[index];
-            let value = candidate.value.map(|value| &self.graph.nodes[value]);
-            let side = value.into_iter().flat_map(|value| &value.outputs);
-            let side: Vec<&ValueId> = anchor.outputs.iter().skip(1).chain(side).collect();
-            let mut inputs = node.inputs.iter();
-            let reads_side_result = inputs.any(|&id| side.contains(&&self.root(id)));
-            if !takes_program(&anchor.op) || reads_side_result {
-                return false;
-            }
-        }
-        let mut extended = candidate.clone();
-        extended.elementwise.push(index);
-        self.bindings(&extended) <= MAX_BINDINGS
+        let Some(anchor) = candidate.anchor else {
+            return true;
+        };
+        let anchor = &self.graph.nodes[anchor];
+        let node = &self.graph.nodes[index];
+        let value = candidate.value.map(|value| &self.graph.nodes[value]);
+        let side = value.into_iter().flat_map(|value| &value.outputs);
+        let side: Vec<&ValueId> = anchor.outputs.iter().skip(1).chain(side).collect();
+        let mut inputs = node.inputs.iter();
+        let reads_side_result = inputs.any(|&id| side.contains(&&self.root(id)));
+        takes_program(&anchor.op) && !reads_side_result
     }
 
-    /// Upper bound of the storage buffers that a group binds.
-    fn bindings(&self, group: &Group) -> usize {
-        let mut reads: HashSet<(ValueId, Broadcast)> = HashSet::new();
-        let mut own = 0;
-        if let Some(anchor) = group.anchor {
-            let node = &self.graph.nodes[anchor];
-            own = node.inputs.len() + node.outputs.len().saturating_sub(1);
+    fn uses_of_anchor(&self, index: usize) -> Uses {
+        let node = &self.graph.nodes[index];
+        Uses {
+            anchor: Some(node.inputs.len() + node.outputs.len().saturating_sub(1)),
+            stored: node.outputs.first().map_or(0, |&id| self.stores(id)),
+            reads: Vec::new(),
         }
-        let inside = |id: ValueId| {
-            matches!(self.graph.values[id.0 as usize].source, Source::Node { node, .. }
-                if group.anchor == Some(node) || group.elementwise.contains(&node))
-        };
-        for &index in &group.elementwise {
-            let node = &self.graph.nodes[index];
-            for (i, &id) in node.inputs.iter().enumerate() {
-                let root = self.root(id);
-                let source = &self.graph.values[root.0 as usize].source;
-                if !inside(root) && !matches!(source, Source::Constant(_)) {
-                    reads.insert((root, node.op.broadcast_of(i)));
+    }
+
+    /// What a group binds once an elementwise node is part of it, which must not read a side result of the group's anchor.
+    fn uses_with(&self, group: usize, index: usize) -> Uses {
+        let mut uses = self.uses[group].clone();
+        let node = &self.graph.nodes[index];
+        for (i, &id) in node.inputs.iter().enumerate() {
+            let root = self.root(id);
+            let at = root.0 as usize;
+            if self.group_of[at] == Some(group) {
+                let own = node.inputs.iter().map(|&id| self.root(id));
+                let first = own.clone().position(|id| id == root) == Some(i);
+                let last_reader = own.filter(|&id| id == root).count() == self.outside[at];
+                if first && last_reader && !self.outputs.contains(&root) {
+                    uses.stored -= 1;
+                }
+            } else if !matches!(self.graph.values[at].source, Source::Constant(_)) {
+                let read = (root, node.op.broadcast_of(i));
+                if !uses.reads.contains(&read) {
+                    uses.reads.push(read);
                 }
             }
         }
-        own + reads.len() + self.stored(group).len()
+        uses.stored += node.outputs.first().map_or(0, |&id| self.stores(id));
+        uses
+    }
+
+    /// 1 if a value is stored: if something outside its group, as far as that is known, reads it.
+    fn stores(&self, id: ValueId) -> usize {
+        usize::from(self.outputs.contains(&id) || self.outside[id.0 as usize] > 0)
     }
 
     /// Values of a group's program that something outside the group reads; the anchor's first result if nothing else.
@@ -267,12 +330,7 @@ impl<'a> Fused<'a> {
         let nodes = group.anchor.iter().chain(&group.elementwise);
         let mut stored: Vec<ValueId> = nodes
             .filter_map(|&index| self.graph.nodes[index].outputs.first().copied())
-            .filter(|id| {
-                self.outputs.contains(id)
-                    || self.readers[id.0 as usize]
-                        .iter()
-                        .any(|reader| !group.elementwise.contains(reader))
-            })
+            .filter(|&id| self.stores(id) > 0)
             .collect();
         if stored.is_empty()
             && let Some(anchor) = group.anchor

@@ -23,13 +23,14 @@ pub struct Plan {
     pub inputs: u64,
     /// Whether kernels read inputs in the memory that the host writes, which the adapter shares with it, so that no run copies them.
     pub inputs_in_place: bool,
-    /// Bytes of the parameters.
+    /// Bytes of the parameters of the session, those of its other graphs included.
     pub parameters: u64,
-    /// Bytes of AdamW's moments.
+    /// Bytes of AdamW's moments, which the session keeps for all its parameters; zero for a graph that does not train.
     pub moments: u64,
     /// Bytes of the gradients that lie side by side as the parameters do; others are intermediate values.
     pub gradients: u64,
-    /// Bytes of the gradients that the session accumulates over micro-batches.
+    /// Bytes of the gradients that the session accumulates over micro-batches, kept for all its parameters; zero for a graph that does not
+    /// accumulate.
     pub accumulated: u64,
     /// Bytes of the parameters' f16 copies.
     pub shadows: u64,
@@ -71,14 +72,13 @@ pub(crate) fn plan(
     table: &Table,
     capabilities: &Capabilities,
 ) -> Result<Plan> {
-    let largest = capabilities.limits.max_storage_buffer_binding_size;
+    let limits = &capabilities.limits;
+    let largest = limits
+        .max_storage_buffer_binding_size
+        .min(limits.max_buffer_size);
     let (places, items) = lives(graph, lowered)?;
     let steps = lowered.steps.len();
-    let alive = |step: usize| {
-        let now = items.iter().filter(|l| l.first <= step && step <= l.last);
-        now.map(|life| life.bytes).sum::<u64>()
-    };
-    let lower_bound = (0..steps).map(alive).max().unwrap_or(0);
+    let lower_bound = most_alive(&items, steps);
     let packing = pack(&items, largest, lower_bound);
     let bytes_of = |wanted: fn(&Source) -> bool| -> Result<Vec<u64>> {
         let values = graph.values().filter(|(_, value)| wanted(&value.source));
@@ -102,9 +102,11 @@ pub(crate) fn plan(
         all.filter(move |(arena, _)| *arena == wanted)
             .map(|&(_, param)| param)
     };
-    let parameters = blocks_of(&mut graph.parameters().map(|(id, _)| id))?;
-    let trains = |op: &Op| matches!(op, Op::AdamW { .. });
-    let trained = graph.nodes().iter().any(|node| trains(&node.op));
+    // The session keeps moments and sums for all its parameters once a graph needs any.
+    let parameters = table.blocks.iter().sum();
+    let any = |test: fn(&Op) -> bool| graph.nodes().iter().any(|node| test(&node.op));
+    let trains = any(|op| !op.updated().is_empty());
+    let accumulates = any(|op| !op.accumulated().is_empty());
     let inputs = bytes_of(|source| matches!(source, Source::Input { .. }))?;
     let aligned = inputs
         .iter()
@@ -121,15 +123,9 @@ pub(crate) fn plan(
         inputs_together,
         inputs_in_place,
         parameters,
-        moments: if trained { 2 * parameters } else { 0 },
+        moments: if trains { 2 * parameters } else { 0 },
         gradients: blocks_of(&mut pinned(Arena::Gradients))?,
-        accumulated: blocks_of(
-            &mut graph
-                .nodes()
-                .iter()
-                .flat_map(|node| node.op.accumulated())
-                .copied(),
-        )?,
+        accumulated: if accumulates { parameters } else { 0 },
         shadows: blocks_of(&mut lowered.shadows.values().copied())? / 2,
         states: bytes_of(|source| matches!(source, Source::State(_)))?
             .iter()
@@ -140,6 +136,25 @@ pub(crate) fn plan(
         slots: packing.buffers,
         place_of: places.into_iter().zip(packing.places).collect(),
     })
+}
+
+/// Most bytes that are alive in one of the steps.
+fn most_alive(items: &[Item], steps: usize) -> u64 {
+    let mut born = vec![0; steps];
+    let mut dead = vec![0; steps];
+    for item in items {
+        born[item.first] += item.bytes;
+        if let Some(dead) = dead.get_mut(item.last) {
+            *dead += item.bytes;
+        }
+    }
+    let (mut alive, mut most) = (0_u64, 0);
+    for (born, dead) in born.into_iter().zip(dead) {
+        alive += born;
+        most = most.max(alive);
+        alive -= dead;
+    }
+    most
 }
 
 /// Intermediate values in the order of their birth, and what each needs.

@@ -28,9 +28,9 @@ impl Recomputed {
     /// First node of the recomputed segment that contains `index`. Its nodes must not run earlier: their results would live as long as
     /// the results that they replace.
     pub fn start_of_copies(&self, index: usize) -> Option<usize> {
-        let mut copies = self.copies.iter();
-        let range = copies.find(|range| range.contains(&index))?;
-        Some(range.start)
+        let after = self.copies.partition_point(|range| range.start <= index);
+        let range = self.copies[..after].last()?;
+        range.contains(&index).then_some(range.start)
     }
 }
 

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use super::dispatch::{Dispatch, Input};
 use super::parameters::Parameters;
 use super::tune::Measuring;
-use crate::compile::{Arena, Place, Plan, lower, plan};
-use crate::error::{Error, Result};
+use crate::compile::{Place, Plan, compile};
+use crate::error::Result;
 use crate::gpu::{BufferSlice, Bundle, Gpu, Layout, ProfileStep, Timing};
-use crate::graph::{Graph, Source};
+use crate::graph::Graph;
 use crate::kernels::{MAX_BINDINGS, Target};
 use crate::runtime::memory::Memory;
 use crate::runtime::run::Named;
@@ -35,20 +35,16 @@ pub struct Executable {
 }
 
 impl Executable {
-    pub(crate) fn new(parameters: &Parameters, graph: &Graph) -> Result<Self> {
-        let gpu = parameters.gpu();
+    /// The executable of a graph, and the parameters with those that it adds. `known` keeps what it has.
+    pub(crate) fn new(known: &Parameters, graph: &Graph) -> Result<(Self, Parameters)> {
+        let gpu = known.gpu();
         let capabilities = gpu.capabilities();
         let target = Target::new(capabilities);
-        let table = parameters.table(graph)?;
-        let max_binding = capabilities.limits.max_storage_buffer_binding_size;
-        let lowered = lower(
-            graph,
-            Some(&Measuring { gpu, target }),
-            target,
-            &table,
-            max_binding,
-        )?;
-        let plan = plan(graph, &lowered, &table, capabilities)?;
+        let table = known.table(graph, &capabilities.limits)?;
+        let tuner = Measuring { gpu, target };
+        let (lowered, plan) = compile(graph, Some(&tuner), &table, capabilities)?;
+        let grown = known.grown(graph, &lowered, &table)?;
+        let parameters = &grown;
         let memory = Memory::new(parameters, graph, &lowered, &plan, table)?;
         let mut dispatches = Vec::with_capacity(lowered.steps.len());
         for step in &lowered.steps {
@@ -79,14 +75,6 @@ impl Executable {
         for (name, id) in graph.outputs() {
             let root = lowered.roots[id.0 as usize];
             let value = graph.value(root)?;
-            if let Source::Constant(_) = value.source {
-                return Err(Error::Graph(format!("output {name:?} is a constant")));
-            }
-            if let Some((Arena::Accumulated, _)) = lowered.pinned.get(&root) {
-                return Err(Error::Graph(format!(
-                    "output {name:?} is an accumulated gradient, which is zero when the run ends: output a copy"
-                )));
-            }
             let layout = Layout::of(&value.shape, value.dtype)?;
             let slice = memory.slice(Place::Value(root), layout.size_bytes())?;
             outputs.push((name.clone(), slice, layout));
@@ -101,7 +89,7 @@ impl Executable {
                 range,
             })
             .collect();
-        Ok(Self {
+        let executable = Self {
             gpu: gpu.clone(),
             dispatches,
             inputs,
@@ -111,7 +99,8 @@ impl Executable {
             shadows: memory.shadow_use(graph, target)?,
             intermediates: memory.intermediates(graph)?,
             plan,
-        })
+        };
+        Ok((executable, grown))
     }
 
     pub(crate) fn input(&self, name: &str) -> Option<&Input> {
@@ -134,7 +123,7 @@ impl Executable {
     /// Fills everything that a run computes with NaN, padding included: for tests that a run writes all it should.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`], [`Error::DeviceLost`]
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory), [`Error::DeviceLost`](crate::Error::DeviceLost)
     pub fn poison(&self) -> Result<()> {
         let mut recorder = self.gpu.recorder("poison");
         for slice in &self.intermediates {
@@ -147,7 +136,7 @@ impl Executable {
     /// Runs the dispatches once on whatever the inputs hold, and times each on the GPU. Parameters are updated as in a run.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] without timestamps; [`Error::DeviceLost`].
+    /// [`Error::Unsupported`](crate::Error::Unsupported) without timestamps; [`Error::DeviceLost`](crate::Error::DeviceLost).
     pub fn profile(&self) -> Result<Vec<Timing>> {
         self.measure(Gpu::profile)
     }

@@ -1,7 +1,7 @@
 //! The device buffers of one executable: which place of a dispatch lies where.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::dispatch::{Dispatch, Input};
@@ -21,8 +21,8 @@ pub(crate) struct Memory<'a> {
     /// Where kernels read inputs where the host writes them: all inputs by turn, those of the first turn in `inputs`.
     in_place: Vec<Buffer>,
     gradients: HashMap<usize, Buffer>,
-    /// By block, of those whose f16 copy is read.
-    shadows: HashMap<usize, Buffer>,
+    /// Blocks whose f16 copy is read.
+    shadows: BTreeSet<usize>,
     slots: Vec<Buffer>,
     /// Names of states by value.
     states: HashMap<ValueId, String>,
@@ -57,14 +57,10 @@ impl<'a> Memory<'a> {
                 entry.insert(gpu.zeroed_buffer(bytes, "gradients")?);
             }
         }
-        let mut shadows = HashMap::new();
-        for &param in lowered.shadows.values() {
-            let block = table.run(param)?.block;
-            if let Entry::Vacant(entry) = shadows.entry(block) {
-                let bytes = parameters.block(block).bytes;
-                entry.insert(parameters.shadows().buffer(gpu, block, bytes)?);
-            }
-        }
+        let shadows = lowered.shadows.values();
+        let shadows = shadows
+            .map(|&param| Ok(table.run(param)?.block))
+            .collect::<Result<_>>()?;
         let slots = plan
             .slots
             .iter()
@@ -147,7 +143,6 @@ impl<'a> Memory<'a> {
         };
         let buffer = match arena {
             Arena::Gradients => self.gradients.get(&run.block),
-            Arena::Shadows => self.shadows.get(&run.block),
             _ => self.parameters.block(run.block).arena(arena),
         };
         let missing = || Error::Graph("an arena is used before it is allocated".into());
@@ -158,17 +153,18 @@ impl<'a> Memory<'a> {
     pub(crate) fn shadow_use(&self, graph: &Graph, target: Target) -> Result<ShadowUse> {
         let gpu = self.parameters.gpu();
         let mut reads = Vec::new();
-        for (&block, shadow) in &self.shadows {
+        for &block in &self.shadows {
             let block_of = self.parameters.block(block);
-            let parameters = block_of.arena(Arena::Parameters).map(Buffer::whole);
-            let slices: Vec<BufferSlice> = parameters.into_iter().chain([shadow.whole()]).collect();
+            let arenas = [Arena::Parameters, Arena::Shadows];
+            let arenas = arenas.iter().filter_map(|&arena| block_of.arena(arena));
+            let slices: Vec<BufferSlice> = arenas.map(Buffer::whole).collect();
             let kernel = kernels::optimizer::shadow(block_of.bytes as usize / 4, target)?;
             reads.push((block, Dispatch::new(gpu, target, &kernel, &[slices])?));
         }
         let mut outdates = Vec::new();
         for param in graph.nodes().iter().flat_map(|node| node.op.updated()) {
             let block = self.table.run(*param)?.block;
-            if !self.shadows.contains_key(&block) && !outdates.contains(&block) {
+            if !self.shadows.contains(&block) && !outdates.contains(&block) {
                 outdates.push(block);
             }
         }

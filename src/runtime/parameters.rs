@@ -7,7 +7,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::shadow::Shadows;
-use crate::compile::{Arena, Entry, NewParameters, Span, Table};
+use crate::compile::{Arena, Arenas, Entry, Lowered, NewParameters, Span, Table, binds};
 use crate::error::{Error, Result};
 use crate::fnv::fnv1a;
 use crate::gpu::{Buffer, BufferSlice, Gpu, Layout, OFFSET_ALIGNMENT, Tensor};
@@ -23,17 +23,20 @@ pub(crate) struct Block {
     parameters: Buffer,
     moments: Option<[Buffer; 2]>,
     accumulated: Option<Buffer>,
+    /// f16 copies.
+    shadow: Option<Buffer>,
     pub bytes: u64,
 }
 
 impl Block {
-    /// The arenas that belong to the session alone.
+    /// The arenas that belong to the session.
     pub fn arena(&self, arena: Arena) -> Option<&Buffer> {
         match (arena, &self.moments) {
             (Arena::Parameters, _) => Some(&self.parameters),
             (Arena::FirstMoments, Some([m, _])) => Some(m),
             (Arena::SecondMoments, Some([_, v])) => Some(v),
             (Arena::Accumulated, _) => self.accumulated.as_ref(),
+            (Arena::Shadows, _) => self.shadow.as_ref(),
             _ => None,
         }
     }
@@ -42,8 +45,8 @@ impl Block {
 /// Parameters, optimizer moments and states of a session.
 ///
 /// All parameters of a graph lie one behind the other in one buffer, their gradients and moments in parallel ones, so that a
-/// norm or an optimizer step is one dispatch for the whole network.
-#[derive(Debug)]
+/// norm or an optimizer step is one dispatch for the whole network. A clone shares the buffers.
+#[derive(Clone, Debug)]
 pub(crate) struct Parameters {
     gpu: Gpu,
     seed: u64,
@@ -206,9 +209,10 @@ impl Parameters {
         &self.shadows
     }
 
-    /// Where the parameters of a graph lie, or will.
-    pub fn table(&self, graph: &Graph) -> Result<Table> {
-        let new = self.new_parameters(graph)?;
+    /// Where the parameters of a graph lie, or will, on a device with these limits.
+    pub fn table(&self, graph: &Graph, limits: &wgpu::Limits) -> Result<Table> {
+        self.check_states(graph)?;
+        let new = self.new_parameters(graph, limits)?;
         let created = new
             .entries
             .iter()
@@ -229,9 +233,10 @@ impl Parameters {
     }
 
     /// Where the parameters of a graph that the session does not know yet will lie.
-    fn new_parameters(&self, graph: &Graph) -> Result<NewParameters> {
-        let limits = &self.gpu.capabilities().limits;
-        let largest = limits.max_storage_buffer_binding_size;
+    fn new_parameters(&self, graph: &Graph, limits: &wgpu::Limits) -> Result<NewParameters> {
+        let largest = limits
+            .max_storage_buffer_binding_size
+            .min(limits.max_buffer_size);
         let mut blocks: Vec<u64> = Vec::new();
         let mut entries: Vec<(Entry, Init)> = Vec::new();
         self.check_kinds(graph)?;
@@ -249,8 +254,13 @@ impl Parameters {
             let Source::Parameter(init) = value.source else {
                 continue;
             };
+            if self.states.contains_key(&value.name) {
+                return Err(taken(&value.name, "parameter", "state"));
+            }
             let layout = Layout::of(&value.shape, DType::F32)?;
             let bytes = layout.size_bytes().next_multiple_of(PARAMETER_ALIGNMENT);
+            let what = || format!("parameter {:?} {} f32", value.name, value.shape);
+            binds(what, bytes, limits)?;
             // A block is bound as a whole: where the adapter's limit is reached, another begins.
             let offset = match blocks.last_mut() {
                 Some(size) if *size + bytes <= largest => {
@@ -296,28 +306,33 @@ impl Parameters {
         Ok(())
     }
 
-    pub fn create_parameters(&mut self, graph: &Graph) -> Result<()> {
-        let new = self.new_parameters(graph)?;
+    /// These parameters and states with those that a graph adds, and with the arenas that its dispatches use. What is here already
+    /// stays as it is, also on failure.
+    pub fn grown(&self, graph: &Graph, lowered: &Lowered, table: &Table) -> Result<Self> {
+        let mut grown = self.clone();
+        let new = self.new_parameters(graph, &self.gpu.capabilities().limits)?;
         for bytes in new.blocks {
-            self.blocks.push(Block {
+            grown.blocks.push(Block {
                 parameters: self.gpu.zeroed_buffer(bytes, "parameters")?,
                 moments: None,
                 accumulated: None,
+                shadow: None,
                 bytes,
             });
-            self.shadows.add_block();
         }
+        grown.shadows.reserve(grown.blocks.len());
         for (entry, init) in new.entries {
-            let data = self.initial(&entry, init);
-            let slice = self.slice(&entry)?;
+            let data = grown.initial(&entry, init);
+            let slice = grown.slice(&entry)?;
             Tensor::from_slice(slice, entry.layout)?.upload(&self.gpu, &data)?;
-            self.by_name.insert(entry.name.clone(), self.entries.len());
-            self.entries.push(entry);
+            let number = grown.entries.len();
+            grown.by_name.insert(entry.name.clone(), number);
+            grown.entries.push(entry);
         }
         let any = |test: fn(&Op) -> bool| graph.nodes().iter().any(|node| test(&node.op));
         let trains = any(|op| !op.updated().is_empty());
         let accumulates = any(|op| !op.accumulated().is_empty());
-        for block in &mut self.blocks {
+        for block in &mut grown.blocks {
             if trains && block.moments.is_none() {
                 block.moments = Some([
                     self.gpu.zeroed_buffer(block.bytes, "first moments")?,
@@ -332,7 +347,25 @@ impl Parameters {
                 block.accumulated = Some(buffer);
             }
         }
-        Ok(())
+        for &param in lowered.shadows.values() {
+            let block = &mut grown.blocks[table.run(param)?.block];
+            if block.shadow.is_none() {
+                let buffer = self.gpu.zeroed_buffer(block.bytes / 2, "f16 shadows")?;
+                block.shadow = Some(buffer);
+            }
+        }
+        for (_, value) in graph.values() {
+            let Source::State(start) = value.source else {
+                continue;
+            };
+            if !grown.states.contains_key(&value.name) {
+                let layout = Layout::of(&value.shape, DType::F32)?;
+                let tensor = Tensor::zeroed(&self.gpu, layout)?;
+                tensor.upload(&self.gpu, &vec![start; layout.len()])?;
+                grown.states.insert(value.name.clone(), tensor);
+            }
+        }
+        Ok(grown)
     }
 
     fn initial(&self, entry: &Entry, init: Init) -> Vec<f32> {
@@ -350,29 +383,36 @@ impl Parameters {
         }
     }
 
-    pub fn create_states(&mut self, graph: &Graph) -> Result<()> {
+    /// Fails where a state of a graph is known with another shape or as a parameter.
+    fn check_states(&self, graph: &Graph) -> Result<()> {
         for (_, value) in graph.values() {
-            let Source::State(start) = value.source else {
+            if !matches!(value.source, Source::State(_)) {
                 continue;
-            };
+            }
+            if self.by_name.contains_key(&value.name) {
+                return Err(taken(&value.name, "state", "parameter"));
+            }
             let layout = Layout::of(&value.shape, DType::F32)?;
-            match self.states.get(&value.name) {
-                Some(known) if *known.layout() == layout => {}
-                Some(_) => {
-                    return Err(Error::Graph(format!(
-                        "state {:?} has another shape in this session",
-                        value.name
-                    )));
-                }
-                None => {
-                    let tensor = Tensor::zeroed(&self.gpu, layout)?;
-                    tensor.upload(&self.gpu, &vec![start; layout.len()])?;
-                    self.states.insert(value.name.clone(), tensor);
-                }
+            if let Some(known) = self.states.get(&value.name)
+                && *known.layout() != layout
+            {
+                return Err(Error::Graph(format!(
+                    "state {:?} has shape {} here, but {} elements in this session",
+                    value.name,
+                    value.shape,
+                    known.layout().len()
+                )));
             }
         }
         Ok(())
     }
+}
+
+/// Parameters and states share their names.
+fn taken(name: &str, wanted: &str, known: &str) -> Error {
+    Error::Graph(format!(
+        "{wanted} {name:?}: this session has a {known} of that name"
+    ))
 }
 
 /// What a parameter or state takes: `expected` finite numbers.

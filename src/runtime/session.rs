@@ -5,11 +5,10 @@ use std::sync::Arc;
 
 use super::executable::Executable;
 use super::parameters::Parameters;
-use crate::compile::{Plan, lower, plan};
+use crate::compile::{self, Plan};
 use crate::error::Result;
 use crate::gpu::Gpu;
 use crate::graph::Graph;
-use crate::kernels::Target;
 
 /// Counts of the cache of executables.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -63,10 +62,10 @@ impl Session {
 
     /// The executable of a graph: compiled now, or found because an equal graph was compiled before.
     ///
-    /// Parameters and states that the session does not know yet are created and initialised.
+    /// Parameters and states that the session does not know yet are created and initialised. A failure leaves the session as it was.
     ///
     /// # Errors
-    /// [`Error::Graph`](crate::Error::Graph) when a name is known with another shape; [`Error::Limit`](crate::Error::Limit), [`Error::OutOfMemory`](crate::Error::OutOfMemory),
+    /// [`Error::Graph`](crate::Error::Graph) when a name is known with another shape or as another kind of value; [`Error::Limit`](crate::Error::Limit), [`Error::OutOfMemory`](crate::Error::OutOfMemory),
     /// [`Error::Validation`](crate::Error::Validation), [`Error::DeviceLost`](crate::Error::DeviceLost) from the device.
     pub fn compile(&mut self, graph: &Graph) -> Result<Arc<Executable>> {
         let key = graph.to_string();
@@ -74,9 +73,10 @@ impl Session {
             self.stats.hits += 1;
             return Ok(Arc::clone(executable));
         }
-        self.parameters.create_parameters(graph)?;
-        self.parameters.create_states(graph)?;
-        let executable = Arc::new(Executable::new(&self.parameters, graph)?);
+        // What fails up to here leaves everything as it was.
+        let (executable, parameters) = Executable::new(&self.parameters, graph)?;
+        let executable = Arc::new(executable);
+        self.parameters = parameters;
         self.stats.misses += 1;
         self.executables.insert(key, Arc::clone(&executable));
         Ok(executable)
@@ -86,14 +86,21 @@ impl Session {
     /// rules, so that a tuner's choices may change the scratch memory of products.
     ///
     /// # Errors
-    /// As [`Session::compile`] for a graph that cannot be compiled; values that are too large for the adapter are planned nevertheless.
+    /// As [`Session::compile`], but nothing is asked of the device: memory may still run out there.
     pub fn plan(&self, graph: &Graph) -> Result<Plan> {
-        let capabilities = self.gpu().capabilities();
-        let max_binding = capabilities.limits.max_storage_buffer_binding_size;
-        let table = self.parameters.table(graph)?;
-        let target = Target::new(capabilities);
-        let lowered = lower(graph, None, target, &table, max_binding)?;
-        plan(graph, &lowered, &table, capabilities)
+        self.plan_for(graph, &self.gpu().capabilities().limits)
+    }
+
+    /// As [`Session::plan`], for a device with other limits: what a graph would need on a larger or smaller one with the same features.
+    ///
+    /// # Errors
+    /// As [`Session::plan`].
+    pub fn plan_for(&self, graph: &Graph, limits: &wgpu::Limits) -> Result<Plan> {
+        let mut capabilities = self.gpu().capabilities().clone();
+        capabilities.limits = limits.clone();
+        let table = self.parameters.table(graph, limits)?;
+        let (_, plan) = compile::compile(graph, None, &table, &capabilities)?;
+        Ok(plan)
     }
 
     /// Names and host shapes of all parameters, in the order of their creation.

@@ -8,16 +8,13 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::dispatch::Dispatch;
-use crate::error::Result;
-use crate::gpu::{Buffer, Gpu};
 
-/// The shadow of one block.
-#[derive(Debug, Default)]
+/// Versions of the shadow of one block.
+#[derive(Debug)]
 struct Shadow {
-    buffer: Option<Buffer>,
-    /// Number of the last write to the parameters that did not write the shadow, too.
+    /// Number of the last parameter write that left the shadow stale.
     written: u64,
-    /// The write that the shadow shows.
+    /// Number of the write that the shadow shows.
     shown: u64,
 }
 
@@ -33,7 +30,7 @@ struct State {
     refreshes: u64,
 }
 
-/// The shadows of a session.
+/// The versions of a session's shadows, and the lock under which they are compared.
 #[derive(Debug, Default)]
 pub(crate) struct Shadows(Mutex<State>);
 
@@ -42,22 +39,15 @@ impl Shadows {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a block whose shadow does not exist yet.
-    pub fn add_block(&self) {
-        self.lock().blocks.push(Shadow {
-            written: 1,
-            ..Shadow::default()
-        });
-    }
-
-    /// The shadow of a block of `bytes`, allocated when first asked for.
-    pub fn buffer(&self, gpu: &Gpu, block: usize, bytes: u64) -> Result<Buffer> {
-        let shadow = &mut self.lock().blocks[block];
-        if let Some(buffer) = &shadow.buffer {
-            return Ok(buffer.clone());
+    /// Keeps versions of at least so many blocks. The shadow of a new block is outdated.
+    pub fn reserve(&self, blocks: usize) {
+        let known = &mut self.lock().blocks;
+        while known.len() < blocks {
+            known.push(Shadow {
+                written: 1,
+                shown: 0,
+            });
         }
-        let buffer = gpu.zeroed_buffer(bytes / 2, "f16 shadows")?;
-        Ok(shadow.buffer.insert(buffer).clone())
     }
 
     /// Writes to parameters of a block.

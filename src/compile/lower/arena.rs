@@ -27,6 +27,10 @@ pub(crate) fn pin(fused: &Fused<'_>) -> Result<HashMap<ValueId, (Arena, ValueId)
         let (Op::AdamW { params, .. } | Op::Accumulate { params }) = &node.op else {
             continue;
         };
+        let mut uses: HashMap<ValueId, usize> = HashMap::new();
+        for &id in &node.inputs {
+            *uses.entry(fused.root(id)).or_default() += 1;
+        }
         for (&gradient, &param) in node.inputs.iter().zip(params) {
             let root = fused.root(gradient);
             let value = graph.value(root)?;
@@ -38,10 +42,13 @@ pub(crate) fn pin(fused: &Fused<'_>) -> Result<HashMap<ValueId, (Arena, ValueId)
                     Op::AdamW { .. } | Op::Accumulate { .. } | Op::GlobalNorm
                 )
             });
-            let uses = node.inputs.iter().filter(|&&id| fused.root(id) == root);
             let layout = Layout::of(&value.shape, value.dtype)?;
             let same = layout == Layout::of(graph.shape(param), DType::F32)?;
-            if computed && for_optimizer && uses.count() == 1 && same && !pinned.contains_key(&root)
+            if computed
+                && for_optimizer
+                && uses.get(&root) == Some(&1)
+                && same
+                && !pinned.contains_key(&root)
             {
                 pinned.insert(root, (Arena::Gradients, param));
             }
