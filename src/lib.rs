@@ -51,3 +51,12 @@ pub use graph::Graph;
 pub use runtime::{Executable, Host, Session};
 pub use types::DType;
 pub use wgpu;
+
+/// Compiles and runs the examples of the documentation.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/guide.md")]
+struct Guide;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
