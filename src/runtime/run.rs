@@ -170,7 +170,7 @@ impl Executable {
                 return fail(
                     name,
                     format!(
-                        "input {name:?} {shape}: element {i} is {}, not less than the bound {below}",
+                        "input {name:?} {shape}: element {i} is {}, the bound is {below}",
                         data[i]
                     ),
                 );

@@ -344,7 +344,7 @@ fn loss(
     (dtype, mode): (DType, Mode),
 ) -> Result<CrossEntropy> {
     let decoder = Decoder::new(graph, options)?;
-    let n = batch * options.length;
+    let n = steps::tokens(batch, options.length)?;
     let below = u32::try_from(options.vocabulary).map_err(|_| Error::Config {
         field: "vocabulary",
         reason: "must fit u32".into(),
@@ -353,6 +353,8 @@ fn loss(
     let mask = graph.input("mask", &[n], DType::F32)?;
     let z = graph.input("z", &[batch, options.embedding], DType::F32)?;
     let targets = graph.index_input("targets", n, below)?;
-    let states = decoder.forward_in(graph, [ids, z], Some(mask), dtype, mode)?;
-    decoder.loss(graph, states, targets, smoothing)
+    graph.scoped("decoder", |graph| {
+        let states = decoder.forward_in(graph, [ids, z], Some(mask), dtype, mode)?;
+        decoder.loss(graph, states, targets, smoothing)
+    })
 }

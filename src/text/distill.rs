@@ -323,14 +323,16 @@ fn forward(
     mode: Mode,
 ) -> Result<ValueId> {
     let encoder = Encoder::new(graph, options)?;
-    let n = batch * options.length;
+    let n = steps::tokens(batch, options.length)?;
     let below = u32::try_from(options.vocabulary).map_err(|_| Error::Config {
         field: "vocabulary",
         reason: "must fit u32".into(),
     })?;
     let ids = graph.index_input("ids", n, below)?;
     let mask = graph.input("mask", &[n], DType::F32)?;
-    encoder.forward_in(graph, ids, mask, dtype, mode)
+    graph.scoped("encoder", |graph| {
+        encoder.forward_in(graph, ids, mask, dtype, mode)
+    })
 }
 
 fn training_graph(

@@ -24,6 +24,14 @@ impl Precision {
     }
 }
 
+/// Tokens of a batch, B·L.
+pub(super) fn tokens(batch: usize, length: usize) -> Result<usize> {
+    batch.checked_mul(length).ok_or_else(|| Error::Config {
+        field: "batch",
+        reason: format!("of {batch} texts of {length} tokens is too large"),
+    })
+}
+
 /// How the forward pass of a training graph runs; a rate of dropout of 0 needs no draws.
 pub(super) fn training(
     graph: &mut Graph,

@@ -110,6 +110,12 @@ impl AdamW {
         if parameters.is_empty() {
             return Err(Error::Graph("there is no parameter to train".into()));
         }
+        if graph.find("train.step").is_some() {
+            return Err(Error::Graph(
+                "this graph has an optimizer step already; put parameter groups into one step"
+                    .into(),
+            ));
+        }
         match &self.loss_scale {
             Some(options) => graph.state("train.loss_scale", &[1], options.start),
             None => graph.constant(&[1], 1.0),

@@ -72,7 +72,8 @@ impl Weights {
     /// Writes them into a session whose graphs declare exactly these parameters.
     ///
     /// # Errors
-    /// [`Error::Data`] naming the first parameter that is missing, unknown or of another shape; then nothing is changed.
+    /// [`Error::Data`] naming the first parameter that is missing, unknown or of another shape, [`Error::Graph`] before a graph with
+    /// parameters is compiled; then nothing is changed.
     pub fn apply(&self, session: &mut Session) -> Result<()> {
         let fail = |name: &str, reason: String| {
             Err(Error::Data {
@@ -84,6 +85,11 @@ impl Weights {
             .parameters()
             .map(|(name, shape)| (name.to_owned(), shape))
             .collect();
+        if declared.is_empty() && !self.tensors.is_empty() {
+            return Err(Error::Graph(
+                "session has no parameters yet: compile a graph first".into(),
+            ));
+        }
         for (name, shape) in &declared {
             match self.tensors.get(name) {
                 None => return fail(name, "the weights lack this parameter".into()),

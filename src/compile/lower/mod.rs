@@ -9,6 +9,7 @@ mod parts;
 mod staged;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use self::matmul::Operands;
 use self::parts::Parts;
@@ -41,11 +42,15 @@ pub(crate) fn lower(
         parts: Vec::new(),
         constants: HashMap::new(),
         assigns: Vec::new(),
+        layer: None,
         renamed: HashMap::new(),
     };
     for group in &fused.groups {
+        let named = group.anchor.or(group.elementwise.first().copied());
+        lowering.layer = named.and_then(|index| graph.nodes()[index].scope.clone());
         lowering.group(group)?;
     }
+    lowering.layer = None;
     lowering.add_up()?;
     lowering.clear_accumulated()?;
     let renamed = lowering.renamed;
@@ -82,6 +87,8 @@ struct Lowering<'a> {
     /// Constants that had to be stored because something other than a program reads them.
     constants: HashMap<ValueId, Place>,
     assigns: Vec<(ValueId, ValueId)>,
+    /// The layer of the group that is lowered.
+    layer: Option<Arc<str>>,
     /// Values that take the place of another, by which they are known in the steps.
     renamed: HashMap<ValueId, ValueId>,
 }
@@ -115,7 +122,12 @@ impl Lowering<'_> {
     }
 
     fn push(&mut self, kernel: Kernel, places: Vec<Place>) {
-        self.steps.push(Step { kernel, places });
+        let layer = self.layer.clone();
+        self.steps.push(Step {
+            kernel,
+            places,
+            layer,
+        });
     }
 
     /// Where an operand of an anchor lies.
