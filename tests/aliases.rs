@@ -158,6 +158,22 @@ fn a_state_takes_any_value() {
     check(&case, F32);
 }
 
+/// The gradient of a cross entropy takes the memory of its logits; a state may take it nevertheless.
+#[test]
+fn a_state_takes_a_gradient_that_overwrote_its_logits() {
+    let mut case = Case::new(4, DType::F32);
+    let (x, w) = (case.input(&[5, 8]), case.input(&[12, 8]));
+    let targets = case.ids(5, 12);
+    let g = &mut case.graph;
+    let s = g.state("s", &[5, 12], 0.0).unwrap();
+    let logits = g.matmul(x, w, Trans::NT).unwrap();
+    let loss = g.cross_entropy(logits, targets, None, 0.0).unwrap().loss;
+    let gradient = g.gradients(loss, &[logits]).unwrap()[0];
+    g.assign(s, gradient).unwrap();
+    g.output("loss", loss).unwrap();
+    check(&case, F32);
+}
+
 /// What was accumulated is zero when the run ends, before outputs are read back and states are written.
 #[test]
 fn accumulated_gradients_that_outlive_the_run() {

@@ -47,7 +47,7 @@ fn operations() {
     );
     says(
         g.add_bias(a, vector),
-        "add [4, 3], [5]: the operand of columns must have shape [3], not [5]",
+        "add [4, 3], [5]: the operand of one element per column must have shape [3], not [5]",
     );
     says(
         g.reshape(a, &[11]),

@@ -433,7 +433,7 @@ fn operations_without_a_gradient_say_so() {
 #[test]
 fn a_graph_reads_line_by_line() {
     let mut graph = Graph::new();
-    let x = graph.input("x", &[2, 3], DType::F16).unwrap();
+    let x = graph.input("x", &[2, 3], DType::F32).unwrap();
     let ids = graph.index_input("ids", 4, 2).unwrap();
     let w = graph
         .conv_parameter("w", [2, 3, 1], Init::Uniform(0.5))
@@ -442,7 +442,7 @@ fn a_graph_reads_line_by_line() {
         .conv_parameter("taps", [2, 3, 2], Init::Constant(0.0))
         .unwrap();
     let count = graph.state("count", &[1], 1.0).unwrap();
-    let y = graph.matmul(x, w, Trans::NT).unwrap();
+    let y = graph.matmul_as(x, w, Trans::NT, DType::F16).unwrap();
     let y = graph.affine(y, 0.5, 0.0).unwrap();
     let rows = graph.gather(y, ids, Some(0)).unwrap();
     let next = graph.affine(count, 1.0, 1.0).unwrap();
@@ -450,7 +450,7 @@ fn a_graph_reads_line_by_line() {
     graph.output("rows", rows).unwrap();
     graph.output("taps", taps).unwrap();
     let expected = "\
-%0 = Input { below: None } \"x\" : f16 [2, 3]
+%0 = Input { below: None } \"x\" : f32 [2, 3]
 %1 = Input { below: Some(2) } \"ids\" : u32 [4]
 %2 = Parameter(Uniform(0.5)) \"w\" : f32 [2, 3], 1 taps
 %3 = Parameter(Constant(0.0)) \"taps\" : f32 [2, 6], 2 taps

@@ -362,10 +362,11 @@ impl Parameters {
             let layout = Layout::of(&value.shape, DType::F32)?;
             match self.states.get(&value.name) {
                 Some(known) if *known.layout() == layout => {}
-                Some(_) => {
+                Some(known) => {
+                    let (rows, cols) = (known.layout().rows(), known.layout().cols());
                     return Err(Error::Graph(format!(
-                        "state {:?} has another shape in this session",
-                        value.name
+                        "state {:?} has shape {} here, but {rows} rows of {cols} in this session",
+                        value.name, value.shape
                     )));
                 }
                 None => {

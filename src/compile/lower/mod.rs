@@ -65,11 +65,12 @@ pub(crate) fn lower(
             *value = home(*value);
         }
     }
+    let assigns = lowering.assigns.into_iter();
     Ok(Lowered {
         steps: lowering.steps,
         pinned: lowering.pinned,
         shadows: fused.shadows().clone(),
-        assigns: lowering.assigns,
+        assigns: assigns.map(|(id, state)| (home(id), state)).collect(),
         roots: graph.values().map(|(id, _)| home(fused.root(id))).collect(),
     })
 }
