@@ -333,6 +333,7 @@ fn misuse_gives_errors() {
     );
     let mut toy = Toy::new(ROWS, DType::F32);
     let loss = toy.loss;
+    let parameters = toy::parameters(&toy.graph);
     let result = optimizer.accumulate(&mut toy.graph, loss, parameters[0], &parameters, &[]);
     assert!(
         matches!(

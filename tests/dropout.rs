@@ -4,7 +4,7 @@ mod common;
 
 use common::{Case, baseline_gpu, compare, gpu, packed_gpu, tiled_gpu, tolerance};
 use energyflow::graph::{Graph, Op, ValueId};
-use energyflow::nn::{Draws, Dropout, Mode, Tcn, TcnOptions};
+use energyflow::nn::{Draws, Dropout, Gelu, Mode, Tcn, TcnOptions};
 use energyflow::reference::{Array, Interpreter};
 use energyflow::runtime::{Host, Session};
 use energyflow::text::{

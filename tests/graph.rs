@@ -433,7 +433,7 @@ fn operations_without_a_gradient_say_so() {
 #[test]
 fn a_graph_reads_line_by_line() {
     let mut graph = Graph::new();
-    let x = graph.input("x", &[2, 3], DType::F16).unwrap();
+    let x = graph.input("x", &[2, 3], DType::F32).unwrap();
     let ids = graph.index_input("ids", 4, 2).unwrap();
     let w = graph
         .conv_parameter("w", [2, 3, 1], Init::Uniform(0.5))
@@ -442,7 +442,7 @@ fn a_graph_reads_line_by_line() {
         .conv_parameter("taps", [2, 3, 2], Init::Constant(0.0))
         .unwrap();
     let count = graph.state("count", &[1], 1.0).unwrap();
-    let y = graph.matmul(x, w, Trans::NT).unwrap();
+    let y = graph.matmul_as(x, w, Trans::NT, DType::F16).unwrap();
     let y = graph.affine(y, 0.5, 0.0).unwrap();
     let rows = graph.gather(y, ids, Some(0)).unwrap();
     let next = graph.affine(count, 1.0, 1.0).unwrap();
@@ -450,7 +450,7 @@ fn a_graph_reads_line_by_line() {
     graph.output("rows", rows).unwrap();
     graph.output("taps", taps).unwrap();
     let expected = "\
-%0 = Input { below: None } \"x\" : f16 [2, 3]
+%0 = Input { below: None } \"x\" : f32 [2, 3]
 %1 = Input { below: Some(2) } \"ids\" : u32 [4]
 %2 = Parameter(Uniform(0.5)) \"w\" : f32 [2, 3], 1 taps
 %3 = Parameter(Constant(0.0)) \"taps\" : f32 [2, 6], 2 taps
@@ -464,4 +464,136 @@ output \"rows\" = %7
 output \"taps\" = %3
 ";
     assert_eq!(graph.to_string(), expected);
+}
+
+#[test]
+fn values_know_their_graph() {
+    let build = || {
+        let mut graph = Graph::new();
+        let x = input(&mut graph, &[2, 3]);
+        (graph, x)
+    };
+    let (mut first, x) = build();
+    let (mut second, y) = build();
+    // Equal graphs of other values: the name, the text and the fingerprint are the same.
+    assert_ne!(x, y);
+    assert_eq!(first, second);
+    assert_eq!(first.to_string(), second.to_string());
+    assert_eq!(format!("{x:?}"), format!("{y:?}"));
+    for error in [
+        first.add(x, y).unwrap_err(),
+        first.reshape(y, &[6]).unwrap_err(),
+        first.output("y", y).unwrap_err(),
+        first.cast(y, DType::F32).unwrap_err(),
+        first.dropout(y, 0.0, x, 1).unwrap_err(),
+        first.gradients(y, &[x]).unwrap_err(),
+        first.assign(y, x).unwrap_err(),
+        first
+            .scoped("layer", |g| g.value(y).map(|_| ()))
+            .unwrap_err(),
+    ] {
+        assert!(matches!(error, Error::Graph(_)), "{error}");
+        assert!(error.to_string().contains("another graph"), "{error}");
+    }
+    second.add(y, y).unwrap();
+
+    // A clone has the values that its original had, and later ones of its own.
+    let mut clone = first.clone();
+    let of_first = first.affine(x, 1.0, 0.0).unwrap();
+    let of_clone = clone.affine(x, 2.0, 0.0).unwrap();
+    assert_ne!(of_first, of_clone);
+    assert!(first.value(of_clone).is_err() && clone.value(of_first).is_err());
+    let mut third = clone.clone();
+    third.add(of_clone, x).unwrap();
+    assert!(third.value(of_first).is_err());
+    let again = clone.affine(of_clone, 1.0, 0.0).unwrap();
+    assert!(third.value(again).is_err());
+    for (id, value) in third.values() {
+        assert_eq!(third.value(id).unwrap(), value);
+    }
+    assert_eq!(third.find("x0"), Some(x));
+    let moved = third;
+    moved.value(of_clone).unwrap();
+}
+
+/// A panic inside of a closure leaves neither a segment nor a layer open.
+#[test]
+fn closures_that_panic() {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    let mut graph = Graph::new();
+    let x = input(&mut graph, &[2, 3]);
+    let result = catch_unwind(AssertUnwindSafe(|| {
+        graph.scoped("layer", |graph| {
+            graph.recompute(|graph| -> energyflow::Result<()> {
+                graph.affine(x, 1.0, 0.0)?;
+                panic!("as it may happen")
+            })
+        })
+    }));
+    assert!(result.is_err());
+    let y = graph.recompute(|graph| graph.affine(x, 2.0, 0.0)).unwrap();
+    let scopes: Vec<_> = graph
+        .nodes()
+        .iter()
+        .map(|node| node.scope.as_deref())
+        .collect();
+    assert_eq!(scopes, [Some("layer"), None]);
+    let sum = graph.sum_all(y).unwrap();
+    graph.gradients(sum, &[x]).unwrap();
+    // Nor does an error.
+    graph.recompute(|graph| graph.add(x, sum)).unwrap_err();
+    graph.recompute(|graph| graph.affine(x, 3.0, 0.0)).unwrap();
+}
+
+/// Arithmetic on extents of the largest numbers, in operations whose numbers the caller chooses.
+#[test]
+fn numbers_beyond_the_address_space() {
+    let huge = usize::MAX / 2 + 2;
+    let mut graph = Graph::new();
+    let x = input(&mut graph, &[4, 3]);
+    let z = input(&mut graph, &[2, 3]);
+    let one = input(&mut graph, &[1]);
+    let columns = input(&mut graph, &[1, 1 << 20]);
+    let rows = input(&mut graph, &[1 << 20, 1]);
+    let g = &mut graph;
+    let ids = g.index_input("ids", 4, 3).unwrap();
+    let add = |period| Op::Binary(BinaryOp::Add, Broadcast::Groups { period });
+    let window = Window::new(4, 1 << 31, 0, 1, energyflow::types::Padding::Causal);
+    assert!(matches!(window, Err(Error::Config { .. })));
+    let window = Window::causal(4, 1 << 30, 1).unwrap();
+    for error in [
+        // (2⁶³ + 1)·2 wraps to 2.
+        g.apply(add(huge), &[x, z]).unwrap_err(),
+        g.apply(Op::MaskedMeanGrad { time: huge }, &[z, one])
+            .unwrap_err(),
+        g.apply(Op::SumGroups { period: huge }, &[x]).unwrap_err(),
+        g.apply(
+            Op::GatherGrad {
+                rows: huge,
+                padding: None,
+            },
+            &[ids, x],
+        )
+        .unwrap_err(),
+        g.apply(Op::Im2col(window), &[x]).unwrap_err(),
+        g.matmul(rows, columns, Trans::NN).unwrap_err(),
+        energyflow::nn::Linear::new(g, "linear", huge, 2, true).unwrap_err(),
+        energyflow::nn::Conv1d::new(g, "conv", huge, 2, huge, true).unwrap_err(),
+        energyflow::nn::LayerNorm::new(g, "norm", 0, 1e-5).unwrap_err(),
+        energyflow::reference::Array::new(&[huge, 2, 4], Vec::new()).unwrap_err(),
+    ] {
+        assert!(matches!(error, Error::Shape { .. }), "{error}");
+    }
+    for init in [
+        Init::Uniform(f32::INFINITY),
+        Init::Constant(f32::NAN),
+        Init::Uniform(-1.0),
+    ] {
+        let error = g.parameter("p", &[2], init).unwrap_err();
+        assert!(
+            matches!(error, Error::Config { field: "init", .. }),
+            "{error}"
+        );
+    }
 }

@@ -11,7 +11,7 @@ mod workload;
 
 use common::{gpu, tiled_gpu};
 use energyflow::graph::{Graph, Init, LinearCrossEntropy};
-use energyflow::nn::{Embedding, Gelu, Linear, Tcn, TcnOptions};
+use energyflow::nn::{Embedding, Linear, Tcn, TcnOptions};
 use energyflow::runtime::{Plan, Session};
 use energyflow::train::{AdamW, LossScale};
 use energyflow::types::DType;

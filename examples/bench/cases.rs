@@ -1,7 +1,7 @@
 //! The cases: names, shapes, work.
 
 use energyflow::graph::{Init, Op};
-use energyflow::nn::{Draws, Embedding, Gelu, Linear, Mode, Tcn, TcnOptions};
+use energyflow::nn::{Draws, Embedding, Linear, Mode, Tcn, TcnOptions};
 use energyflow::text::{Encoder, EncoderOptions};
 use energyflow::train::{AdamW, LossScale};
 use energyflow::types::Trans;

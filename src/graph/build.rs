@@ -137,11 +137,16 @@ impl Graph {
     /// [`Error::Shape`] for an invalid shape, [`Error::Graph`] for a taken name, [`Error::Config`] for an initial value that is not
     /// finite.
     pub fn parameter(&mut self, name: &str, dims: &[usize], init: Init) -> Result<ValueId> {
-        let (Init::Constant(number) | Init::Uniform(number)) = init;
-        if !number.is_finite() {
+        let (number, sound) = match init {
+            Init::Constant(number) => (number, number.is_finite()),
+            Init::Uniform(bound) => (bound, bound.is_finite() && bound >= 0.0),
+        };
+        if !sound {
             return Err(Error::Config {
                 field: "init",
-                reason: format!("of parameter {name:?} must be finite, not {number}"),
+                reason: format!(
+                    "of parameter {name:?} must be finite, and not negative as a bound, but is {number}"
+                ),
             });
         }
         let source = Source::Parameter(init);

@@ -56,7 +56,7 @@ impl Graph {
         for value in [loss, seed] {
             if self.value(value)?.shape.dims() != [1] {
                 return Err(Error::Graph(format!(
-                    "gradients start from a [1], not from {}",
+                    "gradients start from a [1], not from {}; reduce it first, for example with sum_all",
                     self.shape(value)
                 )));
             }

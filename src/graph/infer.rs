@@ -83,8 +83,10 @@ impl Operands<'_> {
     /// Operand `i` holds u32, all others floats.
     fn indices_at(&self, index: Option<usize>) -> Result<()> {
         for (i, &dtype) in self.dtypes.iter().enumerate() {
-            if (dtype == DType::U32) != (index == Some(i)) {
-                return self.fail(format!("operand {i} must not be {dtype}"));
+            let takes_indices = index == Some(i);
+            if (dtype == DType::U32) != takes_indices {
+                let instead = if takes_indices { "u32" } else { "f32 or f16" };
+                return self.fail(format!("operand {i} must not be {dtype}, but {instead}"));
             }
         }
         Ok(())
@@ -288,8 +290,16 @@ pub(crate) fn infer(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Result<Vec<(S
                     return o.fail(format!("{a} and {b} cannot be broadcast{hint}"));
                 }
                 Broadcast::Same => {}
-                Broadcast::Cols => o.is(1, &Shape::vector(a.cols()), "the operand of columns")?,
-                Broadcast::Rows => o.is(1, &Shape::vector(a.rows()), "the operand of rows")?,
+                Broadcast::Cols => o.is(
+                    1,
+                    &Shape::vector(a.cols()),
+                    "the operand of one element per column",
+                )?,
+                Broadcast::Rows => o.is(
+                    1,
+                    &Shape::vector(a.rows()),
+                    "the operand of one element per row",
+                )?,
                 Broadcast::Scalar => o.is(1, &scalar(), "the scalar operand")?,
                 Broadcast::Groups { period } => o.require(
                     b.rows().checked_mul(*period) == Some(a.rows()) && a.cols() == b.cols(),
@@ -392,10 +402,12 @@ pub(crate) fn infer(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Result<Vec<(S
             let (x, weight) = (o.shapes[0], o.shapes[1]);
             o.require(*out != DType::U32, "a product is f32 or f16")?;
             let batch = window.batch(&o, x.rows(), window.time)?;
-            o.require(
-                weight.rank() == 2 && window.kernel.checked_mul(x.cols()) == Some(weight.cols()),
-                "the weight must be [H, k·C]",
-            )?;
+            let (taps, channels) = (window.kernel, x.cols());
+            if weight.rank() != 2 || taps.checked_mul(channels) != Some(weight.cols()) {
+                return o.fail(format!(
+                    "the weight must be [H, k·C] with {taps} taps and {channels} channels, not {weight}"
+                ));
+            }
             let shape = o.result(&[batch, window.steps, weight.rows()])?;
             vec![(shape, *out)]
         }

@@ -67,7 +67,7 @@ impl Interpreter {
         graph: &Graph,
         inputs: &[(&str, Array)],
     ) -> Result<HashMap<String, Array>> {
-        let values = self.run_values(graph, inputs)?;
+        let values = self.compute(graph, inputs, &graph.wanted())?;
         let outputs = graph.outputs().iter().map(|(name, id)| {
             let array = lookup(&values, *id)?;
             Ok((name.clone(), array.clone()))
@@ -75,7 +75,7 @@ impl Interpreter {
         outputs.collect()
     }
 
-    /// As [`Interpreter::run`], but returns every value of the graph, except those that depend on an input that was left out.
+    /// As [`Interpreter::run`], but returns every value of the graph, so that no input may be left out.
     ///
     /// # Errors
     /// As [`Interpreter::run`].
@@ -84,7 +84,17 @@ impl Interpreter {
         graph: &Graph,
         inputs: &[(&str, Array)],
     ) -> Result<HashMap<ValueId, Array>> {
-        let mut values = self.load(graph, inputs)?;
+        self.compute(graph, inputs, &vec![true; graph.values().len()])
+    }
+
+    /// Every value that does not depend on an input that was left out. Inputs in `wanted` must be there.
+    fn compute(
+        &mut self,
+        graph: &Graph,
+        inputs: &[(&str, Array)],
+        wanted: &[bool],
+    ) -> Result<HashMap<ValueId, Array>> {
+        let mut values = self.load(graph, inputs, wanted)?;
         // Moments and accumulated gradients are collected apart, so that an error further on leaves the variables untouched.
         let mut moments = HashMap::new();
         for node in graph.nodes() {
@@ -131,7 +141,12 @@ impl Interpreter {
     }
 
     /// The values that no node computes.
-    fn load(&self, graph: &Graph, inputs: &[(&str, Array)]) -> Result<HashMap<ValueId, Array>> {
+    fn load(
+        &self,
+        graph: &Graph,
+        inputs: &[(&str, Array)],
+        wanted: &[bool],
+    ) -> Result<HashMap<ValueId, Array>> {
         let mut given = HashMap::new();
         for (name, array) in inputs {
             if given.insert(*name, array).is_some() {
@@ -140,7 +155,6 @@ impl Interpreter {
         }
         let mut values = HashMap::new();
         let mut known = HashSet::new();
-        let wanted = graph.wanted();
         for (id, value) in graph.values() {
             let name = value.name.as_str();
             let array = match value.source {

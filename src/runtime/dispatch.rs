@@ -1,6 +1,7 @@
 //! What an executable encodes, and what it reads from the host.
 
 use std::fmt;
+use std::sync::Arc;
 
 use crate::error::Result;
 use crate::gpu::{self, BufferSlice, Gpu, Tensor};
@@ -11,6 +12,8 @@ use crate::types::Shape;
 #[derive(Debug)]
 pub(crate) struct Dispatch {
     pub name: &'static str,
+    /// The layer that it is for, if it is for one.
+    pub layer: Option<Arc<str>>,
     pub work: gpu::Dispatch,
     pub cost: Cost,
 }
@@ -29,9 +32,23 @@ impl Dispatch {
             .collect::<Result<_>>()?;
         Ok(Self {
             name: kernel.name(),
+            layer: None,
             work: gpu::Dispatch::new(gpu, pipeline, bind_groups, kernel.workgroups())?,
             cost: kernel.cost(),
         })
+    }
+
+    pub fn layer(self, layer: Option<Arc<str>>) -> Self {
+        Self { layer, ..self }
+    }
+
+    /// Layer and kernel, for profiles.
+    pub fn label(&self) -> String {
+        let key = self.work.pipeline.key();
+        match &self.layer {
+            Some(layer) => format!("{layer}: {key}"),
+            None => key.to_owned(),
+        }
     }
 }
 

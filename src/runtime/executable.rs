@@ -58,7 +58,8 @@ impl Executable {
                 .map(|(&place, binding)| memory.slice(place, binding.layout.size_bytes()))
                 .collect::<Result<_>>()?;
             let turns = memory.turns(slices)?;
-            dispatches.push(Dispatch::new(gpu, target, kernel, &turns)?);
+            let dispatch = Dispatch::new(gpu, target, kernel, &turns)?;
+            dispatches.push(dispatch.layer(step.layer.clone()));
         }
         let inputs = memory.inputs(graph);
         let mut bundle = Bundle::new(gpu, "run");
@@ -177,7 +178,7 @@ impl Executable {
         self.dispatches
             .iter()
             .map(|dispatch| ProfileStep {
-                label: dispatch.work.pipeline.key().to_owned(),
+                label: dispatch.label(),
                 pipeline: Arc::clone(&dispatch.work.pipeline),
                 bind_group: dispatch.work.bind_group(turn).clone(),
                 workgroups: dispatch.work.workgroups,
@@ -186,7 +187,7 @@ impl Executable {
     }
 }
 
-/// The dispatches: kernel, grid, work.
+/// The dispatches: kernel, grid, work, layer.
 impl fmt::Display for Executable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}", self.plan)?;
@@ -198,7 +199,7 @@ impl fmt::Display for Executable {
                 dispatch.name,
                 dispatch.cost.flops / 1e6,
                 dispatch.cost.bytes / 1e6,
-                dispatch.work.pipeline.key()
+                dispatch.label()
             )?;
         }
         Ok(())

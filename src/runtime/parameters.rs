@@ -375,8 +375,12 @@ impl Parameters {
             Init::Uniform(bound) if bound > 0.0 => {
                 let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
                 rng.set_stream(fnv1a(entry.name.as_bytes()));
+                // The generator needs a finite width: wider ranges are drawn at half their size.
+                let factor = if bound > f32::MAX / 2.0 { 2.0 } else { 1.0 };
+                let half = bound / factor;
+                let draws = (0..n).map(|_| factor * rng.random_range(-half..half));
                 // Drawn in host order, so that the storage order does not show.
-                let data: Vec<f32> = (0..n).map(|_| rng.random_range(-bound..bound)).collect();
+                let data: Vec<f32> = draws.collect();
                 entry.to_storage(&data)
             }
             Init::Uniform(_) => vec![0.0; n],
@@ -396,11 +400,10 @@ impl Parameters {
             if let Some(known) = self.states.get(&value.name)
                 && *known.layout() != layout
             {
+                let (rows, cols) = (known.layout().rows(), known.layout().cols());
                 return Err(Error::Graph(format!(
-                    "state {:?} has shape {} here, but {} elements in this session",
-                    value.name,
-                    value.shape,
-                    known.layout().len()
+                    "state {:?} has shape {} here, but {rows} rows of {cols} in this session",
+                    value.name, value.shape
                 )));
             }
         }

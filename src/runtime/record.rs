@@ -18,9 +18,9 @@ impl Executable {
         inputs: &[(&str, &Tensor)],
         outputs: &[(&str, &Tensor)],
     ) -> Result<()> {
-        for Input { name, .. } in &self.inputs {
+        for Input { name, is_read, .. } in &self.inputs {
             let given = inputs.iter().filter(|(given, _)| *given == name).count();
-            if given != 1 {
+            if given > 1 || (given == 0 && *is_read) {
                 return Err(unknown(name, &format!("the input is given {given} times")));
             }
         }

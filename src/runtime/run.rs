@@ -170,7 +170,7 @@ impl Executable {
                 return fail(
                     name,
                     format!(
-                        "input {name:?} {shape}: element {i} is {}, not less than the bound {below}",
+                        "input {name:?} {shape}: element {i} is {}, the bound is {below}",
                         data[i]
                     ),
                 );
@@ -253,9 +253,11 @@ impl Outputs {
             Some((download, output))
         });
         let Some((download, output)) = found else {
+            let all = self.0.iter().flat_map(|(_, all)| all.iter());
+            let names: Vec<&str> = all.map(|output| output.name.as_str()).collect();
             return Err(Error::Data {
                 name: name.to_owned(),
-                reason: "the graph has no such output".into(),
+                reason: format!("no such output {name:?}; outputs are: {}", names.join(", ")),
             });
         };
         download.read(output.range.clone(), |bytes| read(&output.layout, bytes))

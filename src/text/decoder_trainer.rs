@@ -322,12 +322,14 @@ fn loss(
     pass: &Pass,
 ) -> Result<CrossEntropy> {
     let decoder = Decoder::new(graph, options)?;
-    let n = pass.samples * options.length;
+    let n = steps::tokens(pass.samples, options.length)?;
     let ids = graph.index_input("ids", n, steps::id_bound(options.vocabulary)?)?;
     let mask = graph.input("mask", &[n], DType::F32)?;
     let z = graph.input("z", &[pass.samples, options.embedding], DType::F32)?;
     // `Decoder::new` has refused a vocabulary without room for one more.
     let targets = graph.index_input("targets", n, options.ignored_target() + 1)?;
-    let states = decoder.forward_in(graph, [ids, z], Some(mask), pass.dtype, pass.mode)?;
-    decoder.loss(graph, states, targets, smoothing)
+    graph.scoped("decoder", |graph| {
+        let states = decoder.forward_in(graph, [ids, z], Some(mask), pass.dtype, pass.mode)?;
+        decoder.loss(graph, states, targets, smoothing)
+    })
 }

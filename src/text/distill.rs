@@ -327,8 +327,10 @@ impl Distiller {
 /// Adds inputs and encoder.
 fn forward(graph: &mut Graph, options: &EncoderOptions, pass: &Pass) -> Result<ValueId> {
     let encoder = Encoder::new(graph, options)?;
-    let n = pass.samples * options.length;
+    let n = steps::tokens(pass.samples, options.length)?;
     let ids = graph.index_input("ids", n, steps::id_bound(options.vocabulary)?)?;
     let mask = graph.input("mask", &[n], DType::F32)?;
-    encoder.forward_in(graph, ids, mask, pass.dtype, pass.mode)
+    graph.scoped("encoder", |graph| {
+        encoder.forward_in(graph, ids, mask, pass.dtype, pass.mode)
+    })
 }

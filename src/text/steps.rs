@@ -207,6 +207,14 @@ impl Trainer {
     }
 }
 
+/// Tokens of a batch, B·L.
+pub(super) fn tokens(batch: usize, length: usize) -> Result<usize> {
+    batch.checked_mul(length).ok_or_else(|| Error::Config {
+        field: "batch",
+        reason: format!("of {batch} texts of {length} tokens is too large"),
+    })
+}
+
 /// The dataset's embeddings are as wide as the network's.
 pub(super) fn check_width(width: usize, dataset: &Dataset) -> Result<()> {
     if dataset.width() == width {

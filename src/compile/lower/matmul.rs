@@ -36,7 +36,7 @@ impl Lowering<'_> {
         if put_off.is_some() {
             steps.pop();
         }
-        for Step { kernel, places } in steps {
+        for Step { kernel, places, .. } in steps {
             self.step(kernel, places)?;
         }
         match put_off {
@@ -60,7 +60,11 @@ fn steps(
     x: &Operands,
     scratch: Place,
 ) -> Result<(Vec<Step>, Option<Layout>)> {
-    let step = |kernel, places| Step { kernel, places };
+    let step = |kernel, places| Step {
+        kernel,
+        places,
+        layer: None,
+    };
     let rest = [x.loads.as_slice(), &x.stores].concat();
     if gemm.splits() == 1 {
         let places = [x.ab.as_slice(), &rest].concat();

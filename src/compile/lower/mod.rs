@@ -11,6 +11,7 @@ mod parts;
 mod staged;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use self::matmul::Operands;
 use self::parts::Parts;
@@ -43,11 +44,15 @@ pub(crate) fn lower(
         parts: Vec::new(),
         constants: HashMap::new(),
         assigns: Vec::new(),
+        layer: None,
         renamed: HashMap::new(),
     };
     for group in &fused.groups {
+        let named = group.anchor.or(group.elementwise.first().copied());
+        lowering.layer = named.and_then(|index| graph.nodes()[index].scope.clone());
         lowering.group(group)?;
     }
+    lowering.layer = None;
     lowering.add_up()?;
     lowering.clear_accumulated()?;
     let renamed = lowering.renamed;
@@ -62,11 +67,12 @@ pub(crate) fn lower(
             *value = home(*value);
         }
     }
+    let assigns = lowering.assigns.into_iter();
     Ok(Lowered {
         steps: lowering.steps,
         pinned: lowering.pinned,
         shadows: fused.shadows().clone(),
-        assigns: lowering.assigns,
+        assigns: assigns.map(|(id, state)| (home(id), state)).collect(),
         roots: graph.values().map(|(id, _)| home(fused.root(id))).collect(),
     })
 }
@@ -87,6 +93,8 @@ struct Lowering<'a> {
     /// Constants that had to be stored because something other than a program reads them.
     constants: HashMap<ValueId, Place>,
     assigns: Vec<(ValueId, ValueId)>,
+    /// The layer of the group that is lowered.
+    layer: Option<Arc<str>>,
     /// Values that take the place of another, by which they are known in the steps.
     renamed: HashMap<ValueId, ValueId>,
 }
@@ -120,7 +128,12 @@ impl Lowering<'_> {
     }
 
     fn push(&mut self, kernel: Kernel, places: Vec<Place>) {
-        self.steps.push(Step { kernel, places });
+        let layer = self.layer.clone();
+        self.steps.push(Step {
+            kernel,
+            places,
+            layer,
+        });
     }
 
     /// Where an operand of an anchor lies.

@@ -125,7 +125,10 @@ impl Lowering<'_> {
             }
         }
         let kernel = sum_parts(&sums, &sources, &results);
+        // The sums are those of several layers.
+        let layer = self.layer.take();
         self.push(kernel, places);
+        self.layer = layer;
         Ok(())
     }
 
