@@ -42,7 +42,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     } else {
         convert_binary(&args)?;
     }
-    let options = OpenOptions { vocab: args.vocab };
+    let options = OpenOptions::default().vocab(args.vocab);
     let written = Dataset::open_with(&args.output, options)?;
     println!(
         "{}: {} samples of width {}",
@@ -54,7 +54,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 fn convert_binary(args: &Args) -> Result<(), Box<dyn Error>> {
-    let dataset = Dataset::open_with(&args.input, OpenOptions { vocab: args.vocab })?;
+    let dataset = Dataset::open_with(&args.input, OpenOptions::default().vocab(args.vocab))?;
     let file = args
         .texts
         .as_ref()
@@ -81,7 +81,7 @@ fn convert_json_lines(args: &Args) -> Result<(), Box<dyn Error>> {
         None => None,
     };
     let mut writer: Option<CompactWriter> = None;
-    for record in JsonLines::open_with(&args.input, OpenOptions { vocab: args.vocab })? {
+    for record in JsonLines::open_with(&args.input, OpenOptions::default().vocab(args.vocab))? {
         let record = record?;
         let ids = match (record.input_ids, &record.text, &tokenizer) {
             (Some(ids), ..) => ids,

@@ -64,7 +64,7 @@ fn fixtures() -> (TempDir, Vec<u8>, Vec<u8>) {
 fn open_bytes(folder: &TempDir, bytes: &[u8], vocab: Option<u32>) -> Result<Dataset, Error> {
     let path = folder.path().join("damaged");
     std::fs::write(&path, bytes).unwrap();
-    Dataset::open_with(path, OpenOptions { vocab })
+    Dataset::open_with(path, OpenOptions::default().vocab(vocab))
 }
 
 /// The file must be refused as malformed, under its name; returns offset and reason.
@@ -382,7 +382,7 @@ fn bundled_files() {
         ("wordnet_train.efc", 12000, false),
         ("wordnet_val.efc", 1000, true),
     ] {
-        let options = OpenOptions { vocab: Some(30522) };
+        let options = OpenOptions::default().vocab(Some(30522));
         let dataset = Dataset::open_with(bundled(name), options).unwrap();
         assert_eq!((dataset.len(), dataset.width()), (samples, 384));
         for sample in dataset.iter() {
@@ -433,7 +433,7 @@ fn copies_check_their_lengths() {
     let dataset = Dataset::open(bundled("wordnet_val.efc")).unwrap();
     let sample = dataset.sample(0).unwrap();
     assert!(matches!(
-        sample.copy_tokens(&mut [0; 3], &mut [0.0; 4]),
+        sample.copy_tokens(&mut [0; 3], &mut [0.0; 4], 0),
         Err(Error::Data { .. })
     ));
     assert!(matches!(
@@ -511,7 +511,7 @@ fn bad_json_lines_are_named() {
     ];
     for (bad, column, word) in cases {
         std::fs::write(&path, format!("{good}\n{bad}\n{good}\n")).unwrap();
-        let options = OpenOptions { vocab: Some(10) };
+        let options = OpenOptions::default().vocab(Some(10));
         let mut lines = JsonLines::open_with(&path, options).unwrap();
         assert!(lines.next().unwrap().is_ok());
         match lines.next() {

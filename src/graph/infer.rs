@@ -486,7 +486,10 @@ pub(crate) fn infer(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Result<Vec<(S
             params, eps, rates, ..
         } => {
             o.count(params.len() + 1)?;
-            o.require(rates.len() == params.len(), "needs rates for each parameter")?;
+            o.require(
+                rates.len() == params.len(),
+                "needs rates for each parameter",
+            )?;
             let sound = |x: f32| x.is_finite() && x >= 0.0;
             let sound = |rates: &Rates| sound(rates.lr_scale) && sound(rates.weight_decay);
             o.require(rates.iter().all(sound), "rates must be finite and >= 0")?;

@@ -177,7 +177,7 @@ impl Trainer {
         if skipped > before {
             let scale = outputs.scalar(StepOutputs::LOSS_SCALE)?;
             log::warn!(
-                "a step was skipped, because a gradient was not finite; loss scale {scale}, {skipped} steps skipped so far"
+                "a step was skipped, because a gradient was not finite; loss scale {scale}, skipped steps so far: {skipped}"
             );
         }
         Ok(outputs)
@@ -204,8 +204,7 @@ impl Trainer {
         checkpoint.apply(&mut self.session)?;
         // Skips from before the checkpoint are no news.
         let skipped = self.session.get(train::SKIPPED)?;
-        self.skipped
-            .store(skipped[0].to_bits(), Ordering::Relaxed);
+        self.skipped.store(skipped[0].to_bits(), Ordering::Relaxed);
         Ok(())
     }
 }
@@ -288,11 +287,7 @@ struct Step {
 }
 
 impl Step {
-    fn submit<const N: usize>(
-        &self,
-        session: &Session,
-        inputs: [Whole<'_>; N],
-    ) -> Result<Pending> {
+    fn submit<const N: usize>(&self, session: &Session, inputs: [Whole<'_>; N]) -> Result<Pending> {
         let Some(update) = &self.update else {
             return self.train.run(&inputs.map(|(name, data, _)| (name, data)));
         };

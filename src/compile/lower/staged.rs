@@ -6,7 +6,7 @@ use crate::compile::Place;
 use crate::error::{Error, Result};
 use crate::gpu::Layout;
 use crate::graph::{Node, Op, Source, ValueId};
-use crate::kernels::loss::CrossEntropy;
+use crate::kernels::loss::CrossEntropyKernel;
 use crate::kernels::{self, reduce::ColumnSums};
 use crate::types::{DType, Shape};
 
@@ -97,7 +97,7 @@ impl Lowering<'_> {
             }
             Op::CrossEntropy { ignore, smoothing } => {
                 let (ignore, smoothing) = (*ignore, *smoothing);
-                self.cross_entropy(CrossEntropy { ignore, smoothing }, node)?;
+                self.cross_entropy(CrossEntropyKernel { ignore, smoothing }, node)?;
             }
             Op::LinearCrossEntropy(layer) => {
                 self.linear_cross_entropy(*layer, Some(node), None)?;
