@@ -37,18 +37,13 @@ fn network() -> Result<Graph> {
 /// What submitting a training step takes, without what the device takes: by the executable, and by a recorder that is given the same
 /// work.
 fn training_step(criterion: &mut Criterion, gpu: &Gpu) -> Result<()> {
-    let options = EncoderOptions {
-        vocabulary: 50,
-        length: 8,
-        width: 16,
-        hidden: 32,
-        embedding: 16,
-        ..EncoderOptions::default()
-    };
-    let distill = DistillOptions {
-        batch: 4,
-        ..DistillOptions::default()
-    };
+    let options = EncoderOptions::default()
+        .vocabulary(50)
+        .length(8)
+        .width(16)
+        .hidden(32)
+        .embedding(16);
+    let distill = DistillOptions::default().batch(4);
     let distiller = Distiller::new(gpu, &options, &distill)?;
     let step = distiller.training_step();
     let dispatches = step.plan().dispatches;

@@ -87,6 +87,13 @@ fn batches_hold_the_samples_cut_and_padded() {
         ([2, 2].as_slice(), 1)
     );
     assert!(batches.next_batch().unwrap().is_none());
+    // Another id fills texts up, and the mask stays; a masked token of the file keeps its id.
+    let mut batches = batches.padding(3);
+    batches.start_epoch(0);
+    let batch = batches.next_batch().unwrap().unwrap();
+    assert_eq!(batch.ids, [7, 8, 99, 3]);
+    assert_eq!(batch.mask, [1.0, 1.0, 1.0, 0.0]);
+    assert_eq!(batches.next_batch().unwrap().unwrap().ids, [1, 2, 1, 2]);
 }
 
 #[test]

@@ -681,7 +681,7 @@ fn copies_check_their_lengths() {
     let dataset = Dataset::open(bundled("wordnet_val.safetensors")).unwrap();
     let sample = dataset.sample(0).unwrap();
     assert!(matches!(
-        sample.copy_tokens(&mut [0; 3], &mut [0.0; 4]),
+        sample.copy_tokens(&mut [0; 3], &mut [0.0; 4], 0),
         Err(Error::Data { .. })
     ));
     assert!(matches!(

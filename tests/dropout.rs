@@ -315,25 +315,21 @@ fn rates_outside_their_range_and_foreign_counters_are_refused() {
 }
 
 fn encoder(dropout: f32) -> EncoderOptions {
-    EncoderOptions {
-        length: 8,
-        width: 12,
-        hidden: 20,
-        kernel: 3,
-        dilations: vec![1, 2],
-        embedding: 384,
-        dropout,
-        ..EncoderOptions::default()
-    }
+    EncoderOptions::default()
+        .length(8)
+        .width(12)
+        .hidden(20)
+        .kernel(3)
+        .dilations(vec![1, 2])
+        .embedding(384)
+        .dropout(dropout)
 }
 
 fn distiller(gpu: &Gpu, dropout: f32, precision: Precision, seed: u64) -> Distiller {
-    let options = DistillOptions {
-        batch: 6,
-        precision,
-        seed,
-        ..DistillOptions::default()
-    };
+    let options = DistillOptions::default()
+        .batch(6)
+        .precision(precision)
+        .seed(seed);
     Distiller::new(gpu, &encoder(dropout), &options).unwrap()
 }
 

@@ -2,7 +2,7 @@
 
 use energyflow::Error;
 use energyflow::graph::{Graph, Init, Op, ValueId};
-use energyflow::types::{BinaryOp, Broadcast, DType, Trans, UnaryOp, Window};
+use energyflow::types::{BinaryOp, Broadcast, DType, Rates, Trans, UnaryOp, Window};
 
 fn input(graph: &mut Graph, dims: &[usize]) -> ValueId {
     let name = format!("x{}", graph.values().len());
@@ -328,11 +328,11 @@ fn updates_of_the_wrong_thing() {
     let s = graph.state("s", &[3], 0.0).unwrap();
     let t = graph.state("t", &[4], 0.0).unwrap();
     let adamw = |params: &[ValueId]| Op::AdamW {
+        rates: vec![Rates::decay(0.0); params.len()],
         params: params.to_vec(),
         beta1: 0.9,
         beta2: 0.999,
         eps: 1e-8,
-        weight_decay: 0.0,
     };
     let assign = |state| Op::Assign { state };
     for (op, operands, part) in [

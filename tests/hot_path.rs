@@ -189,15 +189,13 @@ fn own_gpu() -> Gpu {
 }
 
 fn encoder() -> EncoderOptions {
-    EncoderOptions {
-        length: 6,
-        width: 12,
-        hidden: 20,
-        kernel: 3,
-        dilations: vec![1, 2],
-        embedding: 384,
-        ..EncoderOptions::default()
-    }
+    EncoderOptions::default()
+        .length(6)
+        .width(12)
+        .hidden(20)
+        .kernel(3)
+        .dilations(vec![1, 2])
+        .embedding(384)
 }
 
 fn batches(options: &EncoderOptions) -> Batches {
@@ -243,11 +241,7 @@ fn training_steps_allocate_nothing() {
     let mut batches = batches(&options);
     for precision in [Precision::F32, Precision::Mixed] {
         let gpu = own_gpu();
-        let distill = DistillOptions {
-            batch: 4,
-            precision,
-            ..DistillOptions::default()
-        };
+        let distill = DistillOptions::default().batch(4).precision(precision);
         let distiller = Distiller::new(&gpu, &options, &distill).unwrap();
         assert_lean(&format!("{precision:?}"), &gpu, || {
             batches.start_epoch(0);

@@ -368,10 +368,7 @@ fn training() {
         });
         let loss = layer.apply()[0];
         layer.case.output("loss", loss);
-        let optimizer = AdamW {
-            clip: Some(1.0),
-            ..AdamW::default()
-        };
+        let optimizer = AdamW::default().clip(Some(1.0));
         let parameters = [layer.operands[1], layer.operands[3]];
         let graph = &mut layer.case.graph;
         optimizer.step(graph, loss, &parameters).unwrap();

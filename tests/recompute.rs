@@ -12,18 +12,16 @@ use energyflow::types::{BinaryOp, Broadcast, DType, Trans};
 use energyflow::{Error, Gpu};
 
 fn options(blocks: usize, dropout: f32) -> EncoderOptions {
-    EncoderOptions {
-        vocabulary: 50,
-        length: 24,
-        width: 20,
-        hidden: 36,
-        kernel: 3,
-        dilations: vec![1; blocks],
-        embedding: 7,
-        table_bound: 1.0,
-        dropout,
-        ..EncoderOptions::default()
-    }
+    EncoderOptions::default()
+        .vocabulary(50)
+        .length(24)
+        .width(20)
+        .hidden(36)
+        .kernel(3)
+        .dilations(vec![1; blocks])
+        .embedding(7)
+        .table_bound(1.0)
+        .dropout(dropout)
 }
 
 const BATCH: usize = 3;
@@ -190,12 +188,10 @@ fn a_checkpointed_training_is_the_plain_one() {
     for precision in [Precision::F32, Precision::Mixed] {
         let weights = |recompute: bool| {
             let encoder = options(3, 0.1);
-            let distill = DistillOptions {
-                batch: BATCH,
-                precision,
-                recompute,
-                ..DistillOptions::default()
-            };
+            let distill = DistillOptions::default()
+                .batch(BATCH)
+                .precision(precision)
+                .recompute(recompute);
             let distiller = Distiller::new(&gpu(), &encoder, &distill).unwrap();
             let n = BATCH * encoder.length;
             for step in 0..3 {

@@ -17,22 +17,16 @@ const ROWS: usize = 7;
 const STEPS: u64 = 200;
 
 fn optimizer() -> AdamW {
-    AdamW {
-        schedule: Schedule::WarmupCosine {
+    AdamW::default()
+        .schedule(Schedule::WarmupCosine {
             peak: 0.02,
             end: 0.001,
             warmup: 20,
             total: 180,
-        },
-        clip: Some(1.0),
+        })
+        .clip(Some(1.0))
         // So that steps are skipped, and the scale moves, on both sides of the stop.
-        loss_scale: Some(LossScale {
-            start: 16_777_216.0,
-            interval: 15,
-            ..LossScale::default()
-        }),
-        ..AdamW::default()
-    }
+        .loss_scale(Some(LossScale::default().start(16_777_216.0).interval(15)))
 }
 
 /// A session with a training step compiled.

@@ -5,7 +5,7 @@ mod common;
 use common::{baseline_gpu, gpu, tiled_gpu};
 use energyflow::graph::{Graph, Init, Op};
 use energyflow::runtime::Host;
-use energyflow::types::{DType, Trans, UnaryOp};
+use energyflow::types::{DType, Rates, Trans, UnaryOp};
 use energyflow::{Error, Executable, Gpu, GpuOptions, Session, wgpu};
 use half::f16;
 
@@ -31,11 +31,11 @@ fn descend() -> Graph {
     let hyper = graph.input("hyper", &[5], DType::F32).unwrap();
     let w = graph.parameter("w", &[2, 3], Init::Constant(0.0)).unwrap();
     let op = Op::AdamW {
+        rates: vec![Rates::decay(0.0); 1],
         params: vec![w],
         beta1: 0.5,
         beta2: 0.5,
         eps: 1e-8,
-        weight_decay: 0.0,
     };
     graph.apply(op, &[gradient, hyper]).unwrap();
     graph

@@ -10,24 +10,18 @@ use energyflow::text::{DistillOptions, Distiller, EncoderOptions};
 use energyflow::train::{WeightType, Weights};
 
 fn options() -> EncoderOptions {
-    EncoderOptions {
-        vocabulary: 11,
-        length: 4,
-        width: 6,
-        hidden: 5,
-        kernel: 3,
-        dilations: vec![1],
-        embedding: 3,
-        ..EncoderOptions::default()
-    }
+    EncoderOptions::default()
+        .vocabulary(11)
+        .length(4)
+        .width(6)
+        .hidden(5)
+        .kernel(3)
+        .dilations(vec![1])
+        .embedding(3)
 }
 
 fn distiller(seed: u64, options: &EncoderOptions) -> Distiller {
-    let distill = DistillOptions {
-        batch: 2,
-        seed,
-        ..DistillOptions::default()
-    };
+    let distill = DistillOptions::default().batch(2).seed(seed);
     Distiller::new(&gpu(), options, &distill).unwrap()
 }
 
@@ -108,14 +102,8 @@ fn f16_files_are_rounded_to_nearest() {
 #[test]
 fn weights_of_another_network_are_refused_by_name() {
     let weights = distiller(1, &options()).weights().unwrap();
-    let wider = EncoderOptions {
-        hidden: 8,
-        ..options()
-    };
-    let deeper = EncoderOptions {
-        dilations: vec![1, 1],
-        ..options()
-    };
+    let wider = options().hidden(8);
+    let deeper = options().dilations(vec![1, 1]);
     let mut other = distiller(1, &wider);
     let before = other.weights().unwrap();
     let error = other.set_weights(&weights).unwrap_err();

@@ -139,7 +139,7 @@ pub(crate) fn kd_grad(
 
 /// What the kernels of a cross entropy have in common.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct CrossEntropy {
+pub(crate) struct CrossEntropyKernel {
     pub ignore: Option<u32>,
     pub smoothing: f32,
 }
@@ -153,7 +153,7 @@ pub(crate) enum Count {
     Value(Layout),
 }
 
-impl CrossEntropy {
+impl CrossEntropyKernel {
     fn ignoring(self, kernel: Kernel) -> Kernel {
         kernel.with("ignore", self.ignore.map_or(-1, i64::from))
     }

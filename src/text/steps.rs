@@ -175,7 +175,7 @@ impl Trainer {
         if skipped > before {
             let scale = outputs.scalar(StepOutputs::LOSS_SCALE)?;
             log::warn!(
-                "a step was skipped, because a gradient was not finite; loss scale {scale}, {skipped} steps skipped so far"
+                "a step was skipped, because a gradient was not finite; loss scale {scale}, skipped steps so far: {skipped}"
             );
         }
         Ok(outputs)

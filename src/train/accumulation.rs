@@ -77,7 +77,6 @@ impl AdamW {
         let mut params = Vec::new();
         let mut metrics = None;
         for accumulation in accumulations {
-            self.check_scale(accumulation)?;
             let accumulated: HashSet<ValueId> = accumulation
                 .nodes()
                 .iter()
@@ -89,6 +88,7 @@ impl AdamW {
                     "a graph accumulates no gradients; call AdamW::accumulate on it before AdamW::update".into(),
                 ));
             }
+            self.check_scale(accumulation)?;
             // All of them, so that the parameters lie in the same order whichever graph is compiled first.
             for (id, value) in accumulation.parameters() {
                 let parameter = declare(&mut graph, value)?;

@@ -6,12 +6,12 @@ use crate::error::Result;
 use crate::gpu::Layout;
 use crate::graph::{Node, Source, ValueId};
 use crate::kernels::Program;
-use crate::kernels::loss::{Count, CrossEntropy};
+use crate::kernels::loss::{Count, CrossEntropyKernel};
 use crate::types::{DType, Shape};
 
 impl Lowering<'_> {
     /// The value alone.
-    pub(crate) fn cross_entropy(&mut self, entropy: CrossEntropy, node: &Node) -> Result<()> {
+    pub(crate) fn cross_entropy(&mut self, entropy: CrossEntropyKernel, node: &Node) -> Result<()> {
         let [logits, targets] = self.layouts(&node.inputs)?;
         let rows = self.layout(node.outputs[2])?;
         let mut places = self.places(&node.inputs)?;
@@ -23,7 +23,7 @@ impl Lowering<'_> {
     /// The value, node `value`, and its gradient, node `node`, with one read of the logits.
     pub(crate) fn cross_entropy_with_gradient(
         &mut self,
-        entropy: CrossEntropy,
+        entropy: CrossEntropyKernel,
         [value, node]: [&Node; 2],
         program: Program,
         [loads, stores]: [Vec<Place>; 2],
@@ -32,7 +32,7 @@ impl Lowering<'_> {
         let reads = self.places(&node.inputs)?;
         let (count, counted) = self.count(entropy, value.inputs[1])?;
         let over = self.can_overwrite(node.inputs[0], [value, node])
-            && CrossEntropy::fits_over(logits, &program);
+            && CrossEntropyKernel::fits_over(logits, &program);
         let layouts = [logits, targets, rows, dloss];
         let kernel = entropy.value_grad(layouts, count, program, over, self.target);
         let counted = counted.into_iter().collect();
@@ -78,7 +78,7 @@ impl Lowering<'_> {
     /// How many targets count, and where that stands if it is not known: the gradient needs it before the rows are summed.
     pub(crate) fn count(
         &mut self,
-        entropy: CrossEntropy,
+        entropy: CrossEntropyKernel,
         targets: ValueId,
     ) -> Result<(Count, Option<Place>)> {
         let (layout, from) = (self.layout(targets)?, self.place(targets)?);
@@ -103,7 +103,7 @@ impl Lowering<'_> {
     /// Loss and count of a node whose row losses are there.
     pub(crate) fn cross_entropy_total(
         &mut self,
-        entropy: CrossEntropy,
+        entropy: CrossEntropyKernel,
         node: &Node,
         targets: ValueId,
         vocabulary: usize,

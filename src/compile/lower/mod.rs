@@ -324,7 +324,7 @@ impl Lowering<'_> {
             }
             Op::CrossEntropyGrad { ignore, smoothing } => {
                 let (ignore, smoothing) = (*ignore, *smoothing);
-                let entropy = kernels::loss::CrossEntropy { ignore, smoothing };
+                let entropy = kernels::loss::CrossEntropyKernel { ignore, smoothing };
                 if let Some(value) = value {
                     let (nodes, operands) = ([value, node], [loads, stores]);
                     return self.cross_entropy_with_gradient(entropy, nodes, program, operands);

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::gpu::Layout;
 use crate::graph::{Node, Op, Source, ValueId};
 use crate::kernels;
-use crate::kernels::loss::{CrossEntropy, KdTotal};
+use crate::kernels::loss::{CrossEntropyKernel, KdTotal};
 use crate::kernels::reduce::{ColumnSums, RowSums};
 use crate::types::{DType, Shape};
 
@@ -83,7 +83,7 @@ impl Lowering<'_> {
             }
             Op::CrossEntropy { ignore, smoothing } => {
                 let (ignore, smoothing) = (*ignore, *smoothing);
-                self.cross_entropy(CrossEntropy { ignore, smoothing }, node)?;
+                self.cross_entropy(CrossEntropyKernel { ignore, smoothing }, node)?;
             }
             Op::LinearCrossEntropy(layer) => {
                 self.linear_cross_entropy(*layer, Some(node), None)?;
