@@ -68,9 +68,22 @@ fn fixtures() -> (TempDir, Vec<u8>, Vec<u8>) {
 fn open_bytes(folder: &TempDir, bytes: &[u8], vocab: Option<u32>) -> Result<Dataset, Error> {
     let path = folder.path().join("damaged");
     std::fs::write(&path, bytes).unwrap();
+    // In memory or sample by sample: the same checks.
     let mut options = OpenOptions::default();
     options.vocab = vocab;
-    Dataset::open_with(path, options)
+    let held = Dataset::open_with(&path, options);
+    let read = Dataset::open_with(&path, options.in_memory(0));
+    assert_eq!(
+        held.map_or_else(
+            |error| error.to_string(),
+            |held| format!("{:?}", self::read(&held))
+        ),
+        read.as_ref().map_or_else(
+            |error| error.to_string(),
+            |read| format!("{:?}", self::read(read))
+        )
+    );
+    read
 }
 
 /// The file must be refused as malformed, under its name; returns offset and reason.

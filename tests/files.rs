@@ -143,28 +143,22 @@ fn newer_versions_and_other_kinds_say_what_to_do() {
 }
 
 #[test]
-fn reserved_names_cannot_be_saved_and_nothing_is_written() {
+fn weight_files_carry_their_version_and_any_description() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("out");
-    // A checkpoint's names have a prefix; weights have none.
-    let source = folder.path().join("source");
-    let one = tensors(&[], &[("x", "F32", words(&[1.0]))]);
-    fs::write(&source, one).unwrap();
-    let weights = Weights::load(&source).unwrap();
-    weights.save(&path, WeightType::F32).unwrap();
+    let mut weights = weights(folder.path(), &[1.0]);
+    weights.description = "\"\\\n ü".into();
+    weights.save(&path, WeightType::F16).unwrap();
     let first = fs::read(&path).unwrap();
-    weights.save(&path, WeightType::F32).unwrap();
+    weights.save(&path, WeightType::F16).unwrap();
     assert!(
         fs::read(&path).unwrap() == first,
         "equal content, equal files"
     );
-    let text = String::from_utf8_lossy(&first).into_owned();
+    let text = String::from_utf8_lossy(&first);
     assert!(text.contains(r#""format":"energyflow.weights""#), "{text}");
     assert!(text.contains(r#""version":"1""#), "{text}");
-    let mut large = weights.clone();
-    large.description = "\"\\\n ü".into();
-    large.save(&path, WeightType::F16).unwrap();
-    assert_eq!(Weights::load(&path).unwrap(), large);
+    assert_eq!(Weights::load(&path).unwrap(), weights);
 }
 
 #[cfg(unix)]

@@ -163,15 +163,7 @@ fn rows_that_no_id_looked_up_decay() {
 fn network() -> (Graph, ValueId, Vec<ValueId>) {
     let mut graph = Graph::new();
     let mut x = graph.input("x", &[2, 6, 8], DType::F32).unwrap();
-    let options = TcnOptions {
-        width: 8,
-        hidden: 12,
-        kernel: 2,
-        dilations: vec![1; 4],
-        gelu: energyflow::nn::Gelu::Tanh,
-        eps: 1e-5,
-        dropout: 0.0,
-    };
+    let options = TcnOptions::new(8, 12, &[1; 4]).kernel(2);
     x = Tcn::new(&mut graph, "blocks", &options)
         .and_then(|tcn| tcn.forward(&mut graph, x, None))
         .unwrap();

@@ -82,7 +82,9 @@ fn skipped_steps_warn_once() {
     distiller = Distiller::new(&gpu(), &encoder, &options).unwrap();
     distiller.resume(&checkpoint).unwrap();
     batches.start_epoch(1);
-    let metrics = distiller.step(batches.next_batch().unwrap().unwrap()).unwrap();
+    let metrics = distiller
+        .step(batches.next_batch().unwrap().unwrap())
+        .unwrap();
     assert_eq!(metrics.skipped, 1.0);
     assert_eq!(taken(), Vec::<String>::new());
 }

@@ -125,6 +125,54 @@ fn weights_of_another_network_are_refused_by_name() {
     );
 }
 
+/// A file as other programs write it: the same parameters, one of them of another type, and a counter.
+#[test]
+fn a_parameter_of_another_type_says_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("w.safetensors");
+    let weights = distiller(1, &options()).weights().unwrap();
+    let write = |f64_name: Option<&str>| {
+        let mut header = serde_json::Map::new();
+        let mut data: Vec<u8> = Vec::new();
+        let mut add = |name: &str, dtype: &str, shape: &[usize], bytes: Vec<u8>| {
+            let offsets = [data.len(), data.len() + bytes.len()];
+            data.extend(bytes);
+            let info = serde_json::json!({"dtype": dtype, "shape": shape, "data_offsets": offsets});
+            header.insert(name.into(), info);
+        };
+        add("blocks.0.norm.steps", "I64", &[], vec![9; 8]);
+        for name in weights.names() {
+            let (shape, values) = weights.get(name).unwrap();
+            if f64_name == Some(name) {
+                let bytes = values.iter().flat_map(|&x| f64::from(x).to_le_bytes());
+                add(name, "F64", shape, bytes.collect());
+            } else {
+                let bytes = values.iter().flat_map(|x| x.to_le_bytes());
+                add(name, "F32", shape, bytes.collect());
+            }
+        }
+        let header = serde_json::to_vec(&header).unwrap();
+        let length = (header.len() as u64).to_le_bytes();
+        fs::write(&path, [&length[..], &header, &data].concat()).unwrap();
+    };
+    let mut other = distiller(2, &options());
+    write(None);
+    other.set_weights(&Weights::load(&path).unwrap()).unwrap();
+    assert_eq!(
+        other.weights().unwrap().get("projection.bias"),
+        weights.get("projection.bias")
+    );
+    write(Some("projection.bias"));
+    let before = other.weights().unwrap();
+    let loaded = Weights::load(&path).unwrap();
+    let error = other.set_weights(&loaded).unwrap_err().to_string();
+    assert!(
+        error.contains("projection.bias") && error.contains("F64") && error.contains("convert"),
+        "{error}"
+    );
+    assert!(other.weights().unwrap() == before);
+}
+
 #[test]
 fn damaged_files_give_errors() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,7 +1,7 @@
 //! A file that appears under its name only when it is complete.
 
 use std::ffi::OsStr;
-use std::fs::{self, File, Metadata, OpenOptions, TryLockError};
+use std::fs::{self, Metadata, OpenOptions, TryLockError};
 use std::io::{self, BufWriter, ErrorKind, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
@@ -28,7 +28,8 @@ pub(crate) struct AtomicFile {
     path: PathBuf,
     /// Where the file goes: `path` with symbolic links followed.
     target: PathBuf,
-    /// Permissions of the file that is replaced.
+    /// Of the file that is replaced, for its permissions.
+    #[cfg_attr(not(unix), allow(dead_code))]
     replaced: Option<Metadata>,
     file: BufWriter<NamedTempFile>,
 }
@@ -193,7 +194,7 @@ fn is_temporary(name: &OsStr) -> bool {
 /// Makes a rename last through a power failure.
 #[cfg(unix)]
 fn sync_folder(folder: &Path) -> io::Result<()> {
-    let synced = File::open(folder).and_then(|folder| folder.sync_all());
+    let synced = fs::File::open(folder).and_then(|folder| folder.sync_all());
     match synced {
         // Not every folder can be opened for reading, and not every file system can do it.
         Err(error)

@@ -15,6 +15,8 @@ pub(crate) struct InputFile {
     path: PathBuf,
     file: File,
     len: u64,
+    /// The whole content, or nothing: see [`hold`](Self::hold).
+    held: Vec<u8>,
 }
 
 impl InputFile {
@@ -34,6 +36,7 @@ impl InputFile {
             path: path.to_owned(),
             file,
             len: metadata.len(),
+            held: Vec::new(),
         })
     }
 
@@ -44,6 +47,17 @@ impl InputFile {
     /// Length in bytes when the file was opened.
     pub fn len(&self) -> u64 {
         self.len
+    }
+
+    /// Reads the whole content into memory if it has at most `limit` bytes. Reads then take no system call each.
+    ///
+    /// # Errors
+    /// As [`read_vec`](Self::read_vec).
+    pub fn hold(&mut self, limit: u64) -> Result<()> {
+        if self.len <= limit {
+            self.held = self.read_vec(0, self.len, "the file")?;
+        }
+        Ok(())
     }
 
     /// The error for something wrong at a byte offset.
@@ -75,6 +89,12 @@ impl InputFile {
     /// [`Error::Format`] if the file has fewer bytes, or has become shorter; [`Error::Io`].
     pub fn read_at(&self, offset: u64, bytes: &mut [u8], what: &str) -> Result<()> {
         self.check_range(offset, bytes.len() as u64, what)?;
+        if !self.held.is_empty() {
+            // Both ends lie in the file, which is in memory, hence a usize.
+            let start = offset as usize;
+            bytes.copy_from_slice(&self.held[start..start + bytes.len()]);
+            return Ok(());
+        }
         let mut done = 0;
         while done < bytes.len() {
             let at = offset + done as u64;
@@ -93,14 +113,24 @@ impl InputFile {
     /// # Errors
     /// As [`read_at`](Self::read_at); [`Error::Io`] if there is no memory for them.
     pub fn read_vec(&self, offset: u64, length: u64, what: &str) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.resize(offset, length, what, &mut bytes)?;
+        self.read_at(offset, &mut bytes, what)?;
+        Ok(bytes)
+    }
+
+    /// Makes room in a buffer that is used again for `length` bytes at `offset`.
+    ///
+    /// # Errors
+    /// As [`read_vec`](Self::read_vec).
+    pub fn resize(&self, offset: u64, length: u64, what: &str, bytes: &mut Vec<u8>) -> Result<()> {
         self.check_range(offset, length, what)?;
         let no_memory = || Error::io(&self.path, ErrorKind::OutOfMemory.into());
         let length = usize::try_from(length).map_err(|_| no_memory())?;
-        let mut bytes = Vec::new();
-        bytes.try_reserve_exact(length).map_err(|_| no_memory())?;
+        let more = length.saturating_sub(bytes.len());
+        bytes.try_reserve_exact(more).map_err(|_| no_memory())?;
         bytes.resize(length, 0);
-        self.read_at(offset, &mut bytes, what)?;
-        Ok(bytes)
+        Ok(())
     }
 
     /// The whole file, if it has at most `limit` bytes.
@@ -158,6 +188,11 @@ impl<F: std::borrow::Borrow<InputFile>> Read for Sequential<F> {
         let wanted = bytes.len().min(rest);
         if wanted == 0 {
             return Ok(0);
+        }
+        if !file.held.is_empty() {
+            bytes[..wanted].copy_from_slice(&file.held[self.at as usize..][..wanted]);
+            self.at += wanted as u64;
+            return Ok(wanted);
         }
         match read_some(&file.file, &mut bytes[..wanted], self.at)? {
             0 => Err(io::Error::other(file.shrunk(self.at))),

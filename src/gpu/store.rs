@@ -1,4 +1,4 @@
-//! A folder of files that make the next start faster. They can always be made again, so none of them is ever worth an error.
+//! A folder of files that make the next start faster. They can always be made again, so trouble with them is logged and never an error.
 
 use std::fs;
 use std::path::PathBuf;
@@ -36,7 +36,7 @@ struct State {
     on_disk: Vec<(&'static str, u64)>,
 }
 
-/// The files of one adapter, driver and version of this crate, if there is a folder for them.
+/// The cache files of one adapter, driver and version of this crate; does nothing without a folder.
 #[derive(Debug)]
 pub(super) struct Store {
     folder: Option<PathBuf>,

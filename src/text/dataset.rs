@@ -31,8 +31,9 @@ struct Shared {
 
 /// Consecutive samples of a file; clones and parts share the open file.
 ///
-/// Samples are read by position when they are asked for and checked as they are read: if the file changes or becomes shorter while it
-/// is open, a read returns an error that names file and offset. Only JSON lines are held in memory.
+/// A small file is read into memory when it is opened (see [`OpenOptions::in_memory`]), and so are JSON lines. Samples of other files are
+/// read by position when they are asked for and checked as they are read: if the file changes or becomes shorter while it is open, a read
+/// returns an error that names file and offset.
 #[derive(Clone, Debug)]
 pub struct Dataset {
     shared: Arc<Shared>,
@@ -57,14 +58,16 @@ impl Dataset {
     /// As for [`open`](Self::open).
     pub fn open_with(path: impl AsRef<Path>, options: OpenOptions) -> Result<Self> {
         let path = path.as_ref();
-        let file = InputFile::open(path)?;
+        let mut file = InputFile::open(path)?;
         if file.len() == 0 {
             return Err(file.fail(0, "the file is empty"));
         }
         let start = file.read_vec(0, START.min(file.len()), "the first bytes")?;
         let source = if start.starts_with(&efb1::MAGIC) {
+            file.hold(options.in_memory)?;
             Source::Efb1(Efb1::new(file, options.limit())?)
         } else if is_tensor_file(&start) {
+            file.hold(options.in_memory)?;
             Source::Tensors(Tensors::new(file, options.limit())?)
         } else if jsonl::is_json_lines(&start) {
             Source::Memory(jsonl::read_all(file, &options)?)

@@ -1,10 +1,14 @@
 //! From the bytes of a file to checked values: token ids, masks, targets.
 
 use half::f16;
+use half::slice::HalfFloatSliceExt;
 use safetensors::Dtype;
 
 use crate::error::Result;
 use crate::file::{InputFile, floats};
+
+/// Values that are converted at once.
+const CHUNK: usize = 64;
 
 /// Where values come from: for errors.
 #[derive(Clone, Copy)]
@@ -56,10 +60,24 @@ impl At<'_> {
         target.clear();
         match dtype {
             Dtype::F16 => {
-                let words = bytes.as_chunks().0.iter();
-                target.extend(words.map(|word| f16::from_le_bytes(*word).to_f32()));
+                // By the chunk, which is several times as fast as value by value.
+                let mut halves = [f16::ZERO; CHUNK];
+                let mut floats = [0.0; CHUNK];
+                for bytes in bytes.chunks(2 * CHUNK) {
+                    let words = bytes.as_chunks().0;
+                    for (half, word) in halves.iter_mut().zip(words) {
+                        *half = f16::from_le_bytes(*word);
+                    }
+                    let floats = &mut floats[..words.len()];
+                    halves[..words.len()].convert_to_f32_slice(floats);
+                    target.extend_from_slice(floats);
+                }
             }
             _ => target.extend(floats(bytes)),
+        }
+        // All of them first, without leaving early, which compiles to vector instructions.
+        if target.iter().fold(true, |ok, value| ok & value.is_finite()) {
+            return Ok(());
         }
         match target.iter().position(|value| !value.is_finite()) {
             None => Ok(()),

@@ -1,4 +1,4 @@
-//! EFB1: token ids and teacher embeddings in one file, little-endian, unaligned.
+//! EFB1: token ids and teacher embeddings in one file. All values are little-endian; nothing is aligned.
 //!
 //! | field | type |
 //! |---|---|
@@ -91,10 +91,8 @@ impl Efb1 {
             };
             // At most 9 · 2^32.
             let body = 5 * u64::from(length) + 4 * u64::from(width);
-            efb1.file
-                .check_range(at + 4, body, "the rest of the sample")?;
-            // It lies in the file, hence a usize where files of this size can be opened.
-            buffer.bytes.resize(body as usize, 0);
+            let rest = "the rest of the sample";
+            efb1.file.resize(at + 4, body, rest, &mut buffer.bytes)?;
             read(&mut reader, &mut buffer.bytes)?;
             efb1.decode(at + 4, &mut buffer)?;
             at += 4 + body;
@@ -119,9 +117,9 @@ impl Efb1 {
     /// Reads sample number `index`, which exists.
     pub fn read(&self, index: usize, buffer: &mut SampleBuffer) -> Result<()> {
         let (start, end) = (self.starts[index], self.starts[index + 1]);
-        buffer.bytes.resize((end - start - 4) as usize, 0);
-        self.file
-            .read_at(start + 4, &mut buffer.bytes, "a sample")?;
+        let (what, bytes) = ("a sample", &mut buffer.bytes);
+        self.file.resize(start + 4, end - start - 4, what, bytes)?;
+        self.file.read_at(start + 4, bytes, what)?;
         self.decode(start + 4, buffer)
     }
 
@@ -141,7 +139,7 @@ impl Efb1 {
     }
 }
 
-/// Writes an EFB1 file, sample by sample; the file appears when it is [finished](Self::finish).
+/// Writes an EFB1 file, sample by sample. The file appears under its name when it is [finished](Self::finish).
 pub struct Efb1Writer {
     file: AtomicFile,
     width: usize,
@@ -152,7 +150,8 @@ impl Efb1Writer {
     /// Starts a file whose targets have `width` values.
     ///
     /// # Errors
-    /// [`Io`](crate::Error::Io), or [`Data`](crate::Error::Data) if `width` is zero or does not fit 32 bits.
+    /// [`Io`](crate::Error::Io), also if `path` is a directory or a special file; [`Data`](crate::Error::Data) if `width` is zero or does not
+    /// fit 32 bits.
     pub fn create(path: impl AsRef<Path>, width: usize) -> Result<Self> {
         let stored_width = check_width(width)?;
         let mut file = AtomicFile::create(path.as_ref())?;

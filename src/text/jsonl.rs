@@ -21,17 +21,17 @@ const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[non_exhaustive]
 pub struct Record {
-    /// The text; there is a text or there are ids.
+    /// The text. A line has a text or ids, or both.
     pub text: Option<String>,
     /// Token ids, at least one.
     pub input_ids: Option<Vec<u32>>,
     /// Mask of 0 and 1, as long as the ids.
     pub attention_mask: Option<Vec<u8>>,
-    /// The teacher's embedding: finite, and as long in every line.
+    /// The teacher's embedding: finite, and of the same length in every line.
     pub target: Vec<f32>,
 }
 
-/// Reads JSON lines one by one; ends after the first bad one.
+/// Reads JSON lines one by one. The iterator ends after the first bad line.
 #[derive(Debug)]
 pub struct JsonLines {
     reader: BufReader<Sequential<InputFile>>,

@@ -4,7 +4,7 @@ use super::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 
 /// What a dataset is checked against when it is opened, and how texts without tokens become samples.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 #[non_exhaustive]
 pub struct OpenOptions<'a> {
     /// Size of the vocabulary: token ids must be below it. Where it is `None`, the tokenizer's size counts; without either, ids
@@ -12,6 +12,19 @@ pub struct OpenOptions<'a> {
     pub vocab: Option<u32>,
     /// Makes the token ids of JSON lines that have only a text. Files that hold token ids do not need it.
     pub tokenizer: Option<&'a dyn Tokenizer>,
+    /// Files of at most this many bytes are read into memory when they are opened; samples of larger files are read one by one,
+    /// two or three system calls each. 32 MiB by default.
+    pub in_memory: u64,
+}
+
+impl Default for OpenOptions<'_> {
+    fn default() -> Self {
+        Self {
+            vocab: None,
+            tokenizer: None,
+            in_memory: 32 << 20,
+        }
+    }
 }
 
 impl<'a> OpenOptions<'a> {
@@ -29,6 +42,13 @@ impl<'a> OpenOptions<'a> {
         self
     }
 
+    /// Sets up to how many bytes a file is read into memory; 0 reads samples of every file one by one.
+    #[must_use]
+    pub fn in_memory(mut self, bytes: u64) -> Self {
+        self.in_memory = bytes;
+        self
+    }
+
     /// Exclusive upper bound of the ids, if they are checked.
     pub(super) fn limit(&self) -> Option<u32> {
         let size = self.tokenizer.map(Tokenizer::vocab_size);
@@ -41,6 +61,7 @@ impl std::fmt::Debug for OpenOptions<'_> {
         f.debug_struct("OpenOptions")
             .field("vocab", &self.vocab)
             .field("tokenizer", &self.tokenizer.map(|_| "…"))
+            .field("in_memory", &self.in_memory)
             .finish()
     }
 }

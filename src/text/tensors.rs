@@ -237,8 +237,7 @@ impl Tensors {
     ) -> Result<At<'_>> {
         let file = self.file.file();
         let offset = place.bytes.start + start;
-        // Bounds were checked against the tensors, and tensors against the file.
-        bytes.resize(length as usize, 0);
+        file.resize(offset, length, what, bytes)?;
         file.read_at(offset, bytes, what)?;
         Ok(At { file, offset })
     }

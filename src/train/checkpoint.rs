@@ -162,3 +162,120 @@ impl Checkpoint {
         format!("{:016x}", fnv1a(&hashes))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Error;
+    use crate::gpu::{Gpu, GpuOptions};
+    use crate::graph::{Graph, Init};
+    use crate::train::{AdamW, Weights};
+
+    /// A session with two parameters, their moments and some states, after one step.
+    fn session() -> Session {
+        let mut graph = Graph::new();
+        let names = ["a.bias", "b.weight"];
+        let parameters = names.map(|name| {
+            let init = Init::Uniform(1.0);
+            graph.parameter(name, &[2, 3], init).unwrap()
+        });
+        let product = graph.mul(parameters[0], parameters[1]).unwrap();
+        let loss = graph.sum_all(product).unwrap();
+        AdamW::default()
+            .step(&mut graph, loss, &parameters)
+            .unwrap();
+        let mut session = Session::new(&Gpu::new(&GpuOptions::default()).unwrap(), 1);
+        let step = session.compile(&graph).unwrap();
+        step.run(&[]).unwrap().wait().unwrap();
+        session
+    }
+
+    /// A way to spoil a checkpoint: what is damaged, how, and what the error says of it.
+    type Damage = (
+        &'static str,
+        &'static str,
+        fn(&mut Tensors, &(Kind, String)),
+    );
+
+    #[test]
+    fn a_checkpoint_that_does_not_fit_changes_nothing() {
+        let mut session = session();
+        let before = Checkpoint::from_session(&session).unwrap();
+        let mut other = before.clone();
+        for stored in other.tensors.values_mut() {
+            stored.data.fill(0.25);
+        }
+        let damages: [Damage; 6] = [
+            ("is NaN", "element 0 is NaN", |tensors, key| {
+                tensors.get_mut(key).unwrap().data[0] = f32::NAN;
+            }),
+            ("is inf", "is inf", |tensors, key| {
+                *tensors.get_mut(key).unwrap().data.last_mut().unwrap() = f32::INFINITY;
+            }),
+            ("lacks the", "", |tensors, key| {
+                tensors.remove(key);
+            }),
+            ("has shape", "", |tensors, key| {
+                tensors.get_mut(key).unwrap().shape.push(1);
+            }),
+            ("has no such", "", |tensors, key| {
+                let stored = tensors[key].clone();
+                tensors.insert((key.0, format!("{}.more", key.1)), stored);
+            }),
+            ("is -1", "is -1", |tensors, key| {
+                tensors.get_mut(key).unwrap().data[0] = -1.0;
+            }),
+        ];
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("checkpoint");
+        for (in_session, in_file, damage) in damages {
+            for key in before.tensors.keys() {
+                if in_session == "is -1" && key.0 != Kind::SecondMoment {
+                    continue;
+                }
+                let mut spoiled = other.clone();
+                damage(&mut spoiled.tensors, key);
+                let error = spoiled.apply(&mut session).unwrap_err();
+                assert!(
+                    matches!(&error, Error::Data { name, reason }
+                        if name.starts_with(&key.1) && reason.contains(in_session)),
+                    "{key:?}: {error}"
+                );
+                assert!(
+                    Checkpoint::from_session(&session).unwrap() == before,
+                    "{key:?}: {error}"
+                );
+                // Values that no training can have are found when the file is read, whose checksum is right.
+                if !in_file.is_empty() {
+                    spoiled.save(&path).unwrap();
+                    let error = Checkpoint::load(&path).unwrap_err();
+                    assert!(
+                        matches!(&error, Error::Format { offset, reason, .. }
+                            if *offset > 0 && reason.contains(in_file)),
+                        "{key:?}: {error}"
+                    );
+                }
+            }
+        }
+        other.apply(&mut session).unwrap();
+        assert!(Checkpoint::from_session(&session).unwrap() == other);
+    }
+
+    #[test]
+    fn a_session_without_parameters_says_so() {
+        let full = session();
+        let checkpoint = Checkpoint::from_session(&full).unwrap();
+        let mut empty = Session::new(full.gpu(), 0);
+        for error in [
+            checkpoint.apply(&mut empty).unwrap_err(),
+            Weights::from_session(&full)
+                .unwrap()
+                .apply(&mut empty)
+                .unwrap_err(),
+        ] {
+            let text = error.to_string();
+            assert!(text.contains("compile a graph first"), "{text}");
+        }
+        Checkpoint::default().apply(&mut empty).unwrap();
+    }
+}

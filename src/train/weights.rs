@@ -165,3 +165,26 @@ fn halves(name: &str, data: &[f32]) -> Result<Vec<u8>> {
         None => Ok(bytemuck::cast_slice(&halves).to_vec()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Error;
+
+    /// The name under which safetensors files hold their metadata.
+    #[test]
+    fn a_reserved_name_is_not_saved() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("weights");
+        let mut weights = Weights::default();
+        let key = (Kind::Parameter, "__metadata__".to_owned());
+        let (shape, data) = (vec![1], vec![1.0]);
+        weights.tensors.insert(key, Stored { shape, data });
+        let error = weights.save(&path, WeightType::F32).unwrap_err();
+        assert!(
+            matches!(&error, Error::Data { name, .. } if name == "__metadata__"),
+            "{error}"
+        );
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+}
