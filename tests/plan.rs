@@ -280,14 +280,6 @@ fn plans_fail_as_compiling_does() {
     };
     same(&mut session, &scaled("w", &[3, 8]), "\"w\" has shape [8]");
     let mut graph = Graph::new();
-    let s = graph.state("w", &[7], 0.0).unwrap();
-    graph.output("s", s).unwrap();
-    same(&mut session, &graph, "parameter of that name");
-    let mut graph = Graph::new();
-    let p = graph.parameter("count", &[1], Init::Constant(0.0)).unwrap();
-    graph.output("p", p).unwrap();
-    same(&mut session, &graph, "state of that name");
-    let mut graph = Graph::new();
     let s = graph.state("count", &[2], 0.0).unwrap();
     graph.output("s", s).unwrap();
     same(&mut session, &graph, "\"count\" has shape [2]");

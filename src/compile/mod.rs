@@ -1,6 +1,7 @@
 //! From a graph to steps and a plan: data in, data out, without a device.
 
 mod check;
+mod fingerprint;
 mod fuse;
 mod lower;
 mod pack;
@@ -10,6 +11,7 @@ mod steps;
 mod table;
 
 pub(crate) use check::binds;
+pub(crate) use fingerprint::fingerprint;
 #[cfg(test)]
 pub(crate) use lower::lower;
 pub use plan::Plan;

@@ -2,6 +2,7 @@
 
 mod dispatch;
 mod executable;
+mod executables;
 mod memory;
 mod parameters;
 mod record;

@@ -254,9 +254,6 @@ impl Parameters {
             let Source::Parameter(init) = value.source else {
                 continue;
             };
-            if self.states.contains_key(&value.name) {
-                return Err(taken(&value.name, "parameter", "state"));
-            }
             let layout = Layout::of(&value.shape, DType::F32)?;
             let bytes = layout.size_bytes().next_multiple_of(PARAMETER_ALIGNMENT);
             let what = || format!("parameter {:?} {} f32", value.name, value.shape);
@@ -387,14 +384,11 @@ impl Parameters {
         }
     }
 
-    /// Fails where a state of a graph is known with another shape or as a parameter.
+    /// Fails where a state of a graph is known with another shape.
     fn check_states(&self, graph: &Graph) -> Result<()> {
         for (_, value) in graph.values() {
             if !matches!(value.source, Source::State(_)) {
                 continue;
-            }
-            if self.by_name.contains_key(&value.name) {
-                return Err(taken(&value.name, "state", "parameter"));
             }
             let layout = Layout::of(&value.shape, DType::F32)?;
             if let Some(known) = self.states.get(&value.name)
@@ -409,13 +403,6 @@ impl Parameters {
         }
         Ok(())
     }
-}
-
-/// Parameters and states share their names.
-fn taken(name: &str, wanted: &str, known: &str) -> Error {
-    Error::Graph(format!(
-        "{wanted} {name:?}: this session has a {known} of that name"
-    ))
 }
 
 /// What a parameter or state takes: `expected` finite numbers.

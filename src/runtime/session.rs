@@ -1,48 +1,84 @@
 //! Where graphs become executables, on parameters that they share.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::executable::Executable;
+use super::executables::Executables;
 use super::parameters::Parameters;
-use crate::compile::{self, Plan};
+use crate::compile::{self, Plan, fingerprint};
 use crate::error::Result;
 use crate::gpu::Gpu;
 use crate::graph::Graph;
 
-/// Counts of the cache of executables.
+/// Counts of a session.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SessionStats {
-    /// Graphs found compiled.
+    /// Number of [`Session::compile`] calls that found the graph compiled.
     pub hits: u64,
-    /// Graphs compiled.
+    /// Number of [`Session::compile`] calls that compiled the graph.
     pub misses: u64,
-    /// Times that a block of parameters was copied to f16 by a dispatch of its own, because something other than the step of a
-    /// graph that reads the copy had changed a parameter.
+    /// Number of compiled graphs that were dropped because there were more than [`Session::max_executables`].
+    pub evicted: u64,
+    /// Number of compiled graphs that the session holds.
+    pub executables: usize,
+    /// Number of times that a block of parameters was copied to f16 by a dispatch of its own, because something other than the
+    /// step of a graph that reads the copy had changed a parameter.
     pub shadow_refreshes: u64,
 }
 
 /// Parameters, optimizer moments and states by name, on one device, shared by all graphs compiled here.
 ///
-/// All parameters of a graph lie one behind the other in one buffer, their gradients and moments in parallel ones, so that a
-/// norm or an optimizer step is one dispatch for the whole network.
+/// All parameters of a graph lie one behind the other in one buffer, their gradients and moments in parallel ones. A norm or an
+/// optimizer step is therefore one dispatch for the whole network.
+///
+/// A session keeps compiled graphs, so that an equal graph is not compiled again. Their number is bounded, see
+/// [`Session::max_executables`]. A dropped session returns its memory to the device.
 #[derive(Debug)]
 pub struct Session {
+    executables: Executables,
     parameters: Parameters,
-    executables: HashMap<String, Arc<Executable>>,
     stats: SessionStats,
+    /// Last, so that everything before it is dropped already.
+    _memory: Memory,
+}
+
+/// Gives back to the device what nothing uses any more.
+#[derive(Debug)]
+struct Memory(Gpu);
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        self.0.trim();
+    }
 }
 
 impl Session {
+    /// Number of compiled graphs that a session keeps unless [`Session::max_executables`] says otherwise.
+    pub const MAX_EXECUTABLES: usize = 32;
+
     /// An empty session; parameters start from `seed`, each from its own stream, so that their order does not matter.
     #[must_use]
     pub fn new(gpu: &Gpu, seed: u64) -> Self {
         Self {
+            executables: Executables::new(Self::MAX_EXECUTABLES),
             parameters: Parameters::new(gpu, seed),
-            executables: HashMap::new(),
             stats: SessionStats::default(),
+            _memory: Memory(gpu.clone()),
         }
+    }
+
+    /// Keeps at most `most` compiled graphs, at least the one compiled last; [`Session::MAX_EXECUTABLES`] without this call.
+    ///
+    /// When there are more, the one that [`Session::compile`] was asked for longest ago is dropped, with its buffers. A graph whose
+    /// executable is held by the caller is never dropped, so that there may be more than `most`. A graph that was dropped is compiled
+    /// again when it is asked for. Parameters, moments and states are never dropped.
+    #[must_use]
+    pub fn max_executables(mut self, most: usize) -> Self {
+        self.executables.most = most.max(1);
+        self
     }
 
     /// The device.
@@ -55,6 +91,8 @@ impl Session {
     #[must_use]
     pub fn stats(&self) -> SessionStats {
         SessionStats {
+            evicted: self.executables.evicted,
+            executables: self.executables.len(),
             shadow_refreshes: self.parameters.shadows().refreshes(),
             ..self.stats
         }
@@ -68,18 +106,42 @@ impl Session {
     /// [`Error::Graph`](crate::Error::Graph) when a name is known with another shape or as another kind of value; [`Error::Limit`](crate::Error::Limit), [`Error::OutOfMemory`](crate::Error::OutOfMemory),
     /// [`Error::Validation`](crate::Error::Validation), [`Error::DeviceLost`](crate::Error::DeviceLost) from the device.
     pub fn compile(&mut self, graph: &Graph) -> Result<Arc<Executable>> {
-        let key = graph.to_string();
-        if let Some(executable) = self.executables.get(&key) {
+        let key = fingerprint(graph);
+        if let Some(executable) = self.executables.find(key) {
             self.stats.hits += 1;
-            return Ok(Arc::clone(executable));
+            return Ok(executable);
         }
+        let start = Instant::now();
         // What fails up to here leaves everything as it was.
         let (executable, parameters) = Executable::new(&self.parameters, graph)?;
         let executable = Arc::new(executable);
         self.parameters = parameters;
         self.stats.misses += 1;
         self.executables.insert(key, Arc::clone(&executable));
+        if self.executables.evict() {
+            self.gpu().trim();
+        }
+        let plan = executable.plan();
+        log::info!(
+            "graph {:016x} compiled: {} nodes, {} dispatches, {:.1} MiB, {} ms",
+            key as u64,
+            graph.nodes().len(),
+            plan.dispatches,
+            plan.peak() as f64 / f64::from(1 << 20),
+            start.elapsed().as_millis()
+        );
         Ok(executable)
+    }
+
+    /// Drops the executable of a graph, if the session has one, and returns its buffers to the device; whether there was one.
+    ///
+    /// Parameters, moments and states stay. An executable that the caller holds keeps its buffers until it is dropped there.
+    pub fn forget(&mut self, graph: &Graph) -> bool {
+        let found = self.executables.forget(fingerprint(graph));
+        if found {
+            self.gpu().trim();
+        }
+        found
     }
 
     /// What [`Session::compile`] would need for a graph: nothing is compiled, nothing allocated. Kernels are chosen by the built-in
