@@ -11,10 +11,7 @@ use energyflow::{Error, Session};
 
 /// A rate of 0.1 moves every element by about 0.1 in the first step.
 fn optimizer() -> AdamW {
-    AdamW {
-        schedule: Schedule::Constant { rate: 0.1 },
-        ..AdamW::default()
-    }
+    AdamW::default().schedule(Schedule::Constant { rate: 0.1 })
 }
 
 /// Σ p·x: the gradient of p is x.
@@ -284,7 +281,7 @@ fn a_parameter_as_a_gradient() {
             beta1: 0.9,
             beta2: 0.999,
             eps: 1e-8,
-            weight_decay: 0.0,
+            rates: vec![Rates::decay(0.0)],
         };
         case.graph.apply(op, &[gradient, hyper]).unwrap();
     }
