@@ -1,4 +1,5 @@
 // The sum of a vector by one workgroup, optionally its square root.
+{% include "shared/nan" %}
 {% include "shared/reduce" %}
 
 @compute @workgroup_size({{ size }})
@@ -9,6 +10,6 @@ fn main(@builtin(local_invocation_index) lid: u32) {
     }
     let total = across(reduce(sum, lid));
     if (lid == 0u) {
-        y_store(0u, vec4<f32>({% if root %}sqrt(total){% else %}total{% endif %}, 0.0, 0.0, 0.0));
+        y_store(0u, vec4<f32>({% if root %}nan_of(sqrt(total), total){% else %}total{% endif %}, 0.0, 0.0, 0.0));
     }
 }

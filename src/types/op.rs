@@ -1,6 +1,7 @@
 //! Elementwise functions, broadcasts and orientations of operands.
 
-/// A function of one element.
+/// A function of one element. NaN gives NaN, except for [`UnaryOp::IsFinite`], and infinities give the limit; the same holds for the
+/// derivative. Subnormal numbers may be taken for zero, and cosines are accurate for |x| ≤ 1e4.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum UnaryOp {
@@ -46,11 +47,12 @@ pub enum UnaryOp {
     GeluTanh,
     /// GELU, exact form: x/2·(1 + erf(x/√2)). Hendrycks & Gimpel, arXiv:1606.08415.
     GeluErf,
-    /// 1 where x is neither infinite nor NaN, else 0
+    /// 1 where x is neither infinite nor NaN, else 0; its derivative is 0
     IsFinite,
 }
 
-/// A function of two elements. The second operand may be broadcast.
+/// A function of two elements. The second operand may be broadcast. NaN in either operand gives NaN, except for
+/// [`BinaryOp::Greater`]. So a product with a mask is NaN where x is NaN or infinite, even if the mask is 0 there, as in PyTorch.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum BinaryOp {
@@ -66,9 +68,10 @@ pub enum BinaryOp {
     Max,
     /// the smaller
     Min,
-    /// 1 where a > b, else 0
+    /// 1 where a > b, else 0, also where one of them is NaN; its derivative is 0
     Greater,
-    /// f′(a)·b: the derivative of a unary function at a, times the incoming gradient
+    /// f′(a)·b: the derivative of a unary function at a, times the incoming gradient. Where f has a kink, f′ is 0 for `Abs` and `Relu` and
+    /// 1 for `Clamp`.
     UnaryGrad(UnaryOp),
 }
 
