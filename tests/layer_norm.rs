@@ -147,7 +147,7 @@ fn a_spread_of_one_around_a_million() {
         (DType::F32, -3e7, bound),
         (DType::F16, 1e3, F16),
     ] {
-        for dims in [[7, 6], [5, 63], [9, 768], [3, 8197]] {
+        for dims in [[7, 63], [3, 8197]] {
             let mut case = Case::new(8, dtype);
             let spread = if mean < -1e7 { 50.0 } else { 1.0 };
             let x = case.input_in(&dims, mean - spread, mean + spread);

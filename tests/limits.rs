@@ -201,7 +201,10 @@ fn functions_of_one_element_and_their_derivatives() {
                     for j in (0..n).filter(|&j| is_in_range(op, x[j])) {
                         let others = [j, flushed(j, x[j], dtype)].map(|j| want[j]);
                         if !others.iter().any(|&want| is(got[j], want, dtype, bound)) {
-                            wrong.push(format!("{name} {op:?} at {:e}: {:e}, not {:e}", x[j], got[j], want[j]));
+                            wrong.push(format!(
+                                "{name} {op:?} at {:e}: {:e}, not {:e}",
+                                x[j], got[j], want[j]
+                            ));
                         }
                     }
                 }
@@ -212,7 +215,12 @@ fn functions_of_one_element_and_their_derivatives() {
                     wrong.push(format!("derivative of {op:?} hides {hidden} NaN"));
                 }
             }
-            assert!(wrong.is_empty(), "{dtype} {} wrong:\n{}", wrong.len(), wrong.join("\n"));
+            assert!(
+                wrong.is_empty(),
+                "{dtype} {} wrong:\n{}",
+                wrong.len(),
+                wrong.join("\n")
+            );
         }
     }
 }
@@ -224,7 +232,9 @@ fn functions_of_two_elements() {
         let data = table();
         let n = data.len();
         let pairs = |choose: fn(f32, f32) -> f32| {
-            let rows = data.iter().flat_map(|&a| data.iter().map(move |&b| choose(a, b)));
+            let rows = data
+                .iter()
+                .flat_map(|&a| data.iter().map(move |&b| choose(a, b)));
             rows.collect::<Vec<f32>>()
         };
         let a = case.input_of(&[n, n], dtype, pairs(|a, _| a));
@@ -247,7 +257,12 @@ fn functions_of_two_elements() {
                     let (k, l) = (flushed(i, x[i], dtype), flushed(j, x[j], dtype));
                     let others = [(i, j), (k, j), (i, l), (k, l)].map(|(i, j)| want[i * n + j]);
                     if !others.iter().any(|&want| is(got, want, dtype, bound)) {
-                        wrong.push(format!("{name} of {:e} and {:e}: {got:e}, not {:e}", x[i], x[j], want[i * n + j]));
+                        wrong.push(format!(
+                            "{name} of {:e} and {:e}: {got:e}, not {:e}",
+                            x[i],
+                            x[j],
+                            want[i * n + j]
+                        ));
                     }
                 }
             }
@@ -300,7 +315,10 @@ fn sums_norms_and_losses_do_not_hide_nan() {
             ("sum_rows", g.sum_rows(rows).unwrap()),
             ("sum_cols", g.sum_cols(rows).unwrap()),
             ("sum_all", g.sum_all(rows).unwrap()),
-            ("groups", g.apply(Op::SumGroups { period: 3 }, &[rows]).unwrap()[0]),
+            (
+                "groups",
+                g.apply(Op::SumGroups { period: 3 }, &[rows]).unwrap()[0],
+            ),
             ("norm", g.global_norm(&[rows, t]).unwrap()),
             ("mean", mean),
             ("gradient of mean", spread),
@@ -373,7 +391,9 @@ fn what_could_be_simplified_does_not_hide_nan() {
 #[test]
 fn halves_keep_nan_and_overflow_to_infinity() {
     let (inf, nan) = (f32::INFINITY, f32::NAN);
-    let data = vec![nan, -nan, inf, -inf, 65_520.0, -65_520.0, 1e5, -3e38, 65_504.0, 1e-30];
+    let data = vec![
+        nan, -nan, inf, -inf, 65_520.0, -65_520.0, 1e5, -3e38, 65_504.0, 1e-30,
+    ];
     let mut case = Case::new(4, DType::F32);
     let x = case.input_of(&[10], DType::F32, data);
     let g = &mut case.graph;

@@ -89,9 +89,6 @@ fn nan_in_an_input_passes_every_activation() {
         (DType::F16, UnaryOp::Tanh),
         (DType::F32, UnaryOp::Relu),
         (DType::F32, UnaryOp::Clamp { min, max }),
-        (DType::F32, UnaryOp::Sigmoid),
-        (DType::F32, UnaryOp::GeluTanh),
-        (DType::F32, UnaryOp::GeluErf),
     ] {
         let mut graph = Graph::new();
         let g = &mut graph;
@@ -121,7 +118,11 @@ fn nan_in_an_input_passes_every_activation() {
             let hosts = [("x", Host::from(&x)), ("target", Host::from(&target))];
             let out = step.run(&hosts).unwrap().wait().unwrap();
             let name = format!("{dtype} {op:?} {bad:?}");
-            assert_eq!(out.scalar("loss").unwrap().is_nan(), bad.is_some(), "{name}");
+            assert_eq!(
+                out.scalar("loss").unwrap().is_nan(),
+                bad.is_some(),
+                "{name}"
+            );
             assert_eq!(out.scalar(StepOutputs::SKIPPED).unwrap(), skipped, "{name}");
             assert_eq!(bits(&session) == before, bad.is_some(), "{name}");
         }

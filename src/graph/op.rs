@@ -34,8 +34,8 @@ pub enum Op {
     Unary(UnaryOp),
     /// a, b → like a.
     Binary(BinaryOp, Broadcast),
-    /// x → same shape in another element type. From f32 to f16, numbers beyond 65504 become infinite, as everywhere a value is stored
-    /// as f16, and NaN stays NaN.
+    /// x → same shape in another element type. From f32 to f16, numbers beyond 65504 become infinite and NaN stays NaN, as
+    /// everywhere a value is stored as f16.
     Cast(DType),
     /// x, counter `[1]` → like x: x/(1 − rate) where the element is kept, else 0, whatever x is. Srivastava et al., JMLR 15 (2014).
     ///

@@ -206,7 +206,10 @@ fn limits() -> Result<()> {
             assert!(same(got, want), "{op:?} {i}: {got}, not {want}");
         }
         let hidden = if op == UnaryOp::IsFinite { 0.0 } else { NAN };
-        assert!(same(y[2], hidden) && same(slope[2], hidden), "{op:?} of NaN");
+        assert!(
+            same(y[2], hidden) && same(slope[2], hidden),
+            "{op:?} of NaN"
+        );
     }
     for op in [BinaryOp::Max, BinaryOp::Min, BinaryOp::Greater] {
         let a = Array::new(&[3], vec![NAN, 1.0, NAN])?;
