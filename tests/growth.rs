@@ -44,15 +44,28 @@ fn explore() {
         let mut session = Session::new(&gpu, 0).max_executables(most);
         for i in 0..40 {
             if i % 10 == 0 {
-                println!("{most} {i}: {:.1} MiB, pool {:?} pipelines {:?}", mib(resident()), gpu.report().pool, gpu.report().pipelines);
+                println!(
+                    "{most} {i}: {:.1} MiB, pool {:?} pipelines {:?}",
+                    mib(resident()),
+                    gpu.report().pool,
+                    gpu.report().pipelines
+                );
             }
             let batch = 100 + i + 100 * (most % 7);
             let executable = session.compile(&layer(batch).unwrap()).unwrap();
             run(&executable, batch);
         }
-        println!("{most} end: {:.1} MiB, pool {:?}", mib(resident()), gpu.report().pool);
+        println!(
+            "{most} end: {:.1} MiB, pool {:?}",
+            mib(resident()),
+            gpu.report().pool
+        );
         drop(session);
-        println!("{most} dropped: {:.1} MiB, pool {:?}", mib(resident()), gpu.report().pool);
+        println!(
+            "{most} dropped: {:.1} MiB, pool {:?}",
+            mib(resident()),
+            gpu.report().pool
+        );
     }
     drop(gpu);
     println!("gpu dropped: {:.1} MiB", mib(resident()));

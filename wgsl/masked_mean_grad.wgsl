@@ -1,5 +1,6 @@
 // An invocation counts the mask of its sample once, unless dy is divided by the count already, and writes `steps` time steps of a vec4 of columns.
 {% include "shared/group" %}
+{% include "shared/nan" %}
 
 @compute @workgroup_size({{ size }})
 fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
@@ -28,7 +29,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
 {% endif %}
     var v = vec4<f32>();
     if (col < {{ used }}u) {
-        v = dy_load(sample * dy_stride + col){% if counts %} / max(count, 1.0){% endif %};
+        v = dy_load(sample * dy_stride + col){% if counts %} / nan_of(max(count, 1.0), count){% endif %};
     }
     let begin = (run % {{ runs }}u) * {{ steps }}u;
     for (var t = begin; t < min(begin + {{ steps }}u, {{ time }}u); t++) {

@@ -6,6 +6,7 @@ pub(crate) mod conv;
 mod declare;
 pub(crate) mod elementwise;
 pub(crate) mod embedding;
+mod functions;
 pub(crate) mod gemm;
 mod gemm_choice;
 mod gemm_conv;
