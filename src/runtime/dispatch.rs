@@ -4,7 +4,7 @@ use crate::error::Result;
 use crate::gpu::{self, BufferSlice, Gpu, Tensor};
 use crate::kernels::{Cost, Kernel, Target};
 
-/// A kernel with its bindings.
+/// A kernel with its bindings, on its own grid.
 #[derive(Debug)]
 pub(crate) struct Dispatch {
     pub name: &'static str,
@@ -19,11 +19,11 @@ impl Dispatch {
         kernel: &Kernel,
         turns: &[Vec<BufferSlice>],
     ) -> Result<Self> {
-        let pipeline = gpu.pipeline(&kernel.key(target), || kernel.source(target))?;
+        let pipeline = gpu.trusted_pipeline(&kernel.key(target), || kernel.source(target))?;
         let bind_groups = turns
             .iter()
             .map(|slices| gpu.bind_group(&pipeline, slices))
-            .collect::<Result<_>>()?;
+            .collect::<Result<Vec<_>>>()?;
         Ok(Self {
             name: kernel.name(),
             work: gpu::Dispatch::new(gpu, pipeline, bind_groups, kernel.workgroups())?,
