@@ -6,8 +6,10 @@ use std::time::Instant;
 use energyflow::gpu::{
     Access, Alignment, BindGroup, KernelSource, Layout, Pipeline, Sequence, Tensor,
 };
+use energyflow::graph::Graph;
+use energyflow::runtime::Host;
 use energyflow::types::DType;
-use energyflow::{Error, Gpu, GpuOptions, Result, wgpu};
+use energyflow::{Error, Gpu, GpuOptions, Result, Session, wgpu};
 
 /// For tests that do not look at counts, which other tests move.
 static SHARED: LazyLock<Gpu> = LazyLock::new(open);
@@ -531,4 +533,82 @@ fn a_lost_device_is_an_error_everywhere() -> Result<()> {
     assert!(lost(x.upload(&gpu, &[0.0_f32; 8]).err()));
     assert!(lost(x.download::<f32>(&gpu).err()));
     Ok(())
+}
+
+/// Whatever a caller gives the key of a kernel of this crate gets what the caller wrote, and the executable keeps what is its own.
+#[test]
+fn keys_of_executables_find_nothing_of_theirs() -> Result<()> {
+    let gpu = open();
+    let mut graph = Graph::new();
+    let x = graph.input("x", &[5, 7], DType::F32)?;
+    let y = graph.affine(x, 2.0, 1.0)?;
+    graph.output("y", y)?;
+    let mut session = Session::new(&gpu, 0);
+    let executable = session.compile(&graph)?;
+    let steps: Vec<_> = executable.steps().collect();
+    assert!(!steps.is_empty());
+    assert!(
+        steps
+            .iter()
+            .all(|step| step.bytes > 0.0 && !step.name.is_empty())
+    );
+    let bindings = || vec![Access::Read, Access::ReadWrite];
+    for step in &steps {
+        let own = gpu.pipeline(step.key, || {
+            Ok(KernelSource::new(DOUBLE_AND_ADD, bindings()))
+        })?;
+        assert_eq!(own.wgsl(), DOUBLE_AND_ADD);
+    }
+    let again = Session::new(&gpu, 0).compile(&graph)?;
+    for executable in [&executable, &again] {
+        let outputs = executable.run(&[("x", Host::F32(&[3.0; 35]))])?.wait()?;
+        assert_eq!(outputs.get("y")?, [7.0; 35]);
+    }
+    // What is timed is the executable as it is.
+    let sequence = executable.sequence();
+    let keys: Vec<&str> = steps.iter().map(|step| step.key).collect();
+    assert!(sequence.keys().eq(keys.iter().copied()));
+    if gpu.capabilities().timestamps {
+        let timings = gpu.profile(&[&sequence, &again.sequence()])?;
+        let labels = timings.iter().map(|timing| timing.label.as_str());
+        assert!(labels.eq(keys.repeat(2)));
+        assert!(gpu.time(&[&sequence; 3])? >= 0.0);
+    }
+    Ok(())
+}
+
+/// Kernels of a caller run with all checks: one that writes far outside stays inside its binding.
+#[test]
+fn kernels_of_the_caller_stay_inside_their_bindings() -> Result<()> {
+    let kernel = SHARED.pipeline("test.outside", || {
+        let text = "
+@group(0) @binding(0) var<storage, read_write> y: array<u32>;
+@compute @workgroup_size(64)
+fn main(@builtin(global_invocation_id) id: vec3<u32>) {
+    y[id.x] = 7u;
+    y[id.x + 100u] = 7u;
+    y[id.x * 0x1000000u] = 7u;
+}";
+        Ok(KernelSource::new(text, vec![Access::ReadWrite]))
+    })?;
+    let layout = Layout::new(1, 1024, DType::U32, Alignment::Bytes64)?;
+    let all = Tensor::zeroed(&SHARED, layout)?;
+    let middle = all.slice().buffer().slice(1024, 256)?;
+    let group = SHARED.bind_group(&kernel, &[middle])?;
+    let mut recorder = SHARED.recorder("outside");
+    recorder.dispatch(&kernel, &group, [1000, 1, 1])?;
+    recorder.submit()?;
+    let values: Vec<u32> = all.download(&SHARED)?.wait()?;
+    for (i, &value) in values.iter().enumerate() {
+        let inside = (256..320).contains(&i);
+        assert_eq!(value, if inside { 7 } else { 0 }, "element {i}");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_defaults_read_nothing_from_the_environment() {
+    let options = GpuOptions::default();
+    assert_eq!((options.adapter, options.cache_dir), (None, None));
+    assert!(!options.autotune);
 }

@@ -99,19 +99,18 @@ fn what_is_in_use_is_never_evicted() {
 /// The kernel used last is compiled once, the one used first again.
 #[test]
 fn the_least_recently_used_goes_first() {
-    let gpu = open(options().idle_pipelines(4));
-    let compile = |rows: usize| {
+    let compile = |gpu: &Gpu, rows: usize| {
         let before = gpu.report().pipelines.misses;
-        run(&Session::new(&gpu, 0).compile(&graph(rows)).unwrap(), rows);
+        run(&Session::new(gpu, 0).compile(&graph(rows)).unwrap(), rows);
         gpu.report().pipelines.misses - before
     };
-    let one = compile(100);
-    assert!(one > 0);
-    for rows in [200, 100, 300, 100, 400, 100] {
-        compile(rows);
+    let one = compile(&open(options()), 100);
+    let gpu = open(options().idle_pipelines(2 * one as usize));
+    for rows in [100, 200, 100, 300, 100, 400, 100] {
+        compile(&gpu, rows);
     }
-    assert_eq!(compile(100), 0, "it was used in between");
-    assert!(compile(200) > 0, "others came after it");
+    assert_eq!(compile(&gpu, 100), 0, "it was used in between");
+    assert_eq!(compile(&gpu, 200), one, "others came after it");
 }
 
 /// A wgpu buffer that the caller has seen does not become somebody else's.
