@@ -8,8 +8,9 @@ use std::time::Duration;
 use energyflow::gpu::{Alignment, Layout, Tensor};
 use energyflow::graph::{Graph, Init};
 use energyflow::runtime::Host;
+use energyflow::text::{Batches, Dataset, DistillOptions, Distiller, EncoderOptions};
 use energyflow::types::{DType, Trans};
-use energyflow::{Executable, Gpu, GpuOptions, Session};
+use energyflow::{Error, Executable, Gpu, GpuOptions, Session};
 
 /// Fails when `work` takes longer than any of it should, as it would if it waited for itself.
 fn without_deadlock(work: impl FnOnce() + Send + 'static) {
@@ -223,4 +224,53 @@ fn a_panic_on_the_waiting_thread_reaches_the_task() {
 
 fn common_gpu() -> Gpu {
     Gpu::new(&GpuOptions::from_env().unwrap()).unwrap()
+}
+
+/// The gradients of two steps must not be added up together: a callback inside a step cannot begin another.
+#[test]
+fn a_step_in_micro_batches_is_not_entered_twice() {
+    without_deadlock(|| {
+        let gpu = common_gpu();
+        let encoder = EncoderOptions {
+            length: 6,
+            width: 12,
+            hidden: 20,
+            kernel: 3,
+            dilations: vec![1],
+            embedding: 384,
+            ..EncoderOptions::default()
+        };
+        let distill = DistillOptions {
+            batch: 4,
+            micro_batches: 2,
+            ..DistillOptions::default()
+        };
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/data/wordnet_train.efc");
+        let samples = Dataset::open(path).unwrap().take(8);
+        let mut batches = Batches::training(samples, 4, encoder.length, 0).unwrap();
+        batches.start_epoch(0);
+        let batch = batches.next_batch().unwrap().clone();
+        let distiller = Arc::new(Distiller::new(&gpu, &encoder, &distill).unwrap());
+        let (ran, refused) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        for round in 1..=30 {
+            let (ran, refused) = (Arc::clone(&ran), Arc::clone(&refused));
+            let (inner, again) = (Arc::clone(&distiller), batch.clone());
+            let counted = Arc::clone(&ran);
+            gpu.queue().on_submitted_work_done(move || {
+                match inner.step(&again) {
+                    Ok(metrics) => assert!(metrics.loss.is_finite()),
+                    Err(Error::Graph(_)) => {
+                        refused.fetch_add(1, Ordering::SeqCst);
+                    }
+                    Err(error) => panic!("{error}"),
+                }
+                counted.fetch_add(1, Ordering::SeqCst);
+            });
+            assert!(distiller.step(&batch).unwrap().loss.is_finite());
+            while ran.load(Ordering::SeqCst) < round {
+                gpu.recorder("poll").submit().unwrap().wait().unwrap();
+            }
+        }
+        assert!(refused.load(Ordering::SeqCst) > 0);
+    });
 }

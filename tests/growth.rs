@@ -125,3 +125,29 @@ fn memory_that_the_caller_can_reach_is_not_reused() {
     assert_ne!(other.id(), id);
     gpu.queue().write_buffer(&raw, 0, &[1; 16]);
 }
+
+/// Resident bytes of this process, where the system tells.
+fn resident() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
+    let kilobytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kilobytes << 10)
+}
+
+/// Prints what 150 batch sizes take, and what is left of it: run it alone, with `--ignored --nocapture`.
+#[test]
+#[ignore = "a measurement"]
+fn memory_of_150_batch_sizes() {
+    let gpu = open(options().idle_pipelines(16).idle_bytes(1 << 20));
+    let megabytes = || resident().unwrap_or_default() >> 20;
+    println!("{} MB with the device open", megabytes());
+    for _ in 0..2 {
+        let mut session = Session::new(&gpu, 0);
+        for rows in 1..=150 {
+            run(&session.compile(&graph(8 * rows)).unwrap(), 8 * rows);
+        }
+        println!("{} MB with 150 graphs", megabytes());
+        drop(session);
+        println!("{} MB after the session\n{}", megabytes(), gpu.report());
+    }
+}

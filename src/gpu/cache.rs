@@ -139,7 +139,9 @@ mod tests {
             cache.insert(i, i);
         }
         assert!(cache.get(&0).is_some(), "0 is used after 1");
+        // In use while it is inserted, idle after.
         cache.insert(2, 2);
+        cache.sweep();
         let known: Vec<bool> = (0..3).map(|i| cache.get(&i).is_some()).collect();
         assert_eq!(known, [true, false, true]);
         assert_eq!((cache.counts().evicted, cache.counts().cached), (1, 2));
@@ -152,6 +154,7 @@ mod tests {
         cache.insert(5, 5);
         assert_eq!(cache.counts().cached, 6, "five in use, one idle");
         cache.insert(6, 6);
+        cache.sweep();
         assert!(cache.get(&5).is_none());
         assert!((0..5).all(|i| cache.get(&i).is_some()));
         drop(held);

@@ -18,14 +18,14 @@ struct State {
 
 /// A re-entrant lock.
 #[derive(Debug, Default)]
-pub(super) struct Gate {
+pub(crate) struct Gate {
     state: Mutex<State>,
     free: Condvar,
 }
 
 impl Gate {
     /// Blocks while another thread holds the lock.
-    pub(super) fn enter(&self) -> Passage<'_> {
+    pub(crate) fn enter(&self) -> Passage<'_> {
         let this = thread::current().id();
         let mut state = lock(&self.state);
         while state.holder.is_some_and(|holder| holder != this) {
@@ -40,6 +40,13 @@ impl Gate {
             gate: self,
             _not_send: PhantomData,
         }
+    }
+
+    /// As [`Gate::enter`], but nothing where this thread holds the lock already.
+    pub(crate) fn enter_once(&self) -> Option<Passage<'_>> {
+        let this = thread::current().id();
+        let held = lock(&self.state).holder == Some(this);
+        (!held).then(|| self.enter())
     }
 }
 
@@ -76,6 +83,7 @@ mod tests {
             for _ in 0..200 {
                 let outer = gate.enter();
                 let inner = gate.enter();
+                assert!(gate.enter_once().is_none());
                 assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
                 drop(outer);
                 std::thread::yield_now();

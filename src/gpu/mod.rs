@@ -43,6 +43,7 @@ pub(crate) use device::Sweeper;
 pub(crate) use dispatch::Dispatch;
 pub use dispatch::Sequence;
 pub use element::Element;
+pub(crate) use gate::Gate;
 pub use layout::{Alignment, Layout};
 pub use open::Adapter;
 pub use options::GpuOptions;

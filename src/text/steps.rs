@@ -1,10 +1,11 @@
 //! What the trainings of encoder and decoder have in common.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use super::batches::{Batch, Batches};
 use crate::error::{Error, Result};
+use crate::gpu::Gate;
 use crate::graph::{Graph, ValueId};
 use crate::nn::{Draws, Training};
 use crate::runtime::{Executable, Host, Outputs, Pending, Session};
@@ -103,7 +104,7 @@ pub(super) struct Step {
     batch: usize,
     micro_batches: usize,
     /// The micro-batches of a step belong together.
-    order: Mutex<()>,
+    order: Gate,
 }
 
 impl Step {
@@ -124,7 +125,7 @@ impl Step {
             update,
             batch,
             micro_batches,
-            order: Mutex::new(()),
+            order: Gate::default(),
         })
     }
 
@@ -162,7 +163,12 @@ impl Step {
         let Some(update) = &self.update else {
             return self.train.run(&inputs.map(|(name, data, _)| (name, data)));
         };
-        let _order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(_order) = self.order.enter_once() else {
+            return Err(Error::Graph(
+                "a step is under way on this thread; a callback that it runs cannot begin another"
+                    .into(),
+            ));
+        };
         let step = self.accumulate(inputs).and_then(|()| update.run(&[]));
         if step.is_err() {
             // Or the next step would contain the beginning of this one. What went wrong is reported first.
