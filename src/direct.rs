@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Recorder, Tensor};
@@ -222,19 +222,29 @@ impl Direct {
     }
 
     fn function(&self, key: Key) -> Result<Arc<Executable>> {
-        // Held while a function compiles, so that it is compiled once.
-        let mut functions = self
-            .functions
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(function) = functions.get(&key) {
+        let known = |functions: &HashMap<Key, Arc<Executable>>| {
+            let function = functions.get(&key)?;
             self.hits.fetch_add(1, Ordering::Relaxed);
-            return Ok(Arc::clone(function));
+            Some(Arc::clone(function))
+        };
+        if let Some(function) = known(&self.functions()) {
+            return Ok(function);
+        }
+        // So that it is compiled once, without a lock that a callback of the caller could find taken by its own thread.
+        let _gate = self.gpu.gate();
+        if let Some(function) = known(&self.functions()) {
+            return Ok(function);
         }
         let function = Session::new(&self.gpu, 0).compile(&graph(key)?)?;
         self.misses.fetch_add(1, Ordering::Relaxed);
-        functions.insert(key, Arc::clone(&function));
+        self.functions().insert(key, Arc::clone(&function));
         Ok(function)
+    }
+
+    fn functions(&self) -> MutexGuard<'_, HashMap<Key, Arc<Executable>>> {
+        self.functions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -182,7 +182,7 @@ fn inputs_that_do_not_fit_into_one_buffer() {
         };
         adapter.request_device(&descriptor).await.unwrap()
     });
-    let gpu = Gpu::from_device(device, queue, &GpuOptions::default()).unwrap();
+    let gpu = Gpu::from_device(device, queue, &GpuOptions::from_env().unwrap()).unwrap();
     // The second graph's inputs fit, to the byte.
     for (rows, fits) in [(33, false), (32, true)] {
         let mut graph = Graph::new();
@@ -339,7 +339,7 @@ fn seeds_decide_and_order_does_not() {
 #[test]
 fn equal_graphs_are_compiled_once() {
     // A device of its own: its counts are nobody else's.
-    let gpu = Gpu::new(&GpuOptions::default()).unwrap();
+    let gpu = Gpu::new(&GpuOptions::from_env().unwrap()).unwrap();
     let mut session = Session::new(&gpu, 0);
     let first = session.compile(&scale(Init::Constant(2.0))).unwrap();
     let kernels = gpu.report().pipelines;

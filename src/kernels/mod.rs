@@ -26,7 +26,7 @@ pub(crate) use declare::{Binding, View};
 pub(crate) use program::{Dropout, Instruction, Operand, Program};
 
 use crate::error::Result;
-use crate::gpu::{Access, Capabilities, KernelSource, Layout, MatrixUnits};
+use crate::gpu::{Access, Capabilities, Layout, MatrixUnits, TrustedSource};
 
 /// Storage buffers that a kernel may bind: WebGPU's baseline limit.
 pub(crate) const MAX_BINDINGS: usize = 8;
@@ -51,7 +51,7 @@ pub(crate) struct Target {
     pub matrix_units: Option<MatrixUnits>,
     /// Most invocations of a workgroup.
     pub invocations: u32,
-    /// Cores that run workgroups at once, guessed from the type of the adapter: none of the APIs tells.
+    /// Cores that run workgroups at once.
     pub cores: usize,
 }
 
@@ -65,11 +65,7 @@ impl Target {
             invocations: limits
                 .max_compute_invocations_per_workgroup
                 .min(limits.max_compute_workgroup_size_x),
-            cores: match capabilities.device_type {
-                wgpu::DeviceType::DiscreteGpu => 132,
-                wgpu::DeviceType::Cpu => 2,
-                _ => 20,
-            },
+            cores: capabilities.cores,
         }
     }
 }
@@ -245,7 +241,7 @@ impl Kernel {
     }
 
     /// The WGSL source and what it binds.
-    pub fn source(&self, target: Target) -> Result<KernelSource> {
+    pub fn source(&self, target: Target) -> Result<TrustedSource> {
         let bindings = self.bindings();
         let mut header = declare::header(&bindings, target, self.cooperative);
         if let Some(name) = self.over {
@@ -261,8 +257,9 @@ impl Kernel {
             });
         }
         let wgsl = templates::render(self.template, &header, &self.numbers)?;
-        let accesses = bindings.iter().map(|binding| binding.access).collect();
-        Ok(KernelSource::trusted(wgsl, accesses))
+        let needs = |binding: &Binding| (binding.access, binding.layout.size_bytes());
+        let bindings = bindings.iter().map(needs).collect();
+        Ok(TrustedSource { wgsl, bindings })
     }
 
     /// Operations and bytes of one dispatch.

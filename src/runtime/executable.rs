@@ -8,7 +8,7 @@ use super::parameters::Parameters;
 use super::tune::Measuring;
 use crate::compile::{Place, Plan, compile};
 use crate::error::Result;
-use crate::gpu::{BufferSlice, Bundle, Gpu, Layout, ProfileStep, Timing};
+use crate::gpu::{self, BufferSlice, Bundle, Gpu, Layout, Sequence, Sweeper, Times, Timing};
 use crate::graph::Graph;
 use crate::kernels::{MAX_BINDINGS, Target};
 use crate::runtime::memory::Memory;
@@ -32,6 +32,26 @@ pub struct Executable {
     /// Everything a run overwrites, for [`Executable::poison`].
     intermediates: Vec<BufferSlice>,
     plan: Plan,
+    /// Behind everything that holds kernels and bind groups.
+    _sweeper: Sweeper,
+}
+
+/// A dispatch of an [`Executable`], described.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Step<'a> {
+    /// Family and variant of the kernel.
+    pub name: &'static str,
+    /// The layer that it is for, if it is for one.
+    pub layer: Option<&'a str>,
+    /// Workgroups per dimension.
+    pub workgroups: [u32; 3],
+    /// Floating-point operations, a multiply-add counted as two.
+    pub flops: f64,
+    /// Bytes of every operand, each counted once.
+    pub bytes: f64,
+    /// The whole description of the kernel.
+    pub key: &'a str,
 }
 
 impl Executable {
@@ -100,6 +120,7 @@ impl Executable {
             shadows: memory.shadow_use(graph, target)?,
             intermediates: memory.intermediates(graph)?,
             plan,
+            _sweeper: Sweeper(gpu.clone()),
         };
         Ok((executable, grown))
     }
@@ -118,7 +139,7 @@ impl Executable {
     pub fn sources(&self) -> impl ExactSizeIterator<Item = (&str, &str)> {
         self.dispatches
             .iter()
-            .map(|dispatch| (dispatch.work.pipeline.key(), dispatch.work.pipeline.wgsl()))
+            .map(|dispatch| (dispatch.work.key(), dispatch.work.wgsl()))
     }
 
     /// Fills everything that a run computes with NaN, padding included: for tests that a run writes all it should.
@@ -139,7 +160,11 @@ impl Executable {
     /// # Errors
     /// [`Error::Unsupported`](crate::Error::Unsupported) without timestamps; [`Error::DeviceLost`](crate::Error::DeviceLost).
     pub fn profile(&self) -> Result<Vec<Timing>> {
-        self.measure(Gpu::profile)
+        let mut timings = self.measure(Gpu::start_profile)?.timings()?;
+        for (timing, dispatch) in timings.iter_mut().zip(&self.dispatches) {
+            timing.label = dispatch.label();
+        }
+        Ok(timings)
     }
 
     /// Runs the dispatches once on whatever the inputs hold, in one pass as a run does, and returns its GPU time in nanoseconds.
@@ -148,58 +173,64 @@ impl Executable {
     /// # Errors
     /// As [`Executable::profile`].
     pub fn time(&self) -> Result<f64> {
-        self.measure(Gpu::time)
+        self.measure(Gpu::start_time)?.total()
     }
 
-    /// Outdated shadows are copied before, in a submission of their own.
-    fn measure<T>(&self, measure: impl Fn(&Gpu, &[ProfileStep]) -> Result<T>) -> Result<T> {
-        // Inputs that are being written cannot be read. In the order in which a run takes both.
+    /// Outdated shadows are copied before, in a pass of their own.
+    fn measure(&self, start: Start) -> Result<Times> {
+        // Inputs that are being written cannot be read.
         let held = self.bundle.hold();
-        let shadows = self.shadows.begin();
-        let mut recorder = self.gpu.recorder("refresh shadows");
-        for dispatch in shadows.refreshes() {
-            let work = &dispatch.work;
-            recorder.dispatch(&work.pipeline, work.bind_group(0), work.workgroups)?;
-        }
-        recorder.submit()?;
-        let measured = measure(&self.gpu, &self.steps_of(held.turn))?;
-        shadows.submitted();
-        Ok(measured)
+        let sequence = self.sequence_at(held.turn);
+        let refreshes = self.shadows.refreshes();
+        let before: Vec<&gpu::Dispatch> = refreshes.map(|dispatch| &dispatch.work).collect();
+        start(&self.gpu, &[&sequence], &before, &|sent| {
+            self.shadows.note(sent);
+        })
+    }
+
+    /// The dispatches of a run, described, in order of execution.
+    pub fn steps(&self) -> impl ExactSizeIterator<Item = Step<'_>> {
+        self.dispatches.iter().map(|dispatch| Step {
+            name: dispatch.name,
+            layer: dispatch.layer.as_deref(),
+            workgroups: dispatch.work.workgroups(),
+            flops: dispatch.cost.flops,
+            bytes: dispatch.cost.bytes,
+            key: dispatch.work.key(),
+        })
     }
 
     /// The dispatches of a run, for timing them together with others through [`Gpu::time`] and [`Gpu::profile`]. They read the inputs of the
-    /// last run, in memory that later runs may use: not while other threads run the executable.
+    /// last run, in memory that later runs may use: not while other threads run the executable. Outdated f16 copies of parameters stay as
+    /// they are.
     #[must_use]
-    pub fn steps(&self) -> Vec<ProfileStep> {
-        self.steps_of(self.bundle.hold().turn)
+    pub fn sequence(&self) -> Sequence {
+        self.sequence_at(self.bundle.hold().turn)
     }
 
-    fn steps_of(&self, turn: usize) -> Vec<ProfileStep> {
-        self.dispatches
-            .iter()
-            .map(|dispatch| ProfileStep {
-                label: dispatch.label(),
-                pipeline: Arc::clone(&dispatch.work.pipeline),
-                bind_group: dispatch.work.bind_group(turn).clone(),
-                workgroups: dispatch.work.workgroups,
-            })
-            .collect()
+    fn sequence_at(&self, turn: usize) -> Sequence {
+        Sequence::of(self.dispatches.iter().map(|dispatch| &dispatch.work), turn)
     }
 }
+
+/// [`Gpu::start_profile`] or [`Gpu::start_time`].
+type Start = fn(&Gpu, &[&Sequence], &[&gpu::Dispatch], &dyn Fn(bool)) -> Result<Times>;
 
 /// The dispatches: kernel, grid, work, layer.
 impl fmt::Display for Executable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}", self.plan)?;
-        for dispatch in &self.dispatches {
-            let [x, y, z] = dispatch.work.workgroups;
+        for step in self.steps() {
+            let [x, y, z] = step.workgroups;
             writeln!(
                 f,
-                "{:18} {x}x{y}x{z} groups, {:.3} Mflop, {:.3} MB  {}",
-                dispatch.name,
-                dispatch.cost.flops / 1e6,
-                dispatch.cost.bytes / 1e6,
-                dispatch.label()
+                "{:18} {x}x{y}x{z} groups, {:.3} Mflop, {:.3} MB  {}{}",
+                step.name,
+                step.flops / 1e6,
+                step.bytes / 1e6,
+                step.layer
+                    .map_or_else(String::new, |layer| format!("{layer}: ")),
+                step.key
             )?;
         }
         Ok(())

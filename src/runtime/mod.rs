@@ -11,7 +11,7 @@ mod session;
 mod shadow;
 mod tune;
 
-pub use executable::Executable;
+pub use executable::{Executable, Step};
 pub use run::{Host, Outputs, Pending};
 pub use session::{Session, SessionStats};
 

@@ -96,8 +96,9 @@ impl Parameters {
             Some(&index) => {
                 let entry = &self.entries[index];
                 let data = entry.to_storage(data);
-                self.shadows
-                    .write(entry.run.block, || tensor.upload(&self.gpu, &data))
+                self.shadows.write(&self.gpu, entry.run.block, || {
+                    tensor.upload(&self.gpu, &data)
+                })
             }
             None => tensor.upload(&self.gpu, data),
         }

@@ -45,8 +45,7 @@ impl Executable {
             recorder.copy(from, to)?;
         }
         for dispatch in &self.dispatches {
-            let work = &dispatch.work;
-            recorder.dispatch(&work.pipeline, work.bind_group(0), work.workgroups)?;
+            recorder.push(&dispatch.work);
         }
         for (from, to) in results {
             recorder.copy(from, to)?;

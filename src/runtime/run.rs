@@ -119,10 +119,9 @@ impl Executable {
                 }?;
             }
         }
-        let shadows = self.shadows.begin();
-        let dispatches = shadows.refreshes().chain(&self.dispatches);
-        let transfer = turn.submit(dispatches.map(|dispatch| &dispatch.work))?;
-        shadows.submitted();
+        let dispatches = self.shadows.refreshes().chain(&self.dispatches);
+        let dispatches = dispatches.map(|dispatch| &dispatch.work);
+        let transfer = turn.submit(dispatches, |sent| self.shadows.note(sent))?;
         Ok(Pending {
             transfer,
             outputs: Arc::clone(&self.results),

@@ -159,7 +159,7 @@ fn dispatch(
     let bindings = kernel.bindings();
     assert_eq!(bindings.len(), slices.len());
     assert_eq!(bindings.last().map(|b| b.access), Some(Access::ReadWrite));
-    let pipeline = gpu.pipeline(&kernel.key(target), || kernel.source(target))?;
+    let pipeline = gpu.trusted_pipeline(&kernel.key(target), || kernel.source(target))?;
     let group = gpu.bind_group(&pipeline, slices)?;
     recorder.dispatch(&pipeline, &group, kernel.workgroups())
 }
@@ -195,7 +195,7 @@ fn around(gpu: &Gpu, speed: Speed, dtype: DType, trans: Trans, tier: Tier) -> Re
 }
 
 fn tiled(dtype: DType) -> Result<()> {
-    let gpu = Gpu::new(&GpuOptions::default().cooperative(false))?;
+    let gpu = Gpu::new(&GpuOptions::from_env()?.cooperative(false))?;
     for tile in TILES {
         for trans in ORIENTATIONS {
             around(&gpu, tile.speed(), dtype, trans, Tier::Tiled(tile))?;
@@ -216,7 +216,7 @@ fn every_tile_f16() -> Result<()> {
 
 #[test]
 fn without_workgroup_memory() -> Result<()> {
-    let gpu = Gpu::new(&GpuOptions::default().cooperative(false))?;
+    let gpu = Gpu::new(&GpuOptions::from_env()?.cooperative(false))?;
     for dtype in DTYPES {
         for trans in ORIENTATIONS {
             for (batch, m, n, k, splits) in [
@@ -244,7 +244,7 @@ fn without_workgroup_memory() -> Result<()> {
 #[test]
 #[ignore = "needs matrix units"]
 fn every_tile_of_the_matrix_units() -> Result<()> {
-    let gpu = Gpu::new(&GpuOptions::default().cooperative(true))?;
+    let gpu = Gpu::new(&GpuOptions::from_env()?.cooperative(true))?;
     let units = gpu.capabilities().matrix_units;
     let units = units.expect("the test needs an adapter with matrix units");
     let mut tried = 0;
@@ -278,13 +278,13 @@ mod translation {
         let key = kernel.key(target);
         let source = kernel.source(target).unwrap();
         // In SPIR-V it orders no workgroup memory.
-        let text = source.wgsl();
+        let text = &source.wgsl;
         assert!(!text.contains("subgroupBarrier"), "{key}:\n{text}");
-        let module = naga::front::wgsl::parse_str(source.wgsl())
-            .unwrap_or_else(|error| panic!("{key}: {}", error.emit_to_string(source.wgsl())));
+        let module = naga::front::wgsl::parse_str(&source.wgsl)
+            .unwrap_or_else(|error| panic!("{key}: {}", error.emit_to_string(&source.wgsl)));
         let info = Validator::new(ValidationFlags::all(), Capabilities::all())
             .validate(&module)
-            .unwrap_or_else(|error| panic!("{key}: {}", error.emit_to_string(source.wgsl())));
+            .unwrap_or_else(|error| panic!("{key}: {}", error.emit_to_string(&source.wgsl)));
         let options = msl::Options {
             lang_version: (2, 4),
             ..Default::default()
