@@ -194,8 +194,16 @@ mod tests {
         };
         assert!(parts(1, 65_536, 1, 3).iter().all(|&splits| splits <= 3));
         assert!(parts(1, 65_536, 1, 1).iter().all(|&splits| splits == 1));
-        assert!(parts(1, 1 << 20, 64, 1000).iter().all(|&splits| splits >= 64));
-        assert!(parts(3, 1 << 20, 64, 1000).iter().all(|&splits| splits == 64));
+        assert!(
+            parts(1, 1 << 20, 64, 1000)
+                .iter()
+                .all(|&splits| splits >= 64)
+        );
+        assert!(
+            parts(3, 1 << 20, 64, 1000)
+                .iter()
+                .all(|&splits| splits == 64)
+        );
         assert!(parts(1, 1 << 20, 64, 9).iter().all(|&splits| splits <= 9));
     }
 }

@@ -223,12 +223,7 @@ impl CrossEntropy {
             .write("count", scalars[1], View::Vec4)
     }
 
-    fn over_rows(
-        self,
-        [rows, targets]: [Layout; 2],
-        vocabulary: usize,
-        target: Target,
-    ) -> Kernel {
+    fn over_rows(self, [rows, targets]: [Layout; 2], vocabulary: usize, target: Target) -> Kernel {
         let shares = Shares::new(targets.cols(), ENTROPY_LANES, target);
         self.ignoring(shares.kernel("cross_entropy_total", targets.cols()))
             .with("from_parts", false)

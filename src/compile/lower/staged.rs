@@ -6,9 +6,9 @@ use crate::compile::Place;
 use crate::error::{Error, Result};
 use crate::gpu::Layout;
 use crate::graph::{Node, Op, Source, ValueId};
+use crate::kernels;
 use crate::kernels::loss::{CrossEntropy, KdTotal};
 use crate::kernels::reduce::{ColumnSums, RowSums};
-use crate::kernels;
 use crate::types::{DType, Shape};
 
 impl Lowering<'_> {
@@ -131,12 +131,7 @@ impl Lowering<'_> {
     }
 
     /// The sum of each column of a matrix, perhaps later.
-    pub(crate) fn sum_rows(
-        &mut self,
-        input: Layout,
-        from: Place,
-        (output, to): At,
-    ) -> Result<()> {
+    pub(crate) fn sum_rows(&mut self, input: Layout, from: Place, (output, to): At) -> Result<()> {
         let columns = ColumnSums::new(input.cols(), self.target);
         let chunks = columns.chunks(input.rows(), input.cols());
         if chunks == 1 {
