@@ -393,6 +393,11 @@ fn many_scalars_and_many_operands() {
         let product = case.graph.mul(value, sum).unwrap();
         case.output(&format!("product {i}"), product);
     }
+    let mut y = sum;
+    for i in 0..20 {
+        y = case.graph.affine(y, 0.5, 1.0).unwrap();
+        case.output(&format!("link {i}"), y);
+    }
     let norm = case.graph.global_norm(&values).unwrap();
     case.output("norm", norm);
     case.check(common::F32);
