@@ -1,4 +1,4 @@
-// One pass over the logits with an online maximum. Per row: logsumexp and loss.
+// One pass over the logits with an online maximum. Per row: logsumexp and loss. An invocation takes {{ (used + lanes - 1) // lanes }} steps.
 {% include "shared/group" %}
 {% include "shared/softmax" %}
 

@@ -3,7 +3,7 @@
 {% if steps > 0 %}
 // They keep it in registers between its sums and its derivative, {{ steps }} blocks each: every logit is read once.
 {% else %}
-// They read it twice, the second time from its end, which is in the cache.
+// They read it twice, the second time from its end, which is in the cache: {{ (cover + lanes - 1) // lanes }} steps each time.
 {% endif %}
 {% include "shared/group" %}
 {% include "shared/softmax" %}

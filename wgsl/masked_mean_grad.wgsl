@@ -1,4 +1,5 @@
 // An invocation counts the mask of its sample once, unless dy is divided by the count already, and writes `steps` time steps of a vec4 of columns.
+// It counts at most `kernels::reduce::COUNTED` steps.
 {% include "shared/group" %}
 {% include "shared/nan" %}
 
@@ -15,8 +16,9 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     var count = 0.0;
 {% if time > block %}
     for (var first = 0u; first < {{ time }}u; first += {{ block }}u) {
+        let stop = min(first + {{ block }}u, {{ time }}u);
         var part = 0.0;
-        for (var t = first; t < min(first + {{ block }}u, {{ time }}u); t++) {
+        for (var t = first; t < stop; t++) {
             part += mask_at(sample * {{ time }}u + t);
         }
         count += part;

@@ -241,6 +241,63 @@ fn without_workgroup_memory() -> Result<()> {
     Ok(())
 }
 
+/// What the built-in model would like, a baseline device cannot bind; parts that a long K needs are taken as far as they fit.
+#[test]
+fn parts_fit_a_binding() -> Result<()> {
+    const BASELINE: u64 = 128 << 20;
+    let target = |barrier_free, cores| Target {
+        f16: true,
+        barrier_free,
+        matrix_units: None,
+        invocations: 256,
+        cores,
+    };
+    for (trans, m, n, k, most) in [
+        (Trans::TN, 30_522, 768, 4096, BASELINE),
+        (Trans::NT, 30_522, 768, 4096, BASELINE),
+        (Trans::TN, 512, 512, 1 << 20, BASELINE),
+        (Trans::NN, 9, 5, 300_000, BASELINE),
+        (Trans::NN, 9, 5, 300_000, 1024),
+        (Trans::TN, 64, 64, 1 << 16, 1 << 14),
+    ] {
+        let product = Product {
+            trans,
+            batch: 1,
+            m,
+            n,
+            k,
+        };
+        for target in [target(false, 132), target(false, 2), target(true, 2)] {
+            let [a, b] = product.layouts(DType::F32)?;
+            let c = matrix(m, n, DType::F32)?;
+            let gemm = Gemm::new(a, b, trans, c.row_stride() / 4, target)?;
+            let program = Program {
+                rows: m,
+                cols: n,
+                operands: Vec::new(),
+                instructions: vec![Instruction::Sum],
+                results: vec![(0, c)],
+            };
+            let candidates = gemm.candidates(&program, most);
+            assert!(!candidates.is_empty());
+            for candidate in candidates {
+                let parts = candidate.splits();
+                let bytes = parts as u64 * c.size_bytes();
+                assert!(
+                    parts == 1 || bytes <= most,
+                    "{trans:?} {m}x{n}x{k}: {candidate}"
+                );
+                let needed = k.div_ceil(PART) as u64 * c.size_bytes();
+                assert!(
+                    needed > most || k / parts <= PART,
+                    "{trans:?} {m}x{n}x{k}: {candidate}"
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
 #[test]
 #[ignore = "needs matrix units"]
 fn every_tile_of_the_matrix_units() -> Result<()> {

@@ -163,7 +163,6 @@ fn every_convolution(gpu: &Gpu, dtype: DType, tier: Tier) -> Result<()> {
     for role in ROLES {
         if fits(tier, role, dtype) {
             for (convolution, splits) in convolutions(role)? {
-                let splits = if tier == Tier::Direct { 1 } else { splits };
                 convolution.check(gpu, dtype, Choice { tier, splits })?;
             }
         }
