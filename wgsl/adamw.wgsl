@@ -1,4 +1,5 @@
 // One step over a run of the arenas. hyper: lr, 1 - beta1^t, 1 - beta2^t, gradient scale, apply. `shadow` takes p in f16.
+{# Inside: i < count, the vec4s of the stretch; every arena's binding is as long. hyper has five elements. #}
 {% include "shared/group" %}
 
 @compute @workgroup_size({{ size }})

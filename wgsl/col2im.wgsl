@@ -1,4 +1,6 @@
 // The transpose of im2col as a gather: every step collects from the windows that read it, in the order of the taps.
+{# Inside: `cell` keeps row and col inside the result. A row of `columns` is read where `source` finds it inside its sample, so below the rows
+   there are; column j C + c is below k C, for col < used and c < C. #}
 {% include "shared/group" %}
 {% include "shared/window" %}
 

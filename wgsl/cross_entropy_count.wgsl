@@ -1,4 +1,5 @@
 // One workgroup: number of counted targets.
+{# Inside: row < rows, the number of targets; count has one vec4. #}
 {% include "shared/reduce" %}
 
 @compute @workgroup_size({{ size }})

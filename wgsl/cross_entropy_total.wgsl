@@ -1,4 +1,5 @@
 // One workgroup: number of counted targets and their mean loss.
+{# Inside: row < rows, the number of targets and of columns of rows, whose second row begins at its stride. #}
 {% include "shared/reduce" %}
 
 @compute @workgroup_size({{ size }})

@@ -1,4 +1,5 @@
 // Chains equal ids: links[n] is the next place of the same id (or `count`), links[count + n] is 1 where the id occurs first.
+{# Inside: n and m are below count; links has 2 count elements. #}
 {% include "shared/group" %}
 
 @compute @workgroup_size({{ size }})

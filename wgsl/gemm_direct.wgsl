@@ -1,6 +1,8 @@
 // GEMM without workgroup memory: every invocation reads the operands of its {{ tm }} x {{ 4 * tn }} tile straight from the storage buffers.
 // For software adapters, where barriers cost more than repeated loads. Neighbouring invocations take neighbouring columns.
 // With `windows` the product is a convolution, see gemm_cooperative.
+{# Inside: Rows and columns are clamped to the operand; k < K, or, along padded rows, below the stride. Windows are read where `source` finds
+   them inside the sample. Only what is inside the result is finished. #}
 {% set a_windows = windows in ["forward", "input"] %}
 {% set b_windows = windows == "weight" %}
 {% set b_taps = windows == "input" %}
@@ -27,16 +29,17 @@ fn b_window(start: vec2<u32>, tap: u32, cell: u32) -> vec4<f32> {
 {% endif %}
 
 @compute @workgroup_size({{ wx }}, {{ wy }})
-fn main(@builtin(global_invocation_id) gid: vec3<u32>) {
-    let row = gid.y * {{ tm }}u;
-    let col = gid.x * {{ tn }}u;
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) lid: vec3<u32>) {
+{% include "shared/tile" %}
+    let row = (wid.y * {{ wy }}u + lid.y) * {{ tm }}u;
+    let col = (wid.x * {{ wx }}u + lid.x) * {{ tn }}u;
     if (row >= {{ m }}u || col >= {{ width }}u) {
         return;
     }
 {# Layer z of the grid computes product z of a batch. #}
-{% set a_first = "gid.z * " ~ a_rows ~ "u + " if batch > 1 else "" %}
-{% set b_first = "gid.z * " ~ b_rows ~ "u + " if batch > 1 else "" %}
-{% set first = "gid.z * " ~ m ~ "u + " if batch > 1 else "" %}
+{% set a_first = "wid.z * " ~ a_rows ~ "u + " if batch > 1 else "" %}
+{% set b_first = "wid.z * " ~ b_rows ~ "u + " if batch > 1 else "" %}
+{% set first = "wid.z * " ~ m ~ "u + " if batch > 1 else "" %}
 {# Rows and columns outside the operands are read from the last one; their products are never stored. #}
 {% if trans == "TN" %}
 {% for i in range(tm // 4) %}

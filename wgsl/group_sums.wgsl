@@ -1,5 +1,7 @@
 // Sum, or masked mean, over each run of `period` rows: a workgroup takes `across` vec4s of the columns of one result, `down` invocations
 // share the rows of each.
+{# Inside: row < rows; t < (row + 1) period, all rows of x; col < used, or < width where it is finished. lid + s < size, for lid < s <= size /
+   2. #}
 {% include "shared/group" %}
 {% set size = across * down %}
 {% if down > 1 %}

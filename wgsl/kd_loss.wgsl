@@ -1,4 +1,5 @@
 // Per sample: y.t, |y|, |t|, sum (y - t)^2.
+{# Inside: row is at most the last one, col < used of y and t, whose columns are the same. rows is written at its own stride. #}
 {% include "shared/group" %}
 {% include "shared/reduce" %}
 

@@ -1,4 +1,5 @@
 // One workgroup: mean cosine, mean squared error, loss.
+{# Inside: row < rows. The three scalars have one vec4 each. #}
 {% include "shared/reduce" %}
 
 @compute @workgroup_size({{ size }})

@@ -1,4 +1,6 @@
 // `lanes` invocations a row, `size / lanes` rows a workgroup. Mean, then variance around it.
+{# Inside: row is at most the last one, columns are clamped to used - 1 or below used, those finished below width. stats has two rows of its
+   stride. #}
 {% if held > 0 %}
 // An invocation holds its {{ held }} vec4s of the row in registers: x is read once.
 {% else %}

@@ -1,4 +1,5 @@
 // An invocation counts the mask of its sample once and writes `steps` time steps of a vec4 of columns.
+{# Inside: sample < samples, t < time, so row < samples time = rows; dy is read for col < used, which is finished for col < width. #}
 {% include "shared/group" %}
 
 @compute @workgroup_size({{ size }})

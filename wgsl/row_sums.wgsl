@@ -1,4 +1,5 @@
 // The sum of every row, `lanes` invocations a row. Padding is zero and may be read.
+{# Inside: row is at most the last one, col < used. y has an element for each row. #}
 {% include "shared/group" %}
 {% include "shared/reduce" %}
 

@@ -1,3 +1,4 @@
+{# Inside: count elements are at most the stride of y. #}
 @compute @workgroup_size(1)
 fn main() {
 {% for i in range(count) %}

@@ -1,4 +1,5 @@
 // The sum of a vector by one workgroup, optionally its square root.
+{# Inside: col < used, the vec4s of x; y has one. #}
 {% include "shared/reduce" %}
 
 @compute @workgroup_size({{ size }})

@@ -6,7 +6,6 @@ use super::gemm_choice::{Extents, Machine, Speed, rank};
 use super::gemm_cooperative::{self as cooperative, Work};
 use super::gemm_windows::Windows;
 use super::{Instruction, Kernel, Program, Target, View};
-use crate::error::{Error, Result};
 use crate::gpu::{Layout, MatrixUnits};
 use crate::types::Trans;
 
@@ -102,7 +101,7 @@ const SKINNY: usize = 8;
 
 impl Gemm {
     /// a·b, whose result has `width` `vec4`s a row, padding included.
-    pub fn new(a: Layout, b: Layout, trans: Trans, width: usize, target: Target) -> Result<Self> {
+    pub fn new(a: Layout, b: Layout, trans: Trans, width: usize, target: Target) -> Self {
         Self::batched(1, [a, b], trans, width, target)
     }
 
@@ -113,7 +112,7 @@ impl Gemm {
         trans: Trans,
         width: usize,
         target: Target,
-    ) -> Result<Self> {
+    ) -> Self {
         let (m, k) = match trans {
             Trans::TN => (a.cols(), a.rows() / batch),
             Trans::NN | Trans::NT => (a.rows() / batch, a.cols()),
@@ -137,7 +136,7 @@ impl Gemm {
         (trans, [m, k]): (Trans, [usize; 2]),
         width: usize,
         target: Target,
-    ) -> Result<Self> {
+    ) -> Self {
         let operands = Operands {
             a,
             b,
@@ -150,22 +149,12 @@ impl Gemm {
         Self::chosen(operands, width, target)
     }
 
-    fn chosen(operands: Operands, width: usize, target: Target) -> Result<Self> {
-        let (batch, m) = (operands.batch, operands.m);
-        let most = batch.max(m.div_ceil(8));
-        if most > super::MAX_GRID as usize {
-            return Err(Error::Limit {
-                what: format!("{batch} matrix products of {m} rows"),
-                limit: "max_compute_workgroups_per_dimension",
-                needed: most as u64,
-                available: u64::from(super::MAX_GRID),
-            });
-        }
-        Ok(Self {
+    fn chosen(operands: Operands, width: usize, target: Target) -> Self {
+        Self {
             operands,
             target,
             choice: choices(operands, width, target)[0],
-        })
+        }
     }
 
     /// Ways to compute the same product, the built-in choice first.
@@ -224,13 +213,11 @@ impl Gemm {
         } = self.operands;
         let (n, width) = (program.cols, program.width());
         let kernel = match self.choice.tier {
-            Tier::Direct => direct(m, width).layers(batch),
+            Tier::Direct => direct(m, width, batch),
             Tier::Skinny => Kernel::new("gemm_skinny").groups(width).with("size", 64),
             Tier::Tiled(tile) => {
                 let chunk = k.div_ceil(DEPTH).div_ceil(splits);
-                tiled(tile, m, width, splits)
-                    .layers(splits.max(batch))
-                    .with("chunk", chunk)
+                tiled(tile, m, width, [splits, batch]).with("chunk", chunk)
             }
             Tier::Cooperative(tile, units) => {
                 let work = Work {
@@ -326,7 +313,7 @@ fn choices(x: Operands, width: usize, target: Target) -> Vec<Choice> {
 }
 
 /// Tile and workgroup by measurement on llvmpipe: neighbours in a row of 8 read the same rows of `a`, which are then loaded once.
-fn direct(m: usize, width: usize) -> Kernel {
+fn direct(m: usize, width: usize, batch: usize) -> Kernel {
     let (tm, tn) = (16, 2);
     let (wx, wy) = (8, 1);
     Kernel::new("gemm_direct")
@@ -334,7 +321,7 @@ fn direct(m: usize, width: usize) -> Kernel {
         .with("tn", tn)
         .with("wx", wx)
         .with("wy", wy)
-        .grid(width.div_ceil(tn * wx), m.div_ceil(tm * wy))
+        .tiles([width.div_ceil(tn * wx), m.div_ceil(tm * wy), batch])
 }
 
 /// How deep a tile is staged: two copies of the largest fill the 16 KiB of workgroup memory that every adapter has.
@@ -367,7 +354,7 @@ const fn tile(
     }
 }
 
-fn tiled(tile: Tile, m: usize, width: usize, splits: usize) -> Kernel {
+fn tiled(tile: Tile, m: usize, width: usize, [splits, batch]: [usize; 2]) -> Kernel {
     /// Tiles above each other in the order of workgroups.
     const ORDER: usize = 32;
     Kernel::new("gemm_tiled")
@@ -377,7 +364,11 @@ fn tiled(tile: Tile, m: usize, width: usize, splits: usize) -> Kernel {
         .with("tn", tile.tn)
         .with("order", ORDER)
         .with("split", splits > 1)
-        .grid((4 * width).div_ceil(tile.bn), m.div_ceil(tile.bm))
+        .tiles([
+            (4 * width).div_ceil(tile.bn),
+            m.div_ceil(tile.bm),
+            splits.max(batch),
+        ])
 }
 
 #[cfg(test)]

@@ -3,7 +3,6 @@
 use super::conv::Taps;
 use super::gemm::Gemm;
 use super::{Kernel, Target};
-use crate::error::Result;
 use crate::gpu::Layout;
 use crate::types::{Trans, Window};
 
@@ -64,12 +63,7 @@ pub(crate) fn gathers(channels: usize) -> bool {
 
 impl Gemm {
     /// x [B·L, C], weight [H, k·C] → [B·L', H].
-    pub fn conv(
-        window: Window,
-        [x, weight]: [Layout; 2],
-        width: usize,
-        target: Target,
-    ) -> Result<Self> {
+    pub fn conv(window: Window, [x, weight]: [Layout; 2], width: usize, target: Target) -> Self {
         let windows = Windows {
             role: Role::Forward,
             taps: Taps::forward(window),
@@ -87,7 +81,7 @@ impl Gemm {
         [dy, weight]: [Layout; 2],
         width: usize,
         target: Target,
-    ) -> Result<Self> {
+    ) -> Self {
         let windows = Windows {
             role: Role::Input,
             taps: Taps::backward(window),
@@ -105,7 +99,7 @@ impl Gemm {
         [dy, x]: [Layout; 2],
         width: usize,
         target: Target,
-    ) -> Result<Self> {
+    ) -> Self {
         let windows = Windows {
             role: Role::Weight,
             taps: Taps::forward(window),
