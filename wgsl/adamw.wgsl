@@ -1,5 +1,6 @@
 // One step over a run of the arenas. hyper: lr, 1 - beta1^t, 1 - beta2^t, gradient scale, apply. `shadow` takes p in f16.
 // From vec4 number starts[n] on, the weight decay is decays[n] and the learning rate is scales[n] times that of hyper.
+{# Inside: i < count, the vec4s of the stretch; every arena's binding is as long. hyper has five elements. #}
 {% include "shared/group" %}
 
 @compute @workgroup_size({{ size }})

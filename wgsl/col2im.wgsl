@@ -1,5 +1,7 @@
 // The transpose of im2col as a gather: every step collects from the windows that read it, in the order of the taps. It asks every tap for its
 // window or, where there are fewer, every window for its tap: at most {{ [kernel, windows] | min }} steps, whose sums it adds up in blocks of {{ block }}.
+{# Inside: `cell` keeps row and col inside the result. A row of `columns` is read where `source` finds it inside its sample, so below the rows
+   there are; column j C + c is below k C, for col < used and c < C. #}
 {% include "shared/group" %}
 {% include "shared/window" %}
 

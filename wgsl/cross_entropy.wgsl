@@ -1,4 +1,7 @@
 // One pass over the logits with an online maximum. Per row: logsumexp and loss. An invocation takes {{ (used + lanes - 1) // lanes }} steps.
+{# Inside: row is at most the last one, col < used. A target is a column only after it was compared with the number of columns. rows has two
+   rows; bound from its element `first` on, for a chunk of the logits, its end is that of the value: first + stride + row is still in the
+   second. scratch: lid + s stays inside a row's lanes, for lane < s. #}
 {% include "shared/group" %}
 {% include "shared/softmax" %}
 

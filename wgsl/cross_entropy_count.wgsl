@@ -1,5 +1,6 @@
 {# By one workgroup, or of `each` targets a workgroup, one row of the result each. #}
 // Number of counted targets. An invocation looks at {{ (each + lanes - 1) // lanes }} of them, so that its count is exact.
+{# Inside: row < rows, the number of targets; count has one vec4. #}
 {% include "shared/group" %}
 {% include "shared/reduce" %}
 

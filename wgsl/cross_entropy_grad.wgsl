@@ -1,3 +1,4 @@
+{# Inside: `cell` keeps row and col inside the result; logits are read for col < used. rows is bound as in cross_entropy. #}
 {% include "shared/group" %}
 {% include "shared/nan" %}
 

@@ -1,5 +1,8 @@
 // Value and gradient together. `lanes` invocations share a row and read it 16 bytes at a time. With `over` the derivative takes the place of
 // the logits: an invocation writes what only it reads, and the one that holds the logit of the target writes the loss (docs/rejected.md).
+{# Inside: row < rows; blocks are read below the stride (by the condition or `min` where the last round reaches further, up to full <= stride
+   otherwise), stored below cover or width, the program's own. A target is clamped to the columns. rows is bound as in cross_entropy. scratch
+   has lanes entries, of which lane + k folds < lanes are joined by the first `folds` invocations; lanes is a power of two of at least 2 folds. #}
 {% if steps > 0 %}
 // They keep it in registers between its sums and its derivative, {{ steps }} blocks each: every logit is read once.
 {% else %}

@@ -1,3 +1,4 @@
+{# Inside: i < rows width, so row < rows and col < width of the program. #}
 {% include "shared/group" %}
 
 @compute @workgroup_size({{ size }})

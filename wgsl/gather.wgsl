@@ -1,4 +1,5 @@
 // A row of the table for every id. Ids are checked on upload; the clamp keeps a defect from reading elsewhere.
+{# Inside: `cell` keeps row and col inside the result; one id for each row; the table is read at a clamped id and col < used, its own columns. #}
 {% include "shared/group" %}
 
 @compute @workgroup_size({{ size }})

@@ -1,5 +1,7 @@
 // Adds the rows of each chain in the order of their places: the first place of an id does the work, so no atomics.
 // The table was filled with zeros before. An invocation takes at most {{ count }} rows, see `kernels/embedding.rs` for the bound.
+{# Inside: place and n are below count, and so are the links that are followed; links has 2 count elements, dy count rows, and used covers the
+   columns of both dy and the table; the id is clamped. #}
 {% include "shared/group" %}
 
 @compute @workgroup_size({{ size }})

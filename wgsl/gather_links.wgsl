@@ -1,5 +1,6 @@
 // Chains equal ids: links[n] is the next place of the same id (or `count`), links[count + n] is 1 where the id occurs first.
 // Every invocation reads all {{ count }} ids, see `kernels/embedding.rs` for the bound.
+{# Inside: n and m are below count; links has 2 count elements. #}
 {% include "shared/group" %}
 
 @compute @workgroup_size({{ size }})

@@ -1,5 +1,7 @@
 // The same as gather_links, from sorted runs of places: an invocation a position. A neighbour in the run or, in other runs, a
 // binary search finds the next place and tells whether there is an earlier one. At most 11 steps a run, in {{ runs }} runs.
+{# Inside: i < runs run, the keys there are. A search ends at position run - 1 at most: steps add up to less than run, a power of two. own and
+   other are below runs; n is below count, for keys of places that do not exist return before. #}
 {% include "shared/group" %}
 
 // First position of a run whose key is not below `wanted`; `run` if there is none.

@@ -1,5 +1,7 @@
 // Sorts the places of each run by id, then place: a workgroup a run, bitonic, in workgroup memory (Batcher, AFIPS 1968).
 // An invocation takes at most 150 steps. A key is id * run + place within the run; places that do not exist come last.
+{# Inside: The place read is clamped to count. A workgroup for each run, of exactly run keys, so nothing is surplus. a and b = a + j differ in
+   bit j of a number below run. #}
 {% include "shared/group" %}
 
 var<workgroup> keys: array<u32, {{ run }}>;

@@ -11,6 +11,11 @@
 // tap. "weight": row r, column (tap, c) of B is x at `source`, A is dy. Where `whole`, a tile has a single tap (or sample step).
 //
 // Rows in workgroup memory are {{ pad }} elements apart more than they are long, so that eight rows touch all banks once.
+{# Inside: Rows and columns are clamped where the operand is (`start`), whole tiles of an extent that the tile divides need no clamp. Along k:
+   where the steps reach beyond what may be read (`masked`), k is clamped before the load; rows of A times B transposed end with zeros up to
+   their stride. Windows are read where `source` finds them inside the sample, and k behind K is no row of them. The steps of the pipeline that
+   go beyond the last one load the last again. Workgroup memory: line and cell are below the tile's (`divides`), matrices lie inside a
+   subgroup's share, sums has `slices` matrices for each subgroup. #}
 {% set mt = wm // size %}
 {% set nt = wn // size %}
 {% set threads = rows * cols * lanes %}
@@ -39,11 +44,12 @@ var<workgroup> sums: array<f32, {{ rows * cols * slices * size * size }}>;
 
 @compute @workgroup_size({{ threads }})
 fn main(
-    @builtin(workgroup_id) wid: vec3<u32>,
+    @builtin(workgroup_id) group: vec3<u32>,
     @builtin(local_invocation_index) lid: u32,
     @builtin(subgroup_id) subgroup: u32,
     @builtin(subgroup_invocation_id) lane: u32,
 ) {
+{% include "shared/tile" %}
     let row0 = wid.y * {{ bm }}u;
     let col0 = wid.x * {{ bn }}u;
     let sub_row = subgroup / {{ cols }}u * {{ wm }}u;

@@ -2,6 +2,8 @@
 // For software adapters, where barriers cost more than repeated loads. Neighbouring invocations take neighbouring columns.
 // With `windows` the product is a convolution, see gemm_cooperative. With `splits`, layer z of the grid sums part z of K alone, of every product
 // of a batch. An invocation takes at most {{ chunk }} steps, whose sums it adds up in blocks of {{ block }}.
+{# Inside: Rows and columns are clamped to the operand; k < K, or, along padded rows, below the stride. Windows are read where `source` finds
+   them inside the sample. Only what is inside the result is finished. #}
 {% set a_windows = windows in ["forward", "input"] %}
 {% set b_windows = windows == "weight" %}
 {% set b_taps = windows == "input" %}
@@ -28,17 +30,18 @@ fn b_window(start: vec2<u32>, tap: u32, cell: u32) -> vec4<f32> {
 {% endif %}
 
 @compute @workgroup_size({{ wx }}, {{ wy }})
-fn main(@builtin(global_invocation_id) gid: vec3<u32>) {
-    let row = gid.y * {{ tm }}u;
-    let col = gid.x * {{ tn }}u;
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) lid: vec3<u32>) {
+{% include "shared/tile" %}
+    let row = (wid.y * {{ wy }}u + lid.y) * {{ tm }}u;
+    let col = (wid.x * {{ wx }}u + lid.x) * {{ tn }}u;
     if (row >= {{ m }}u || col >= {{ width }}u) {
         return;
     }
 {# Layer z of the grid computes product z of a batch, or of part z of K, or of both. #}
-{% set product = "gid.z % " ~ batch ~ "u" if splits > 1 else "gid.z" %}
+{% set product = "wid.z % " ~ batch ~ "u" if splits > 1 else "wid.z" %}
 {% set a_first = product ~ " * " ~ a_rows ~ "u + " if batch > 1 else "" %}
 {% set b_first = product ~ " * " ~ b_rows ~ "u + " if batch > 1 else "" %}
-{% set first = "gid.z * " ~ m ~ "u + " if batch > 1 or splits > 1 else "" %}
+{% set first = "wid.z * " ~ m ~ "u + " if batch > 1 or splits > 1 else "" %}
 {# Rows and columns outside the operands are read from the last one; their products are never stored. #}
 {% if trans == "TN" %}
 {% for i in range(tm // 4) %}
@@ -125,7 +128,7 @@ fn main(@builtin(global_invocation_id) gid: vec3<u32>) {
 {# Of A * B^T both operands are zero in the padding behind K. #}
 {% set steps = (k + 3) // 4 if trans == "NT" else k // 4 %}
 {% if splits > 1 %}
-    let part = gid.z / {{ batch }}u;
+    let part = wid.z / {{ batch }}u;
     let begin = part * {{ chunk }}u;
     let end = min(begin + {{ chunk }}u, {{ steps }}u);
 {% else %}

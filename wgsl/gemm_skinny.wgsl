@@ -1,6 +1,8 @@
 // GEMM for a few rows of A, B stored [n][k]: a workgroup computes {{ m }} rows x 4 columns. Its invocations share K, so that rows of B are read
 // whole, once, by neighbours; then they add up. What bounds it is reading B. An invocation takes {{ (k + 4 * size - 1) // (4 * size) }} steps, many of them
 // in blocks of {{ block }}.
+{# Inside: Rows of B are clamped to n, a has m rows, k < ceil(K / 4) is below both strides. col < width. Surplus workgroups leave whole, before
+   any barrier. #}
 {% set lanes = size %}
 {% set cols = 4 %}
 {% include "shared/group" %}

@@ -11,6 +11,10 @@
 //
 // With `windows` the product is a convolution, see gemm_cooperative. What lies outside a sample, or behind K, is read from elsewhere and becomes
 // zero on its way to workgroup memory, not before, or the load would be waited for.
+{# Inside: Rows and columns are clamped to the operand. Along columns k goes up to 8 ceil(K / 8), which ends inside the padding of a row, whose
+   stride is a multiple of 16 elements of f32 (32 of f16); along rows it is clamped to K - 1 where 8 does not divide K. `advance` stays at the
+   last step. Windows are read at row 0 where `source` finds nothing inside the sample, and k is clamped before `origin`, whose sample must
+   exist. Tiles: place < size of a copy, two copies; the `^` exchange vec4s inside groups of 8. #}
 {% set am = bm // 4 %}
 {% set bn4 = bn // 4 %}
 {% set ty = bm // tm %}
@@ -45,7 +49,8 @@ fn b_row(k: u32) -> u32 {
 {% set b_checks = b_windows or (not turn_b and k % 8 != 0) %}
 
 @compute @workgroup_size({{ threads }})
-fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
+{% include "shared/tile" %}
     // 8 x 4 neighbours read 8 + 4 vec4s: no two that differ are in the same bank.
     let x = lid / 32u % {{ across }}u * 8u + lid % 8u;
     let y = lid / {{ 32 * across }}u * 4u + lid / 8u % 4u;

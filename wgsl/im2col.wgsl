@@ -1,4 +1,6 @@
 // Windows of a 1-D convolution: column j C + c of row r is x[source of tap j, c].
+{# Inside: `cell` keeps row and col inside the result. x is read where `source` finds the tap inside its sample, at a channel below C, for a
+   column below k C. #}
 {% include "shared/group" %}
 {% include "shared/window" %}
 

@@ -1,4 +1,5 @@
 // Per sample: y.t, |y|, |t|, sum (y - t)^2. An invocation reads {{ (used + lanes - 1) // lanes }} vec4s of each, whose sums it adds up in blocks of {{ block }}.
+{# Inside: row is at most the last one, col < used of y and t, whose columns are the same. rows is written at its own stride. #}
 {% include "shared/group" %}
 {% include "shared/nan" %}
 {% include "shared/reduce" %}

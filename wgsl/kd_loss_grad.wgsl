@@ -1,3 +1,4 @@
+{# Inside: `cell` keeps row and col inside the result; y and t are read for col < used. #}
 {% include "shared/group" %}
 
 @compute @workgroup_size({{ size }})

@@ -1,5 +1,6 @@
 // An invocation counts the mask of its sample once, unless dy is divided by the count already, and writes `steps` time steps of a vec4 of columns.
 // It counts at most `kernels::reduce::COUNTED` steps.
+{# Inside: sample < samples, t < time, so row < samples time = rows; dy is read for col < used, which is finished for col < width. #}
 {% include "shared/group" %}
 {% include "shared/nan" %}
 

@@ -1,4 +1,6 @@
 // Sum of squares of `each` vec4s a workgroup; `total` adds the parts up. An invocation adds up {{ each // lanes }} vec4s, in blocks of {{ block }}.
+{# Inside: i < end <= count, the vec4s of x. first + part is below the columns of y, for the parts of all dispatches that share it; the last of
+   them fills up to the stride. #}
 {% include "shared/group" %}
 {% include "shared/reduce" %}
 

@@ -1,4 +1,5 @@
 // Adds up the parts of a product whose K was split, in a fixed order: an invocation a vec4 of the result, eight parts a step if there are many.
+{# Inside: `cell` keeps row and col inside the result; x has splits rows for each of its rows, read for col < used. #}
 {% include "shared/group" %}
 
 @compute @workgroup_size({{ size }})

@@ -1,4 +1,5 @@
 // Scalars side by side, from element {{ first }} on; the last dispatch sets what follows the last of them to zero.
+{# Inside: count elements are at most the stride of y. #}
 @compute @workgroup_size(1)
 fn main() {
 {% for i in range(count) %}

@@ -1,5 +1,7 @@
 // Adds up parts, in a fixed order: what products with a split K and sums over runs of rows leave behind, of several results in one dispatch.
 // An invocation takes a vec4 of one result; each result begins with a workgroup. Eight parts a step.
+{# Inside: Of a segment i - begin < rows width. Its source has parts rows for each of its rows behind `first`, read for col < used; its result
+   begins at `offset` vec4s into a buffer that lowering made to hold it. #}
 {% include "shared/group" %}
 
 @compute @workgroup_size({{ size }})

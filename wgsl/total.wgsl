@@ -1,4 +1,5 @@
 // The sum of a vector by one workgroup, optionally its square root. An invocation adds up {{ (used + lanes - 1) // lanes }} vec4s, in blocks of {{ block }}.
+{# Inside: col < used, the vec4s of x; y has one. #}
 {% include "shared/nan" %}
 {% include "shared/reduce" %}
 

@@ -14,6 +14,7 @@ mod values;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use naga::valid::{Capabilities, ValidationFlags, Validator};
@@ -80,6 +81,29 @@ pub(crate) fn run(
     };
     let subgroup = target.matrix_units.map_or(1, |units| units.lanes);
     run_text(&source.wgsl, subgroup, bound, memories, dispatch, groups)
+}
+
+/// Runs the workgroups at the corners and in the middle of a kernel's grid, in memory of the size of its layouts that is not there: for
+/// sizes that this machine does not hold.
+pub(crate) fn corners(kernel: &Kernel, target: Target) -> Vec<Fault> {
+    let grid = kernel.workgroups();
+    let places = grid.map(|n| BTreeSet::from([0, 1.min(n - 1), n / 2, n - 1]));
+    let mut groups = Vec::new();
+    for &x in &places[0] {
+        for &y in &places[1] {
+            groups.extend(places[2].iter().map(|&z| [x, y, z]));
+        }
+    }
+    let sizes = kernel.bindings().into_iter();
+    let sizes: Vec<u64> = sizes.map(|binding| binding.layout.size_bytes()).collect();
+    let mut memories: Vec<Memory> = sizes.iter().map(|&len| Memory::vast(len)).collect();
+    let bound = sizes.iter().enumerate().map(|(memory, &len)| Bound {
+        memory,
+        offset: 0,
+        len,
+    });
+    let bound: Vec<Bound> = bound.collect();
+    run(kernel, target, &bound, &mut memories, 1, Some(&groups))
 }
 
 /// As [`run`], of WGSL.

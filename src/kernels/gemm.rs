@@ -6,7 +6,6 @@ use super::gemm_choice::{Extents, Machine, Parts, Speed, rank};
 use super::gemm_cooperative::{self as cooperative, Work};
 use super::gemm_windows::Windows;
 use super::{BLOCK, Instruction, Kernel, Program, Target, View};
-use crate::error::{Error, Result};
 use crate::gpu::{Layout, MatrixUnits};
 use crate::types::Trans;
 
@@ -113,7 +112,7 @@ const COOPERATIVE_PART: usize = 1 << 20;
 
 impl Gemm {
     /// a·b, whose result has `width` `vec4`s a row, padding included.
-    pub fn new(a: Layout, b: Layout, trans: Trans, width: usize, target: Target) -> Result<Self> {
+    pub fn new(a: Layout, b: Layout, trans: Trans, width: usize, target: Target) -> Self {
         Self::batched(1, [a, b], trans, width, target)
     }
 
@@ -124,7 +123,7 @@ impl Gemm {
         trans: Trans,
         width: usize,
         target: Target,
-    ) -> Result<Self> {
+    ) -> Self {
         let (m, k) = match trans {
             Trans::TN => (a.cols(), a.rows() / batch),
             Trans::NN | Trans::NT => (a.rows() / batch, a.cols()),
@@ -148,7 +147,7 @@ impl Gemm {
         (trans, [m, k]): (Trans, [usize; 2]),
         width: usize,
         target: Target,
-    ) -> Result<Self> {
+    ) -> Self {
         let operands = Operands {
             a,
             b,
@@ -161,22 +160,12 @@ impl Gemm {
         Self::chosen(operands, width, target)
     }
 
-    fn chosen(operands: Operands, width: usize, target: Target) -> Result<Self> {
-        let (batch, m) = (operands.batch, operands.m);
-        let most = batch.max(m.div_ceil(8));
-        if most > super::MAX_GRID as usize {
-            return Err(Error::Limit {
-                what: format!("{batch} matrix products of {m} rows"),
-                limit: "max_compute_workgroups_per_dimension",
-                needed: most as u64,
-                available: u64::from(super::MAX_GRID),
-            });
-        }
-        Ok(Self {
+    fn chosen(operands: Operands, width: usize, target: Target) -> Self {
+        Self {
             operands,
             target,
             choice: choices(operands, width, target, u64::MAX)[0],
-        })
+        }
     }
 
     /// Ways to compute the same product whose parts take no more than `most_bytes`, the built-in choice first.
@@ -235,8 +224,7 @@ impl Gemm {
         } = self.operands;
         let (n, width) = (program.cols, program.width());
         let kernel = match self.choice.tier {
-            Tier::Direct => direct(m, width)
-                .layers(splits * batch)
+            Tier::Direct => direct(m, width, splits * batch)
                 .with("splits", splits)
                 .with("chunk", direct_steps(trans, k).div_ceil(splits))
                 .with("block", 4 * BLOCK),
@@ -246,8 +234,7 @@ impl Gemm {
                 .with("block", 2 * BLOCK),
             Tier::Tiled(tile) => {
                 let chunk = k.div_ceil(DEPTH).div_ceil(splits);
-                tiled(tile, m, width, splits)
-                    .layers(splits * batch)
+                tiled(tile, m, width, [splits, batch])
                     .with("chunk", chunk)
                     .with("flush", if k > PART { FLUSH } else { 0 })
             }
@@ -365,7 +352,7 @@ fn direct_steps(trans: Trans, k: usize) -> usize {
 }
 
 /// Tile and workgroup by measurement on llvmpipe: neighbours in a row of 8 read the same rows of `a`, which are then loaded once.
-fn direct(m: usize, width: usize) -> Kernel {
+fn direct(m: usize, width: usize, batch: usize) -> Kernel {
     let (tm, tn) = (16, 2);
     let (wx, wy) = (8, 1);
     Kernel::new("gemm_direct")
@@ -373,7 +360,7 @@ fn direct(m: usize, width: usize) -> Kernel {
         .with("tn", tn)
         .with("wx", wx)
         .with("wy", wy)
-        .grid(width.div_ceil(tn * wx), m.div_ceil(tm * wy))
+        .tiles([width.div_ceil(tn * wx), m.div_ceil(tm * wy), batch])
 }
 
 /// How deep a tile is staged: two copies of the largest fill the 16 KiB of workgroup memory that every adapter has.
@@ -406,7 +393,7 @@ const fn tile(
     }
 }
 
-fn tiled(tile: Tile, m: usize, width: usize, splits: usize) -> Kernel {
+fn tiled(tile: Tile, m: usize, width: usize, [splits, batch]: [usize; 2]) -> Kernel {
     /// Tiles above each other in the order of workgroups.
     const ORDER: usize = 32;
     Kernel::new("gemm_tiled")
@@ -416,7 +403,11 @@ fn tiled(tile: Tile, m: usize, width: usize, splits: usize) -> Kernel {
         .with("tn", tile.tn)
         .with("order", ORDER)
         .with("split", splits > 1)
-        .grid((4 * width).div_ceil(tile.bn), m.div_ceil(tile.bm))
+        .tiles([
+            (4 * width).div_ceil(tile.bn),
+            m.div_ceil(tile.bm),
+            splits * batch,
+        ])
 }
 
 #[cfg(test)]

@@ -4,18 +4,12 @@ use super::Target;
 use super::conv::Taps;
 use super::gemm::Gemm;
 use super::gemm_windows::{Role, Windows};
-use crate::error::Result;
 use crate::gpu::Layout;
 use crate::types::{Trans, Window};
 
 impl Gemm {
     /// x [B·L, C], weight [H, k·C] → [B·L', H].
-    pub fn conv(
-        window: Window,
-        [x, weight]: [Layout; 2],
-        width: usize,
-        target: Target,
-    ) -> Result<Self> {
+    pub fn conv(window: Window, [x, weight]: [Layout; 2], width: usize, target: Target) -> Self {
         let windows = Windows {
             role: Role::Forward,
             taps: Taps::forward(window),
@@ -33,7 +27,7 @@ impl Gemm {
         [dy, weight]: [Layout; 2],
         width: usize,
         target: Target,
-    ) -> Result<Self> {
+    ) -> Self {
         let windows = Windows {
             role: Role::Input,
             taps: Taps::backward(window),
@@ -51,7 +45,7 @@ impl Gemm {
         [dy, x]: [Layout; 2],
         width: usize,
         target: Target,
-    ) -> Result<Self> {
+    ) -> Self {
         let windows = Windows {
             role: Role::Weight,
             taps: Taps::forward(window),

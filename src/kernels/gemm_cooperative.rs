@@ -213,8 +213,11 @@ pub(super) fn kernel(tile: Tile, work: Work, units: MatrixUnits, program: Progra
         .with("trans", format!("{:?}", work.trans))
         .read("a", work.a, View::Vec4)
         .read("b", work.b, View::Vec4)
-        .grid((4 * width).div_ceil(tile.bn), work.m.div_ceil(tile.bm))
-        .layers(work.splits.max(work.batch))
+        .tiles([
+            (4 * width).div_ceil(tile.bn),
+            work.m.div_ceil(tile.bm),
+            work.splits.max(work.batch),
+        ])
         .flops(2.0 * work.batch as f64 * work.m as f64 * n as f64 * work.k as f64)
         .finish(program)
 }

@@ -1,6 +1,23 @@
 //! From a static description to WGSL: one module a kernel family, twin of `wgsl/`.
 //!
 //! Shapes are constants in the source, so that the driver compiles for exactly them; a kernel's key is its whole description.
+//!
+//! # Why no kernel leaves its memory
+//!
+//! Kernels run without bounds checks, so every index that they load from or store to must be inside, also of what is loaded and then not
+//! used. Each template says why its own are (*Inside*), from these facts:
+//!
+//! - A binding holds its layout: rows times stride, padding included. Row r < rows and column c < stride are inside. In `vec4`s, `used` is
+//!   what carries data, ⌈cols / 4⌉, and `width` the widest stride of the results; `used` ≤ stride of every operand of the same columns.
+//! - [`Kernel::items`], [`Kernel::groups`] and [`Kernel::tiles`] start enough workgroups. A folded grid has surplus ones, and the last
+//!   workgroup surplus invocations: they leave by comparing their number, whole workgroups before the first barrier, or repeat the
+//!   last row and store nothing.
+//! - `finish(row, col, …)` is called for a row and a column of the program, col < `width`. It loads operands for col < `used` only, and
+//!   stores a result where col is below that result's stride.
+//! - No index wraps: a layout has at most 2³² bytes, so 2³⁰ elements of f32 and 2²⁸ `vec4`s.
+//! - Ids are checked on the host before they are uploaded. Kernels clamp or compare them all the same.
+//!
+//! The module `checked` executes the text of every kernel at awkward shapes, for every tier, and fails where an access is outside.
 
 pub(crate) mod conv;
 mod declare;
@@ -18,7 +35,7 @@ pub(crate) mod optimizer;
 pub(crate) mod parts;
 mod program;
 pub(crate) mod reduce;
-mod templates;
+pub(crate) mod templates;
 
 use std::collections::BTreeMap;
 
@@ -164,16 +181,21 @@ impl Kernel {
         self
     }
 
-    /// A two-dimensional grid as it is.
-    fn grid(mut self, x: usize, y: usize) -> Self {
-        self.workgroups = [x as u32, y as u32, 1];
-        self
-    }
-
-    /// So many of the two-dimensional grids behind each other.
-    fn layers(mut self, z: usize) -> Self {
-        self.workgroups[2] = z as u32;
-        self
+    /// A workgroup for each tile of so many columns, rows and layers of tiles: the grid as it is, or, where it is too long in a
+    /// dimension, folded into two. The template finds its tile by `shared/tile`.
+    fn tiles(mut self, [columns, rows, layers]: [usize; 3]) -> Self {
+        if [columns, rows, layers]
+            .iter()
+            .all(|&n| n <= MAX_GRID as usize)
+        {
+            self.workgroups = [columns, rows, layers].map(|n| n as u32);
+            return self.with("folded", false);
+        }
+        self.groups(columns * rows * layers)
+            .with("folded", true)
+            .with("grid_columns", columns)
+            .with("grid_rows", rows)
+            .with("grid_layers", layers)
     }
 
     /// Enough workgroups of `size` invocations for `items`, folded into two dimensions;
@@ -182,8 +204,10 @@ impl Kernel {
         self.groups(items.div_ceil(size)).with("size", size)
     }
 
-    /// This many workgroups, folded into two dimensions.
+    /// This many workgroups, folded into two dimensions. No kernel has as many as 2³¹: a layout has at most 2²⁸ `vec4`s, a row of them at
+    /// least 4, and no more than 8 times as many invocations share them.
     fn groups(mut self, groups: usize) -> Self {
+        debug_assert!(groups < 1 << 31, "{groups} workgroups");
         let groups = groups as u32;
         let x = groups.min(MAX_GRID);
         self.workgroups = [x, groups.div_ceil(x), 1];

@@ -51,6 +51,7 @@ const TEMPLATES: &[(&str, &str)] = templates![
     "shared/nan",
     "shared/reduce",
     "shared/softmax",
+    "shared/tile",
     "shared/window",
     "split_sums",
     "stack",
@@ -88,4 +89,11 @@ pub(super) fn render(
     // Statements of the template language leave empty lines behind.
     let lines = body.lines().filter(|line| !line.trim().is_empty());
     Ok(lines.fold(header.to_owned(), |text, line| text + line + "\n"))
+}
+
+/// All kernels, for tests that none is left out.
+#[cfg(test)]
+pub(crate) fn names() -> impl Iterator<Item = &'static str> {
+    let names = TEMPLATES.iter().map(|(name, _)| *name);
+    names.filter(|name| !name.starts_with("shared/"))
 }

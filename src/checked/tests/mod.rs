@@ -2,6 +2,10 @@
 
 use super::*;
 
+mod graphs;
+mod grids;
+mod network;
+
 /// What running one workgroup of `wgsl` on x, 8 u32, and y, 8 u32, finds.
 fn faults(wgsl: &str, subgroup: usize) -> Vec<(String, Kind)> {
     let (mut memories, bound) = two();

@@ -27,12 +27,12 @@ impl Lowering<'_> {
         match *op {
             Op::ConvGradInput { window, .. } => {
                 if gathers(first.cols()) && gathers(program.cols) {
-                    let gemm = Gemm::conv_grad_input(window, layouts, width, target)?;
+                    let gemm = Gemm::conv_grad_input(window, layouts, width, target);
                     return self.matmul(gemm, &program, &x);
                 }
                 let columns = matrix(first.rows(), second.cols(), first.dtype())?;
                 let place = self.scratch(columns);
-                let gemm = Gemm::new(first, second, Trans::NN, columns.row_stride() / 4, target)?;
+                let gemm = Gemm::new(first, second, Trans::NN, columns.row_stride() / 4, target);
                 let (loads, stores) = (Vec::new(), vec![place]);
                 let product = Operands {
                     ab: x.ab,
@@ -48,22 +48,22 @@ impl Lowering<'_> {
                 x.ab.reverse();
                 if gathers(first.cols()) {
                     let dy_x = [second, first];
-                    let gemm = Gemm::conv_grad_weight(window, dy_x, width, target)?;
+                    let gemm = Gemm::conv_grad_weight(window, dy_x, width, target);
                     return self.matmul(gemm, &program, &x);
                 }
                 let (columns, place) = self.windows(window, first, x.ab[1])?;
                 x.ab[1] = place;
-                let gemm = Gemm::new(second, columns, Trans::TN, width, target)?;
+                let gemm = Gemm::new(second, columns, Trans::TN, width, target);
                 self.matmul(gemm, &program, &x)
             }
             Op::Conv { window, .. } => {
                 if gathers(first.cols()) {
-                    let gemm = Gemm::conv(window, layouts, width, target)?;
+                    let gemm = Gemm::conv(window, layouts, width, target);
                     return self.matmul(gemm, &program, &x);
                 }
                 let (columns, place) = self.windows(window, first, x.ab[0])?;
                 x.ab[0] = place;
-                let gemm = Gemm::new(columns, second, Trans::NT, width, target)?;
+                let gemm = Gemm::new(columns, second, Trans::NT, width, target);
                 self.matmul(gemm, &program, &x)
             }
             _ => Err(Error::Graph(format!("{} is no convolution", op.name()))),

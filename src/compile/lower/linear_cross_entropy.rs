@@ -276,7 +276,7 @@ impl Lowering<'_> {
         loads: Vec<Place>,
         store: Place,
     ) -> Result<()> {
-        let gemm = Gemm::new(a.0, b.0, trans, program.width(), self.target)?;
+        let gemm = Gemm::new(a.0, b.0, trans, program.width(), self.target);
         let ab = [a.1, b.1];
         let stores = vec![store];
         self.matmul(gemm, program, &Operands { ab, loads, stores })

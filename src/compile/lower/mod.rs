@@ -278,7 +278,7 @@ impl Lowering<'_> {
             Op::MatMul { batch, trans, .. } => {
                 let ab = self.layouts(x)?;
                 let width = program.width();
-                let gemm = kernels::gemm::Gemm::batched(*batch, ab, *trans, width, target)?;
+                let gemm = kernels::gemm::Gemm::batched(*batch, ab, *trans, width, target);
                 let ab = [reads[0], reads[1]];
                 return self.matmul(gemm, &program, &Operands { ab, loads, stores });
             }

@@ -5,6 +5,7 @@ mod checked;
 mod windows;
 
 use super::*;
+use crate::error::{Error, Result};
 use crate::gpu::{Access, Alignment, BufferSlice, Gpu, GpuOptions, Recorder, Tensor};
 use crate::types::DType;
 

@@ -239,3 +239,69 @@ fn small_matrix_units() {
 fn matrix_units_of_metal() {
     matrix_units(8, 32, true);
 }
+
+/// One long row, one long column, and many small products: more workgroups than a dimension has. The grid is folded, and the surplus leaves.
+#[test]
+fn the_largest_products_fit_grids_and_indices() {
+    let units = translation::units(16, 32, false);
+    let cooperative = cooperative::tiles(Trans::NN, DType::F16, units);
+    let matrix_units = cooperative.map(|tile| (Tier::Cooperative(tile, units), DType::F16));
+    let tiled = TILES.map(|tile| (Tier::Tiled(tile), DType::F32));
+    let tiers = [(Tier::Direct, DType::F32)];
+    let mut folded = 0;
+    for (tier, dtype) in tiers.into_iter().chain(tiled).chain(matrix_units) {
+        let target = target(true, tier == Tier::Direct, Some(units));
+        for (batch, m, n) in [
+            (1, 1, (1 << 30) - 16),
+            (1, (1 << 26) - 1, 1),
+            ((1 << 26) - 1, 1, 1),
+            (65_537, 2, 3),
+        ] {
+            let product = Product {
+                trans: Trans::NN,
+                batch,
+                m,
+                n,
+                k: 1,
+            };
+            let [a, b] = product.layouts(dtype).unwrap();
+            let gemm = Gemm {
+                operands: Operands {
+                    a,
+                    b,
+                    trans: Trans::NN,
+                    batch,
+                    m,
+                    k: 1,
+                    windows: None,
+                },
+                target,
+                choice: Choice { tier, splits: 1 },
+            };
+            let kernel = gemm.partial(matrix(batch * m, n, DType::F32).unwrap());
+            let grid = kernel.workgroups();
+            let what = format!("{batch}x{m}x{n} {dtype} by {}: {grid:?}", gemm.choice);
+            assert!(
+                grid.into_iter().all(|n| (1..=65_535).contains(&n)),
+                "{what}"
+            );
+            folded += usize::from(grid[1] > 1 && batch.max(m) == 1);
+            let faults = checked::corners(&kernel, target);
+            assert!(faults.is_empty(), "{what}: {}", faults[0]);
+        }
+    }
+    assert!(folded > 0);
+}
+
+/// Every product of a batch that is folded, and every column of a row that is.
+#[test]
+fn folded_grids_compute_everything() {
+    for (tier, dtype) in [
+        (Tier::Direct, DType::F32),
+        (Tier::Tiled(TILES[2]), DType::F16),
+    ] {
+        let target = target(true, tier == Tier::Direct, None);
+        let choice = Choice { tier, splits: 1 };
+        product(Trans::NN, [65_537, 1, 1, 1], dtype, target, choice);
+    }
+}

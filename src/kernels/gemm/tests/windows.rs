@@ -31,15 +31,15 @@ impl Convolution {
         let width = |n: usize| n.div_ceil(16) * 4;
         Ok(match self.role {
             Role::Forward => (
-                Gemm::conv(window, [x, weight], width(outputs), target)?,
+                Gemm::conv(window, [x, weight], width(outputs), target),
                 outputs,
             ),
             Role::Input => (
-                Gemm::conv_grad_input(window, [dy, weight], width(channels), target)?,
+                Gemm::conv_grad_input(window, [dy, weight], width(channels), target),
                 channels,
             ),
             Role::Weight => (
-                Gemm::conv_grad_weight(window, [dy, x], width(columns), target)?,
+                Gemm::conv_grad_weight(window, [dy, x], width(columns), target),
                 columns,
             ),
         })
