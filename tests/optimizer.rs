@@ -92,17 +92,15 @@ fn several_steps() {
 #[test]
 fn norm_and_update_of_a_whole_network_are_three_dispatches() {
     let mut case = Case::new(2, DType::F32);
-    let (parameters, gradients) = network(&mut case);
-    let hyper = hyper_input(&mut case);
+    let (_, gradients) = network(&mut case);
+    hyper_input(&mut case);
     for (i, &gradient) in gradients.iter().enumerate() {
         case.output(&format!("gradient {i}"), gradient);
     }
     let without = case.dispatches();
     let mut case = Case::new(2, DType::F32);
-    let (parameters_again, gradients) = network(&mut case);
-    assert_eq!(parameters, parameters_again);
-    let same_hyper = hyper_input(&mut case);
-    assert_eq!(hyper, same_hyper);
+    let (parameters, gradients) = network(&mut case);
+    let hyper = hyper_input(&mut case);
     let norm = case.graph.global_norm(&gradients).unwrap();
     case.output("norm", norm);
     let operands = [gradients, vec![hyper]].concat();
