@@ -5,7 +5,7 @@ use half::f16;
 use crate::error::{Error, Result};
 use crate::setters::setters;
 
-/// What a dataset is checked against when it is opened.
+/// What the content of a dataset is checked against when it is opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct OpenOptions {
