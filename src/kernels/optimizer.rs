@@ -1,4 +1,4 @@
-//! Work over runs of the flat arenas: norm, accumulation and AdamW.
+//! Kernels over stretches of the flat arenas: norm, accumulation and AdamW.
 
 use super::{Instruction, Kernel, Operand, Program, Target, View, elementwise};
 use crate::error::Result;
@@ -6,10 +6,10 @@ use crate::gpu::{Alignment, Layout};
 use crate::types::{BinaryOp, Broadcast, DType, Rates};
 
 const SIZE: usize = 64;
-/// `vec4`s whose squares one row of invocations adds up.
+/// Number of `vec4`s whose squares one row of invocations adds up.
 const EACH: usize = 4096;
 
-/// Partial sums that [`norm_partial`] writes for a run of `elements`.
+/// Number of partial sums that [`norm_partial`] writes for a run of `elements`.
 pub(crate) fn norm_parts(elements: usize) -> usize {
     (elements / 4).div_ceil(EACH)
 }
