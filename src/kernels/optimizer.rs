@@ -1,4 +1,4 @@
-//! Work over runs of the flat arenas: norm, accumulation and AdamW.
+//! Kernels over stretches of the flat arenas: norm, accumulation and AdamW.
 
 use super::{BLOCK, Instruction, Kernel, Operand, Program, Target, View, elementwise};
 use crate::error::Result;
@@ -14,7 +14,7 @@ fn norm_shares(target: Target) -> (usize, usize) {
     }
 }
 
-/// Partial sums that [`norm_partial`] writes for a run of `elements`.
+/// Number of partial sums that [`norm_partial`] writes for a run of `elements`.
 pub(crate) fn norm_parts(elements: usize, target: Target) -> usize {
     (elements / 4).div_ceil(norm_shares(target).1)
 }

@@ -1,4 +1,4 @@
-//! Batches of static shape, in an order that depends on nothing but seed and epoch.
+//! Batches of static shape. Their order depends on seed and epoch alone.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use super::dataset::Dataset;
 use super::sample::SampleBuffer;
 
-/// One batch of B samples, cut or padded to L tokens; its buffers are filled again by the next one.
+/// One batch of B samples, cut or filled up to L tokens.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Batch {
@@ -18,13 +18,13 @@ pub struct Batch {
     pub mask: Vec<f32>,
     /// Teacher embeddings `[B·E]`.
     pub targets: Vec<f32>,
-    /// Which samples of the dataset these are `[B]`.
+    /// Indices of the samples in the dataset `[B]`.
     pub samples: Vec<usize>,
-    /// How many of the B samples count, from the front; the rest repeat the last of them.
+    /// Number of samples that count. They come first; the rest repeat the last of them.
     pub valid: usize,
 }
 
-/// Goes through a dataset in batches of static shape.
+/// An iterator over the batches of a dataset, epoch after epoch. All batches have the same shape.
 #[derive(Clone, Debug)]
 pub struct Batches {
     dataset: Dataset,
@@ -33,7 +33,7 @@ pub struct Batches {
     seed: Option<u64>,
     epoch: u64,
     order: Vec<usize>,
-    /// Batches of this epoch that were given out.
+    /// Number of batches of this epoch that were given out.
     position: usize,
     padding: u32,
     batch: Batch,
@@ -42,7 +42,7 @@ pub struct Batches {
 }
 
 impl Batches {
-    /// For training: every epoch in another order; samples that do not fill a last batch are left out of that epoch.
+    /// Batches for training. Every epoch has another order, and leaves out the samples that do not fill a last batch.
     /// Starts with epoch 0.
     ///
     /// # Errors
@@ -60,8 +60,8 @@ impl Batches {
         Ok(batches)
     }
 
-    /// For evaluation: every sample once, in the order of the file; the last batch is filled up by repeating its last
-    /// sample, and [`Batch::valid`] says how many count.
+    /// Batches for evaluation: every sample once, in the order of the file. The last batch is filled up by repeating its last
+    /// sample; [`Batch::valid`] says how many count.
     ///
     /// # Errors
     /// [`Error::Config`] if `batch` or `length` is zero or too large, or the dataset is empty.
@@ -112,19 +112,19 @@ impl Batches {
         &self.dataset
     }
 
-    /// Samples in a batch, B.
+    /// Number of samples per batch, B.
     #[must_use]
     pub fn batch_size(&self) -> usize {
         self.batch.samples.len()
     }
 
-    /// Tokens of a sample, L.
+    /// Number of tokens per sample, L.
     #[must_use]
     pub fn length(&self) -> usize {
         self.length
     }
 
-    /// Batches in an epoch, at least one.
+    /// Number of batches per epoch, at least one.
     #[must_use]
     pub fn per_epoch(&self) -> usize {
         match self.seed {
@@ -133,13 +133,13 @@ impl Batches {
         }
     }
 
-    /// The current epoch, and how many of its batches were given out.
+    /// The current epoch, and the number of its batches that were given out.
     #[must_use]
     pub fn position(&self) -> (u64, usize) {
         (self.epoch, self.position)
     }
 
-    /// Goes to the start of an epoch. In training its order depends on seed and number alone, whatever came before.
+    /// Goes to the start of an epoch. In training, its order depends on the seed and its number alone.
     pub fn start_epoch(&mut self, epoch: u64) {
         self.epoch = epoch;
         self.position = 0;
@@ -148,13 +148,13 @@ impl Batches {
         }
     }
 
-    /// Goes to where [`position`](Self::position) once was, to continue from there; past the end of the epoch it is over.
+    /// Goes to a [`position`](Self::position), to continue from there. A position past the end is the end of the epoch.
     pub fn seek(&mut self, epoch: u64, position: usize) {
         self.start_epoch(epoch);
         self.position = position.min(self.per_epoch());
     }
 
-    /// The next batch of this epoch, `None` when it is over.
+    /// The next batch of this epoch, or `None` at its end.
     ///
     /// # Errors
     /// [`Error::Io`] and [`Error::Format`] if the file can no longer be read, for example because it has become shorter. The position stays
@@ -186,8 +186,8 @@ impl Batches {
     }
 }
 
-/// Fisher–Yates on 0..n, by a generator keyed with seed and epoch. Written out here, so that the order is fixed by this
-/// crate and not by the version of another.
+/// Fisher–Yates shuffle of 0..n by a generator keyed with seed and epoch. It is written out here so that no other crate can change
+/// the order.
 fn shuffle(order: &mut [usize], seed: u64, epoch: u64) {
     let mut key = [0; 32];
     key[..8].copy_from_slice(&seed.to_le_bytes());

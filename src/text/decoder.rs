@@ -1,4 +1,4 @@
-//! The decoder: tokens so far and a sentence embedding → the next token. Token embedding + linear(z) → TCN → linear.
+//! The decoder predicts the next token from the tokens so far and a sentence embedding z: token embedding + linear(z) → TCN → linear.
 
 use serde::{Deserialize, Serialize};
 
@@ -14,23 +14,23 @@ use crate::types::DType;
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct DecoderOptions {
-    /// Token ids are less than this, V.
+    /// Exclusive upper bound of token ids, V.
     pub vocabulary: usize,
-    /// Tokens of a text, L; longer texts are cut.
+    /// Number of tokens per text, L; longer texts are cut.
     pub length: usize,
     /// Width of the network, D.
     pub width: usize,
-    /// Width inside a block, H.
+    /// Width inside the blocks, H.
     pub hidden: usize,
-    /// Taps of the convolutions, k.
+    /// Number of taps of the convolutions, k.
     pub kernel: usize,
-    /// Dilation of each block.
+    /// Dilation of each block, one entry per block.
     pub dilations: Vec<usize>,
     /// Width of the embedding that is decoded, E.
     pub embedding: usize,
     /// Form of GELU.
     pub gelu: Gelu,
-    /// The token table starts uniform in ± this.
+    /// The token table is initialised uniformly in ± this.
     pub table_bound: f32,
     /// Share of the elements that the blocks drop in training, in [0, 1).
     #[serde(default)]
@@ -181,9 +181,9 @@ impl Decoder {
         })
     }
 
-    /// ids [B·L], z [B, E] and, if there is one, mask [B·L] → states [B, L, D] in `dtype`, from which [`Decoder::loss`] and
-    /// [`Decoder::logits`] go on. A state depends on the tokens up to its own, never on later ones: padding on the right needs no
-    /// mask.
+    /// ids [B·L], z [B, E] and, if there is one, mask [B·L] → states [B, L, D] in `dtype`, the operand of [`Decoder::loss`] and
+    /// [`Decoder::logits`]. A state depends on the tokens up to its own, never on later ones, so that padding on the right needs no
+    /// mask. A position with mask 0 changes no state that counts, whatever its id is.
     ///
     /// # Errors
     /// [`Error::Shape`] when the operands are not whole texts of length L, or do not fit each other.
@@ -264,7 +264,7 @@ impl Decoder {
     }
 }
 
-/// Blocks `decoder.blocks.N`, the last one replaced by the given one.
+/// Blocks `decoder.blocks.N`; `last` takes the place of the last one.
 fn blocks(graph: &mut Graph, mut options: TcnOptions, last: Option<TcnBlock>) -> Result<Tcn> {
     const NAME: &str = "decoder.blocks";
     let Some(last) = last else {

@@ -73,15 +73,15 @@ impl Default for DecoderTraining {
 pub struct DecoderMetrics {
     /// Mean cross entropy of the next tokens, with the smoothing of the training.
     pub loss: f32,
-    /// Targets that counted.
+    /// Number of targets that counted.
     pub tokens: f32,
-    /// Before clipping; not finite when the step was skipped.
+    /// Global norm of the gradients before clipping; not finite when the step was skipped.
     pub gradient_norm: f32,
-    /// Of this step.
+    /// Learning rate of this step.
     pub learning_rate: f32,
-    /// Of this step; 1 in f32.
+    /// Loss scale of this step; 1 without loss scaling.
     pub loss_scale: f32,
-    /// Steps skipped so far.
+    /// Number of steps skipped so far.
     pub skipped: f32,
 }
 
@@ -104,11 +104,11 @@ impl DecoderMetrics {
     }
 }
 
-/// How well a decoder foretells the texts of a dataset.
+/// How well a decoder predicts the texts of a dataset.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct DecoderEvaluation {
-    /// Mean over all targets that count, without smoothing.
+    /// Mean cross entropy over all targets that count, without smoothing.
     pub cross_entropy: f64,
     /// Number of those targets.
     pub tokens: u64,
@@ -205,6 +205,7 @@ impl DecoderTrainer {
     /// [`Error::Data`] for a batch of another shape, [`Error::OutOfMemory`], [`Error::DeviceLost`].
     pub fn submit(&mut self, batch: &Batch) -> Result<Pending> {
         let (length, ignored) = (self.decoder.length, self.decoder.ignored_target());
+        steps::check_length("ids", batch.ids.len(), self.targets.len())?;
         next_tokens(&batch.ids, &batch.mask, length, ignored, &mut self.targets)?;
         let inputs = inputs(&self.decoder, batch, &self.targets);
         self.trainer.submit(inputs)

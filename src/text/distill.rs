@@ -82,13 +82,13 @@ pub struct Metrics {
     pub cosine: f32,
     /// Mean squared error.
     pub mse: f32,
-    /// Before clipping; not finite when the step was skipped.
+    /// Global norm of the gradients before clipping; not finite when the step was skipped.
     pub gradient_norm: f32,
-    /// Of this step.
+    /// Learning rate of this step.
     pub learning_rate: f32,
-    /// Of this step; 1 in f32.
+    /// Loss scale of this step; 1 without loss scaling.
     pub loss_scale: f32,
-    /// Steps skipped so far.
+    /// Number of steps skipped so far.
     pub skipped: f32,
 }
 
@@ -126,7 +126,7 @@ pub struct Evaluation {
     pub cosine: f64,
     /// Mean squared error.
     pub mse: f64,
-    /// Share of texts whose own teacher embedding is the nearest of all.
+    /// Share of texts whose own teacher embedding is the nearest of all teacher embeddings.
     pub precision_at_1: f64,
     /// Share of texts whose own teacher embedding is among the five nearest.
     pub precision_at_5: f64,

@@ -13,25 +13,25 @@ use crate::types::{DType, UnaryOp};
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct EncoderOptions {
-    /// Token ids are less than this, V.
+    /// Exclusive upper bound of token ids, V.
     pub vocabulary: usize,
-    /// Tokens of a text, L; longer texts are cut.
+    /// Number of tokens per text, L; longer texts are cut.
     pub length: usize,
     /// Width of the network, D.
     pub width: usize,
-    /// Width inside a block, H.
+    /// Width inside the blocks, H.
     pub hidden: usize,
-    /// Taps of the convolutions, k.
+    /// Number of taps of the convolutions, k.
     pub kernel: usize,
-    /// Dilation of each block.
+    /// Dilation of each block, one entry per block.
     pub dilations: Vec<usize>,
-    /// Width of the result, E: that of the teacher.
+    /// Width of the result, E: that of the teacher's embeddings.
     pub embedding: usize,
     /// Form of GELU.
     pub gelu: Gelu,
-    /// Squash the result with tanh.
+    /// Whether the result goes through tanh.
     pub tanh: bool,
-    /// The token table starts uniform in ± this.
+    /// The token table is initialised uniformly in ± this.
     pub table_bound: f32,
     /// Share of the elements that the blocks drop in training, in [0, 1).
     #[serde(default)]

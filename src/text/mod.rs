@@ -1,6 +1,8 @@
-//! TextBridge: an encoder from tokens to sentence embeddings and its distillation from a teacher, a decoder from an embedding back to
-//! tokens and its training, and the data they need: datasets of tokens and teacher embeddings, batches of static shape, tokenisers,
-//! metrics.
+//! TextBridge. An encoder turns tokens into a sentence embedding and is distilled from a teacher. A decoder turns an embedding back
+//! into tokens. Both need the rest of this module: datasets of tokens and teacher embeddings, batches of static shape, tokenisers
+//! and metrics.
+//!
+//! The mask of a text says which of its positions count. Where it is 0, the token id has no influence.
 
 pub mod batches;
 pub mod dataset;

@@ -230,6 +230,17 @@ pub(super) fn check_width(width: usize, dataset: &Dataset) -> Result<()> {
     })
 }
 
+/// An input has the size of a batch.
+pub(super) fn check_length(name: &str, len: usize, needed: usize) -> Result<()> {
+    if len == needed {
+        return Ok(());
+    }
+    Err(Error::Data {
+        name: name.into(),
+        reason: format!("needs {needed} elements, got {len}"),
+    })
+}
+
 /// Exclusive upper bound of token ids.
 pub(super) fn id_bound(vocabulary: usize) -> Result<u32> {
     u32::try_from(vocabulary).map_err(|_| Error::Config {
@@ -313,13 +324,7 @@ impl Step {
 
     fn accumulate<const N: usize>(&self, inputs: [Whole<'_>; N]) -> Result<()> {
         for (name, data, each) in inputs {
-            let (len, needed) = (data.len(), self.batch * each);
-            if len != needed {
-                return Err(Error::Data {
-                    name: name.into(),
-                    reason: format!("needs {needed} elements, got {len}"),
-                });
-            }
+            check_length(name, data.len(), self.batch * each)?;
         }
         let samples = self.batch / self.micro_batches;
         for first in (0..self.batch).step_by(samples) {

@@ -9,13 +9,13 @@ pub use word_piece::WordPiece;
 
 /// Turns text into token ids and back.
 pub trait Tokenizer: Send + Sync {
-    /// Token ids of a text, with the tokens that start and end it, cut to the longest length allowed, not padded.
+    /// Token ids of a text, with the tokens that start and end it. They are cut to the longest length allowed and not padded.
     ///
     /// # Errors
     /// [`Error::Tokenizer`] if the text cannot be tokenised.
     fn encode(&self, text: &str) -> Result<Vec<u32>>;
 
-    /// The text of token ids, without special tokens; ids outside the vocabulary are left out.
+    /// The text of token ids, without special tokens. Ids outside the vocabulary are left out.
     ///
     /// # Errors
     /// [`Error::Tokenizer`] if they do not make a text.
@@ -27,8 +27,7 @@ pub trait Tokenizer: Send + Sync {
     /// Id of a token, such as `[SEP]`, if the vocabulary has it.
     fn token_id(&self, token: &str) -> Option<u32>;
 
-    /// Id that fills texts up to a common length, if the vocabulary has one: that of `[PAD]` or `<pad>`, unless the tokeniser says
-    /// otherwise.
+    /// Id that fills texts up to a common length, if the vocabulary has one. By default it is the id of `[PAD]` or `<pad>`.
     fn padding_id(&self) -> Option<u32> {
         usual_padding(self)
     }
@@ -39,7 +38,7 @@ fn usual_padding(tokenizer: &(impl Tokenizer + ?Sized)) -> Option<u32> {
     tokens.find_map(|token| tokenizer.token_id(token))
 }
 
-/// Splits at white space and knows the words it was given; for tests and small experiments.
+/// A tokeniser that splits at white space and knows the words it was given. For tests and small experiments.
 ///
 /// Ids: `[PAD]` 0, `[UNK]` 1, `[CLS]` 2, `[SEP]` 3, then the words in order. A text becomes `[CLS]` words `[SEP]`.
 #[derive(Clone, Debug)]
@@ -55,7 +54,7 @@ const START: u32 = 2;
 const END: u32 = 3;
 
 impl Whitespace {
-    /// A vocabulary of these words (repeated ones count once); texts are cut to `max_length` tokens with `[CLS]` and `[SEP]`.
+    /// A vocabulary of these words; repeated ones count once. Texts are cut to `max_length` tokens, `[CLS]` and `[SEP]` included.
     ///
     /// # Errors
     /// [`Error::Config`] if `max_length` is below 3, which leaves no word; [`Error::Tokenizer`] if a word is empty or
@@ -140,7 +139,7 @@ mod word_piece {
     /// Upper bound on the size of a `tokenizer.json` in bytes; those of large vocabularies have some tens of megabytes.
     const LARGEST: u64 = 1 << 30;
 
-    /// A tokeniser as its `tokenizer.json` describes it, but for padding, which is off, and the longest length.
+    /// A tokeniser described by a `tokenizer.json`. Its padding is off, and its longest length is given by the caller.
     #[derive(Clone, Debug)]
     pub struct WordPiece {
         inner: tokenizers::Tokenizer,
@@ -150,7 +149,7 @@ mod word_piece {
     }
 
     impl WordPiece {
-        /// Loads a `tokenizer.json`. Texts are cut to `max_length` tokens, with those added at start and end.
+        /// Loads a `tokenizer.json`. Texts are cut to `max_length` tokens, those added at start and end included.
         ///
         /// # Errors
         /// [`Error::Io`], also for a directory or a special file; [`Error::Format`] for a file of more than 1 GiB; [`Error::Tokenizer`] if the file does not describe a tokeniser with a vocabulary;

@@ -1,9 +1,9 @@
 //! Steps over several micro-batches: one graph adds up gradients, another updates from their weighted mean.
 //!
-//! The accumulated gradients are Σ weight·scale·∂loss, so that the update divides by scale·Σ weight. A weight multiplies the f32
-//! gradient and not the loss: f16 gradients have the size that they have in a step without micro-batches, and a loss whose
-//! count is the weight is still computed together with its gradient. Only the update moves the loss scale, so that all gradients
-//! of a step have the same.
+//! The accumulated gradients are Σ weight·scale·∂loss, so the update divides by scale·Σ weight. The weight multiplies the f32
+//! gradient, not the loss. So f16 gradients are as large as in a step without micro-batches, and a loss whose count is the weight
+//! can still be computed together with its gradient. Only the update changes the loss scale, so that all gradients of a step have
+//! the same scale.
 
 use std::collections::HashSet;
 
@@ -152,7 +152,7 @@ impl AdamW {
     }
 }
 
-/// The parameter of another graph.
+/// Declares the parameter of another graph, unless it is declared already.
 fn declare(graph: &mut Graph, value: &Value) -> Result<ValueId> {
     if let Some(known) = graph.find(&value.name) {
         let other = graph.value(known)?;
@@ -182,7 +182,7 @@ fn reset(graph: &mut Graph, state: ValueId) -> Result<()> {
     graph.assign(state, zero)
 }
 
-/// The state that tells of accumulated gradients, if there are any.
+/// The state that shows that gradients are accumulated, if there are any.
 pub(super) fn pending(session: &Session) -> Result<Option<&'static str>> {
     let weight = match session.states().contains_key(WEIGHT) {
         true => session.get(WEIGHT)?,
@@ -191,7 +191,7 @@ pub(super) fn pending(session: &Session) -> Result<Option<&'static str>> {
     Ok(weight.iter().any(|&x| x != 0.0).then_some(WEIGHT))
 }
 
-/// Forgets what was accumulated, for a step that could not be finished.
+/// Discards what was accumulated, after a step that could not be finished.
 pub(crate) fn discard(session: &Session) -> Result<()> {
     session.clear_accumulated()?;
     for name in [WEIGHT, METRICS] {

@@ -1,4 +1,4 @@
-//! Training: everything a step needs beside the loss, as nodes of the same graph, so that a step is one submission.
+//! Training: everything that a step needs besides the loss. It is added to the graph of the loss, so that a step is one submission.
 
 mod accumulation;
 mod checkpoint;

@@ -98,27 +98,23 @@ impl AdamW {
     }
 
     fn check(&self) -> Result<()> {
-        let fail = |field: &'static str, reason: &str| {
-            Err(Error::Config {
+        let require = |field: &'static str, value: f32, holds: bool, range: &str| match holds {
+            true => Ok(()),
+            false => Err(Error::Config {
                 field,
-                reason: reason.to_owned(),
-            })
+                reason: format!("is {value}, but must be {range}"),
+            }),
         };
-        let decay = |x: f32| (0.0..1.0).contains(&x);
-        if !decay(self.beta1) || !decay(self.beta2) {
-            return fail("betas", "must be in [0, 1)");
+        for (field, beta) in [("beta1", self.beta1), ("beta2", self.beta2)] {
+            require(field, beta, (0.0..1.0).contains(&beta), "in [0, 1)")?;
         }
-        if !self.eps.is_finite() || self.eps <= 0.0 {
-            return fail("eps", "must be positive");
-        }
-        if !self.weight_decay.is_finite() || self.weight_decay < 0.0 {
-            return fail("weight_decay", "must not be negative");
-        }
-        if self
-            .clip
-            .is_some_and(|clip| !clip.is_finite() || clip <= 0.0)
-        {
-            return fail("clip", "must be positive");
+        let positive = |x: f32| x.is_finite() && x > 0.0;
+        let (eps, decay) = (self.eps, self.weight_decay);
+        require("eps", eps, positive(eps), "finite and > 0")?;
+        let sound = decay.is_finite() && decay >= 0.0;
+        require("weight_decay", decay, sound, "finite and >= 0")?;
+        if let Some(clip) = self.clip {
+            require("clip", clip, positive(clip), "finite and > 0")?;
         }
         if let Some(scale) = &self.loss_scale {
             scale.check()?;

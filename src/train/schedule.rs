@@ -52,7 +52,7 @@ impl Schedule {
         }
     }
 
-    /// The learning rate at step `t`, on the host.
+    /// The learning rate at step `t` = 1, 2, …, computed on the host.
     #[must_use]
     pub fn at(&self, t: u32) -> f32 {
         match *self {
@@ -65,7 +65,8 @@ impl Schedule {
             } => {
                 let t = t as f32;
                 let up = (t / warmup.max(1) as f32).clamp(0.0, 1.0);
-                let down = ((t - warmup as f32) / (total - warmup) as f32).clamp(0.0, 1.0);
+                let down = ((t - warmup as f32) / total.saturating_sub(warmup).max(1) as f32)
+                    .clamp(0.0, 1.0);
                 up * (end + (peak - end) * (0.5 + 0.5 * (PI * down).cos()))
             }
         }
