@@ -818,7 +818,7 @@ fn marks_blank_lines_and_line_ends_of_json_lines_are_accepted() {
     }
     // Lines and bytes are those of the file, blank lines and mark included.
     for (content, line, at) in [
-        (format!("\u{feff}{{\"target\": x}}"), "line 1: ", 3 + 11),
+        ("\u{feff}{\"target\": x}".to_owned(), "line 1: ", 3 + 11),
         (
             format!("\u{feff}\r\n\n{first}\r\n\n{{\"target\": x}}"),
             "line 5: ",

@@ -18,7 +18,7 @@ const START: u64 = 4096;
 #[derive(Debug)]
 enum Source {
     Efb1(Efb1),
-    Tensors(Tensors),
+    Tensors(Box<Tensors>),
     Memory(Samples),
 }
 
@@ -68,7 +68,7 @@ impl Dataset {
             Source::Efb1(Efb1::new(file, options.limit())?)
         } else if is_tensor_file(&start) {
             file.hold(options.in_memory)?;
-            Source::Tensors(Tensors::new(file, options.limit())?)
+            Source::Tensors(Box::new(Tensors::new(file, options.limit())?))
         } else if jsonl::is_json_lines(&start) {
             Source::Memory(jsonl::read_all(file, &options)?)
         } else {

@@ -191,7 +191,7 @@ impl Tensors {
             }
         }
         // Rows lie in the file, so that no product overflows.
-        let row = (self.width * self.embeddings.dtype.bitsize() / 8) as u64;
+        let row = self.width as u64 * (self.embeddings.dtype.bitsize() / 8) as u64;
         let at = self.fetch(
             &self.embeddings,
             row * index as u64,
