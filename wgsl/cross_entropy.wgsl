@@ -7,13 +7,13 @@
 
 {% if lanes > 1 %}
 var<workgroup> scratch: array<vec3<f32>, {{ size }}>;
-{% endif %}
 
 // (maximum, sum of exp(x - maximum), sum of x) of two disjoint parts.
 fn join(a: vec3<f32>, b: vec3<f32>) -> vec3<f32> {
     let top = max(a.x, b.x);
     return vec3<f32>(top, a.y * exp(a.x - top) + b.y * exp(b.x - top), a.z + b.z);
 }
+{% endif %}
 
 @compute @workgroup_size({{ size }})
 fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
@@ -24,16 +24,16 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     for (var col = lane; col < {{ used }}u; col += {{ lanes }}u) {
         let v = logits_load(row * logits_stride + col);
 {% if cols % 4 == 0 %}
-        let top = max(max(v.x, v.y), max(v.z, v.w));
+        let top = max(part.x, max(max(v.x, v.y), max(v.z, v.w)));
         let e = exp(v - top);
-        part = join(part, vec3<f32>(top, (e.x + e.y) + (e.z + e.w), (v.x + v.y) + (v.z + v.w)));
+        part = vec3<f32>(top, part.y * exp(part.x - top) + ((e.x + e.y) + (e.z + e.w)), part.z + ((v.x + v.y) + (v.z + v.w)));
 {% else %}
         let valid = vec4<u32>(0u, 1u, 2u, 3u) + 4u * col < vec4<u32>({{ cols }}u);
         let w = select(vec4<f32>(LOWEST), v, valid);
-        let top = max(max(w.x, w.y), max(w.z, w.w));
+        let top = max(part.x, max(max(w.x, w.y), max(w.z, w.w)));
         let e = select(vec4<f32>(), exp(w - top), valid);
         let s = select(vec4<f32>(), v, valid);
-        part = join(part, vec3<f32>(top, (e.x + e.y) + (e.z + e.w), (s.x + s.y) + (s.z + s.w)));
+        part = vec3<f32>(top, part.y * exp(part.x - top) + ((e.x + e.y) + (e.z + e.w)), part.z + ((s.x + s.y) + (s.z + s.w)));
 {% endif %}
     }
 {% if lanes > 1 %}
