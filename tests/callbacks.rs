@@ -20,7 +20,7 @@ fn without_deadlock(work: impl FnOnce() + Send + 'static) {
         // The receiver is gone only after the test has failed.
         let _ = done.send(());
     });
-    match finished.recv_timeout(Duration::from_secs(60)) {
+    match finished.recv_timeout(Duration::from_secs(300)) {
         Err(mpsc::RecvTimeoutError::Timeout) => panic!("deadlock"),
         _ => thread.join().expect("the work itself failed"),
     }
@@ -190,31 +190,26 @@ fn a_panic_reaches_whoever_polled_and_spoils_nothing() {
     });
 }
 
-/// The thread that waits for tasks runs callbacks, too. Its panic comes out of the task.
+/// The thread that waits for tasks runs callbacks, too. Its panic comes out of the task, or of the next call.
 #[test]
-fn a_panic_on_the_waiting_thread_reaches_the_task() {
-    without_deadlock(|| {
-        let gpu = common_gpu();
-        let executable = products(&gpu);
-        let mut seen = false;
+fn no_panic_is_lost_on_the_thread_that_waits_for_tasks() {
+    let gpu = common_gpu();
+    let executable = products(&gpu);
+    without_deadlock(move || {
         for _ in 0..50 {
             let pending = executable.run(&[("x", Host::F32(&[2.0; 256]))]).unwrap();
             gpu.queue()
                 .on_submitted_work_done(|| panic!("a panic of the caller"));
-            let result = catch_unwind(AssertUnwindSafe(|| pollster::block_on(pending)));
-            seen |= result.is_err();
-            if let Ok(outputs) = result {
-                assert_eq!(outputs.unwrap().get("y").unwrap(), [32.0; 256]);
-                // It comes out of the next call, then.
-                let _ = catch_unwind(AssertUnwindSafe(|| run(&executable, 1.0)));
-            }
-        }
-        assert!(seen, "no panic came out of a task");
-        loop {
-            // Those that are left.
-            let last = catch_unwind(AssertUnwindSafe(|| run(&executable, 1.0)));
-            if last.is_ok() {
-                break;
+            match catch_unwind(AssertUnwindSafe(|| pollster::block_on(pending))) {
+                Ok(outputs) => {
+                    assert_eq!(outputs.unwrap().get("y").unwrap(), [32.0; 256]);
+                    let mut calls = (0..100).map(|_| {
+                        let call = || run(&executable, 1.0);
+                        catch_unwind(AssertUnwindSafe(call))
+                    });
+                    assert!(calls.any(|call| call.is_err()), "swallowed");
+                }
+                Err(panic) => assert!(panic.is::<&str>()),
             }
         }
         let outputs = pollster::block_on(executable.run(&[("x", Host::F32(&[1.0; 256]))]).unwrap());

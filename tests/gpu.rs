@@ -612,3 +612,24 @@ fn the_defaults_read_nothing_from_the_environment() {
     assert_eq!((options.adapter, options.cache_dir), (None, None));
     assert!(!options.autotune);
 }
+
+#[test]
+fn more_dispatches_are_profiled_than_one_query_set_holds() -> Result<()> {
+    if !SHARED.capabilities().timestamps {
+        return Ok(());
+    }
+    let pipeline = double_and_add(&SHARED);
+    let (x, y) = (row(&SHARED, &[1.0; 4]), row(&SHARED, &[-1.0; 4]));
+    let mut sequence = Sequence::new();
+    sequence.dispatch(
+        &SHARED,
+        &pipeline,
+        &bind(&SHARED, &pipeline, &[&x, &y]),
+        [1; 3],
+    )?;
+    let timings = SHARED.profile(&vec![&sequence; 2100])?;
+    assert_eq!(timings.len(), 2100);
+    assert!(timings.iter().all(|timing| timing.nanoseconds < 1e10));
+    assert_eq!(y.download::<f32>(&SHARED)?.wait()?, [-1.0; 4]);
+    Ok(())
+}

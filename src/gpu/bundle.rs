@@ -1,6 +1,5 @@
 //! Work that is prepared once and submitted again and again: nothing on the way of a submission is allocated.
 
-use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
@@ -13,6 +12,7 @@ use super::lock::lock;
 use super::pool::{Buffer, BufferSlice, OFFSET_ALIGNMENT};
 use super::readback::{Download, Transfer};
 use super::recorder::check_copy;
+use super::ring::{Flight, Next, Ring, Upload};
 use super::tensor::Tensor;
 use super::waiter::Arrival;
 use crate::error::{Error, Result};
@@ -85,99 +85,6 @@ pub(crate) struct Bundle {
     reads: Vec<Stretch>,
     read_bytes: u64,
     ring: Mutex<Ring>,
-}
-
-/// Memory for submissions, all of it made for the first. More is made only while a caller keeps more than [`IN_FLIGHT`] results.
-///
-/// The lock of a ring is held for moments only, and never while anything of wgpu's runs that could run a callback. What keeps turns apart
-/// is the gate.
-#[derive(Debug, Default)]
-struct Ring {
-    /// Oldest first.
-    flights: VecDeque<Flight>,
-    downloads: Vec<Arc<Download>>,
-    /// Number of submissions so far.
-    submitted: u64,
-}
-
-/// A submission, or the memory for one.
-#[derive(Debug)]
-struct Flight {
-    turn: usize,
-    /// Which submission it is; 0 for none.
-    number: u64,
-    /// Nothing until the submission has returned, which runs callbacks of the caller.
-    index: Option<wgpu::SubmissionIndex>,
-    /// The submission is done.
-    landed: bool,
-    /// Nothing where there is nothing to write.
-    upload: Option<Upload>,
-}
-
-impl Flight {
-    fn new(turn: usize, upload: Option<Upload>) -> Self {
-        Self {
-            turn,
-            number: 0,
-            index: None,
-            landed: true,
-            upload,
-        }
-    }
-}
-
-/// Memory that the host writes, which owns whether it is mapped.
-#[derive(Clone, Debug)]
-struct Upload {
-    buffer: wgpu::Buffer,
-    mapped: Arc<Arrival>,
-}
-
-impl Upload {
-    /// Maps the memory once the work submitted so far is done with it.
-    fn map(&self, bytes: u64) {
-        let (buffer, mode) = (&self.buffer, wgpu::MapMode::Write);
-        self.mapped.map(buffer, mode, bytes);
-    }
-
-    fn unmap(&self) {
-        self.mapped.unmap(&self.buffer);
-    }
-}
-
-/// What has to happen before the next turn.
-enum Next {
-    /// Nothing: the memory for it.
-    Ready(Flight),
-    /// A submission has to be done. Without an index, all that are known.
-    Landing {
-        number: u64,
-        index: Option<wgpu::SubmissionIndex>,
-    },
-    /// Memory has to be mapped.
-    Mapping { mapped: Arc<Arrival>, round: u64 },
-}
-
-impl Ring {
-    /// The device is past this submission, and so past those before.
-    fn landed(&mut self, number: u64) {
-        for flight in &mut self.flights {
-            if flight.number <= number && !flight.landed {
-                flight.landed = true;
-                if let Some(Upload { mapped, .. }) = &flight.upload
-                    && let Some(round) = mapped.awaited()
-                {
-                    mapped.expect(round);
-                }
-            }
-        }
-    }
-
-    fn find(&mut self, number: u64) -> Option<usize> {
-        self.flights
-            .iter()
-            .position(|flight| flight.number == number)
-    }
 }
 
 impl Bundle {
@@ -350,40 +257,42 @@ impl Bundle {
         let Some(flight) = ring.flights.pop_front() else {
             return Err(Error::Graph("no staging memory".into()));
         };
-        let next = if !flight.landed {
-            Next::Landing {
-                number: flight.number,
-                index: flight.index.clone(),
-            }
-        } else if let Some(upload) = &flight.upload {
-            let mapped = &upload.mapped;
-            if mapped.is_idle() {
-                let bytes = self.write_bytes;
-                let what = || "mapping inputs".to_owned();
-                let asked = context.run(what, bytes, || upload.map(bytes));
-                if let Err(error) = asked {
-                    ring.flights.push_front(flight);
-                    return Err(error);
-                }
-            }
-            match (mapped.get(), mapped.awaited()) {
-                (Some(Err(reason)), _) => {
-                    // To be asked for again.
-                    upload.unmap();
-                    ring.flights.push_front(flight);
-                    return Err(Error::DeviceLost { reason });
-                }
-                (None, Some(round)) => Next::Mapping {
-                    mapped: Arc::clone(mapped),
-                    round,
-                },
-                _ => return Ok(Next::Ready(flight)),
-            }
-        } else {
-            return Ok(Next::Ready(flight));
+        let next = match self.obstacle(&flight) {
+            Ok(None) => return Ok(Next::Ready(flight)),
+            Ok(Some(obstacle)) => Ok(obstacle),
+            Err(error) => Err(error),
         };
         ring.flights.push_front(flight);
-        Ok(next)
+        next
+    }
+
+    /// What has to happen before this memory can be written.
+    fn obstacle(&self, flight: &Flight) -> Result<Option<Next>> {
+        if !flight.landed {
+            return Ok(Some(Next::Landing {
+                number: flight.number,
+                index: flight.index.clone(),
+            }));
+        }
+        let Some(upload) = &flight.upload else {
+            return Ok(None);
+        };
+        let mapped = &upload.mapped;
+        if mapped.is_idle() {
+            let (what, bytes) = (|| "mapping inputs".to_owned(), self.write_bytes);
+            let context = self.gpu.context();
+            context.run(what, bytes, || upload.map(bytes))?;
+        }
+        if let Some(round) = mapped.awaited() {
+            let mapped = Arc::clone(mapped);
+            return Ok(Some(Next::Mapping { mapped, round }));
+        }
+        if let Some(Err(reason)) = mapped.get() {
+            // To be asked for again.
+            upload.unmap();
+            return Err(Error::DeviceLost { reason });
+        }
+        Ok(None)
     }
 
     /// Whether what the host writes is copied.

@@ -7,12 +7,13 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use wgpu::{CommandEncoder, ErrorFilter, PollType, SubmissionIndex};
 
 use super::capabilities::Capabilities;
 use super::gate::{Gate, Passage};
+use super::lock::lock;
 use crate::error::{Error, Result};
 
 /// What the device's callbacks reported.
@@ -32,6 +33,8 @@ pub(super) struct Context {
     pub(super) dispatches: AtomicU64,
     gate: Gate,
     faults: Arc<Faults>,
+    /// Of callbacks that ran on a thread of this crate: the next poll raises them.
+    panics: Mutex<Vec<Box<dyn Any + Send>>>,
 }
 
 impl Context {
@@ -68,6 +71,7 @@ impl Context {
             dispatches: AtomicU64::new(0),
             gate: Gate::default(),
             faults,
+            panics: Mutex::default(),
         }
     }
 
@@ -166,6 +170,26 @@ impl Context {
 
     /// Lets wgpu make progress, run its callbacks, and, for a waiting `kind`, waits.
     pub(super) fn poll(&self, kind: PollType) -> Result<()> {
+        let earlier = lock(&self.panics).pop();
+        if let Some(panic) = earlier {
+            resume_unwind(panic);
+        }
+        self.drive(kind)
+    }
+
+    /// As [`Context::wait`], on a thread of this crate: a panic of a callback, after the wait, is kept for a thread of the caller.
+    pub(super) fn wait_behind(&self, index: SubmissionIndex) -> Result<()> {
+        let kind = PollType::Wait {
+            submission_index: Some(index),
+            timeout: None,
+        };
+        catch_unwind(AssertUnwindSafe(|| self.drive(kind))).unwrap_or_else(|panic| {
+            lock(&self.panics).push(panic);
+            self.check()
+        })
+    }
+
+    fn drive(&self, kind: PollType) -> Result<()> {
         let polled = catch_unwind(AssertUnwindSafe(|| self.device.poll(kind)));
         match polled {
             Err(panic) if !is_of_wgpu(&*panic) => resume_unwind(panic),

@@ -28,6 +28,7 @@ mod profiler;
 mod readback;
 mod recorder;
 mod report;
+mod ring;
 mod staging;
 mod store;
 mod tensor;

@@ -302,7 +302,7 @@ impl Pipelines {
                 //
                 // An index that is read from memory (a token id, a position in a sorted list) is below its bound. Ids come from the host,
                 // which checks them before every upload; memory that has never been written is zero. What kernels compute is read by later
-                // dispatches of the same executable, all of which run, in order, in one submission or with other runs kept away.
+                // dispatches of the same executable, all of which run, in order, in one submission.
                 //
                 // Safe code of a caller cannot break this. A trusted pipeline never leaves the crate: its cache is apart from that of
                 // `Gpu::pipeline`; `Sequence`, the handle for timing, runs whole executables as they are; memory whose wgpu buffer a caller

@@ -22,25 +22,22 @@ const PASSES_PER_SET: usize = wgpu::QUERY_SET_MAX_QUERIES as usize / 2;
 #[derive(Debug)]
 pub(crate) struct Times {
     labels: Vec<String>,
-    readbacks: Vec<Readback<Vec<u64>>>,
+    ticks: Readback<Vec<u64>>,
     period: f64,
 }
 
 impl Times {
     /// Waits for the nanoseconds of each pass.
     pub(crate) fn timings(self) -> Result<Vec<Timing>> {
-        let mut labels = self.labels.into_iter();
-        let mut timings = Vec::new();
-        for readback in self.readbacks {
-            let ticks = readback.wait()?;
-            let pairs = ticks.as_chunks().0.iter().zip(&mut labels);
-            timings.extend(pairs.map(|([start, end], label)| Timing {
+        let ticks = self.ticks.wait()?;
+        let pairs = ticks.as_chunks().0.iter().zip(self.labels);
+        Ok(pairs
+            .map(|([start, end], label)| Timing {
                 label,
                 // The counter of some drivers steps back now and then.
                 nanoseconds: end.saturating_sub(*start) as f64 * self.period,
-            }));
-        }
-        Ok(timings)
+            })
+            .collect())
     }
 
     /// Waits for the nanoseconds of all passes together.
@@ -111,26 +108,17 @@ impl Gpu {
                 feature: "TIMESTAMP_QUERY",
             });
         }
-        // No other run may come between the submissions: dispatches read what the ones before them left.
-        let _gate = self.gate();
-        let mut readbacks = Vec::new();
-        for (i, passes) in passes.chunks(PASSES_PER_SET).enumerate() {
-            let before = if i == 0 { before } else { &[] };
-            let submitted = self.submit_timed(passes, before, || {
-                if i == 0 {
-                    note(true);
-                }
-            });
-            readbacks.push(submitted.inspect_err(|_| note(false))?);
-        }
+        let ticks = self.submit_timed(passes, before, || note(true));
+        let ticks = ticks.inspect_err(|_| note(false))?;
         let label = |pass: &&[&Dispatch]| pass.first().map_or("", |step| step.key()).to_owned();
         Ok(Times {
             labels: passes.iter().map(label).collect(),
-            readbacks,
+            ticks,
             period: f64::from(self.queue().get_timestamp_period()),
         })
     }
 
+    /// One submission, so that no other run can come in between: dispatches read what the ones before them left.
     fn submit_timed(
         &self,
         passes: &[&[&Dispatch]],
@@ -138,16 +126,10 @@ impl Gpu {
         ready: impl FnOnce(),
     ) -> Result<Readback<Vec<u64>>> {
         let context = self.context();
-        let queries = 2 * passes.len() as u32;
-        let bytes = u64::from(queries) * u64::from(wgpu::QUERY_SIZE);
+        let bytes = 2 * passes.len() as u64 * u64::from(wgpu::QUERY_SIZE);
         let staging = self.0.staging.download(context, bytes)?;
         let (device, label) = (&context.device, Some("profile"));
         let encode = |encoder: &mut wgpu::CommandEncoder| {
-            let query_set = device.create_query_set(&wgpu::QuerySetDescriptor {
-                label,
-                ty: wgpu::QueryType::Timestamp,
-                count: queries,
-            });
             let resolved = device.create_buffer(&wgpu::BufferDescriptor {
                 label,
                 size: bytes,
@@ -162,21 +144,29 @@ impl Gpu {
                 before.iter().for_each(|step| step.encode(&mut pass, 0));
             }
             let mut dispatches = before.len();
-            for (steps, first) in passes.iter().zip((0..).step_by(2)) {
-                let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
-                    label: steps.first().map(|step| step.key()),
-                    timestamp_writes: Some(wgpu::ComputePassTimestampWrites {
-                        query_set: &query_set,
-                        beginning_of_pass_write_index: Some(first),
-                        end_of_pass_write_index: Some(first + 1),
-                    }),
+            let mut at = 0;
+            for passes in passes.chunks(PASSES_PER_SET) {
+                let count = 2 * passes.len() as u32;
+                let query_set = device.create_query_set(&wgpu::QuerySetDescriptor {
+                    label,
+                    ty: wgpu::QueryType::Timestamp,
+                    count,
                 });
-                for step in *steps {
-                    step.encode(&mut pass, 0);
+                for (steps, first) in passes.iter().zip((0..).step_by(2)) {
+                    let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+                        label: steps.first().map(|step| step.key()),
+                        timestamp_writes: Some(wgpu::ComputePassTimestampWrites {
+                            query_set: &query_set,
+                            beginning_of_pass_write_index: Some(first),
+                            end_of_pass_write_index: Some(first + 1),
+                        }),
+                    });
+                    steps.iter().for_each(|step| step.encode(&mut pass, 0));
+                    dispatches += steps.len();
                 }
-                dispatches += steps.len();
+                encoder.resolve_query_set(&query_set, 0..count, &resolved, at);
+                at += u64::from(count) * u64::from(wgpu::QUERY_SIZE);
             }
-            encoder.resolve_query_set(&query_set, 0..queries, &resolved, 0);
             encoder.copy_buffer_to_buffer(&resolved, 0, &staging, 0, bytes);
             dispatches as u64
         };

@@ -3,7 +3,6 @@
 use std::fmt;
 use std::future::Future;
 use std::ops::Range;
-use std::panic::resume_unwind;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -117,7 +116,9 @@ impl Transfer {
         let awaited = self.download.arrival.awaited();
         self.gpu.context().wait(Some(self.index.clone()))?;
         // The callback may still be to come, on another thread or behind one of the caller's.
-        awaited.map(|round| self.download.arrival.expect(round));
+        if let Some(round) = awaited {
+            self.download.arrival.expect(round);
+        }
         self.take().unwrap_or_else(|| Err(taken()))
     }
 
@@ -147,9 +148,6 @@ impl Transfer {
     fn take(&mut self) -> Option<Result<()>> {
         let mapped = self.download.arrival.get()?;
         self.taken = true;
-        if let Some(panic) = self.download.arrival.take_panic() {
-            resume_unwind(panic);
-        }
         Some(mapped.map_err(|reason| Error::DeviceLost { reason }))
     }
 }

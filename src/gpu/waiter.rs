@@ -1,7 +1,5 @@
 //! Whether a buffer is mapped, and a thread that waits for the device on behalf of tasks.
 
-use std::any::Any;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::task::Waker;
 
@@ -23,8 +21,6 @@ struct Progress {
     /// Counts mappings, so that a late callback of an earlier one is told apart.
     round: u64,
     waker: Option<Waker>,
-    /// Of a callback of the caller that the waiting thread ran.
-    panic: Option<Box<dyn Any + Send>>,
 }
 
 /// Whether a buffer is mapped: shared with the callback that wgpu runs then. It does not own the buffer, which owns it.
@@ -82,10 +78,6 @@ impl Arrival {
 
     pub(super) fn wake(&self, waker: Waker) {
         lock(&self.0).waker = Some(waker);
-    }
-
-    pub(super) fn take_panic(&self) -> Option<Box<dyn Any + Send>> {
-        lock(&self.0).panic.take()
     }
 
     /// Unmaps the buffer, or takes the request back if it is not mapped yet.
@@ -174,15 +166,8 @@ impl Waiter {
 
 impl Watch {
     fn run(self, context: &Context) {
-        let waited = catch_unwind(AssertUnwindSafe(|| context.wait(Some(self.until))));
-        let result = match waited {
-            Ok(waited) => waited.map_err(|error| error.to_string()),
-            Err(panic) => {
-                // The task that waits raises it again.
-                lock(&self.arrival.0).panic = Some(panic);
-                Ok(())
-            }
-        };
+        let waited = context.wait_behind(self.until);
+        let result = waited.map_err(|error| error.to_string());
         self.arrival.set(self.round, result);
     }
 }
