@@ -134,8 +134,9 @@ fn head(rows: usize, classes: usize, together: bool, dtype: DType) -> Result<Gra
 fn conv(channels: usize, stride: usize, method: ConvMethod, dtype: DType) -> Result<Graph> {
     let mut graph = Graph::new();
     let x = graph.input("x", &[3, 11, channels], dtype)?;
-    let first = Conv1d::new(&mut graph, "first", [channels, 7], 1, 1, true)?;
-    let second = Conv1d::new(&mut graph, "second", [channels, channels], 3, 2, true)?
+    let first = Conv1d::new(&mut graph, "first", channels, 7, 1, true)?;
+    let second = Conv1d::new(&mut graph, "second", channels, channels, 3, true)?
+        .dilation(2)
         .stride(stride)
         .padding(Padding::Same)
         .method(method);
@@ -220,10 +221,6 @@ fn accumulated(update: bool) -> Result<Graph> {
     let linear = Linear::new(&mut graph, "linear", 5, 3, true)?;
     let unused = Linear::new(&mut graph, "more", 33, 7, true)?;
     let parameters: Vec<_> = graph.parameters().map(|(id, _)| id).collect();
-    if update {
-        optimizer.update(&mut graph, &parameters, 1)?;
-        return Ok(graph);
-    }
     let x = graph.input("x", &[7, 5], DType::F32)?;
     let z = graph.input("z", &[7, 33], DType::F32)?;
     let weight = graph.input("weight", &[1], DType::F32)?;
@@ -232,6 +229,9 @@ fn accumulated(update: bool) -> Result<Graph> {
     let losses = [square(&mut graph, y)?, square(&mut graph, z)?];
     let loss = graph.add(losses[0], losses[1])?;
     optimizer.accumulate(&mut graph, loss, weight, &parameters, &[loss])?;
+    if update {
+        return optimizer.update(&[&graph]);
+    }
     graph.output("loss", loss)?;
     Ok(graph)
 }

@@ -3,13 +3,15 @@
 use super::super::corners;
 use crate::error::Result;
 use crate::gpu::{Alignment, Layout};
-use crate::kernels::loss::{Count, CrossEntropy};
-use crate::kernels::reduce::ColumnSums;
+use crate::kernels::embedding::{Rows, Search};
+use crate::kernels::loss::{Count, CrossEntropyKernel};
+use crate::kernels::optimizer::Stretch;
+use crate::kernels::reduce::{ColumnSums, GroupSums, Mask, RowSums};
 use crate::kernels::{
     Instruction, Kernel, Operand, Program, Target, conv, elementwise, embedding, layer_norm, loss,
     optimizer, reduce,
 };
-use crate::types::{BinaryOp, Broadcast, DType, Window};
+use crate::types::{BinaryOp, Broadcast, DType, Rates, Window};
 
 const ROWS: usize = (1 << 26) - 1;
 
@@ -50,6 +52,7 @@ fn kernels(target: Target) -> Result<Vec<Kernel>> {
     let each = vector(ROWS, f32s)?;
     let ids = vector(ROWS, DType::U32)?;
     let pair = matrix(2, ROWS, f32s)?;
+    let statistics = matrix(3, ROWS, f32s)?;
     let window = Window::causal(3, 2, 1)?;
     let mut all = Vec::new();
     for layout in [tall, halves, square, long] {
@@ -61,19 +64,23 @@ fn kernels(target: Target) -> Result<Vec<Kernel>> {
         let parts = matrix(chunks, layout.cols(), f32s)?;
         all.push(sums.sums(layout, parts));
     }
-    all.push(reduce::row_sums(tall, each, target));
-    all.push(reduce::group_sums(tall, 1, add(tall), target));
-    all.push(reduce::masked_mean([tall, each], 1, add(tall), target));
+    let rows = RowSums::new(tall, target);
+    assert_eq!(rows.pieces, 1);
+    all.push(rows.sums(tall, each));
+    for mask in [Mask::None, Mask::Weighs(each)] {
+        let period = 1;
+        all.push(GroupSums { period, mask }.last(tall, add(tall), target));
+    }
     all.push(reduce::masked_mean_grad(tall, each, add(tall)));
     all.push(layer_norm::layer_norm(
         [tall, one, one],
-        pair,
+        statistics,
         1e-5,
         add(tall),
         target,
     ));
     all.push(layer_norm::layer_norm_grad(
-        [tall, one, pair, tall],
+        [tall, one, statistics, tall],
         add(tall),
         target,
     ));
@@ -84,7 +91,7 @@ fn kernels(target: Target) -> Result<Vec<Kernel>> {
         add(tall),
     ));
     for logits in [tall, halves] {
-        let entropy = CrossEntropy {
+        let entropy = CrossEntropyKernel {
             ignore: Some(3),
             smoothing: 0.1,
         };
@@ -102,9 +109,16 @@ fn kernels(target: Target) -> Result<Vec<Kernel>> {
     all.push(embedding::gather(tall, ids, add(tall)));
     let links = vector(2 * ROWS, DType::U32)?;
     all.push(embedding::gather_grad([ids, links, tall], tall));
-    if let Some(run) = embedding::run_length(1 << 20, target) {
+    // Keys hold an id and a place, so that a small table may be read from many places.
+    if let Search::Sort(run) = embedding::search(30, ROWS, target) {
         let sorted = vector(ROWS.next_multiple_of(run), DType::U32)?;
         all.push(embedding::sort(ids, sorted, run));
+        all.push(embedding::merge(ids, [sorted; 2], run, true));
+        let left = 2 * embedding::blocks(ROWS);
+        let left = [vector(left, DType::U32)?, matrix(left, 1, f32s)?];
+        let rows = Rows::Places([ids, sorted, tall]);
+        let table = matrix(30, 1, f32s)?;
+        all.push(embedding::segments(rows, ROWS, table, Some(left), None));
     }
     // 3 steps of a sample.
     let steps = matrix(ROWS / 3 * 3, 4, f32s)?;
@@ -117,21 +131,22 @@ fn kernels(target: Target) -> Result<Vec<Kernel>> {
         add(matrix(single.rows(), 2, f32s)?),
     ));
     all.push(conv::col2im(columns, window, add(steps)));
-    let options = optimizer::AdamW {
+    let options = optimizer::AdamWConstants {
         beta1: 0.9,
         beta2: 0.99,
         eps: 1e-8,
-        weight_decay: 0.1,
     };
+    let rates = Rates::decay(0.1);
     all.push(optimizer::adamw(
         long,
         five,
         Some(vector(long.cols(), DType::F16)?),
         options,
+        &[Stretch { start: 0, rates }],
     ));
-    let parts = vector(optimizer::norm_parts(long.cols()), f32s)?;
+    let parts = vector(optimizer::norm_parts(long.cols(), target), f32s)?;
     all.push(optimizer::norm_partial(long, parts, 0, target));
-    all.push(reduce::stack(&[one, one], unit));
+    all.push(reduce::stack(&[one, one], 0, unit));
     Ok(all)
 }
 
