@@ -353,7 +353,7 @@ fn get(outputs: &Outputs, name: &str) -> Vec<f32> {
     outputs.get(name).unwrap()
 }
 
-/// What compilers may simplify: x − x, 0·x, max(x, x), x > x.
+/// What compilers may simplify: x − x, 0·x, x/x, max(x, x), x > x.
 #[test]
 fn what_could_be_simplified_does_not_hide_nan() {
     for dtype in [DType::F32, DType::F16] {
@@ -367,6 +367,7 @@ fn what_could_be_simplified_does_not_hide_nan() {
         for (name, op, other) in [
             ("x - x", BinaryOp::Sub, x),
             ("x * 0", BinaryOp::Mul, zero),
+            ("x / x", BinaryOp::Div, x),
             ("max(x, x)", BinaryOp::Max, x),
             ("x > x", BinaryOp::Greater, x),
         ] {
@@ -380,6 +381,9 @@ fn what_could_be_simplified_does_not_hide_nan() {
                 assert!(y[..3].iter().all(|y| y.is_nan()), "{name}: {y:?}");
                 assert_eq!(y[3..], [0.0, 0.0], "{name}");
             }
+            let y = get(&outputs, "x / x");
+            assert!(y[..3].iter().all(|y| y.is_nan()), "{y:?}");
+            assert!(y[3] == 1.0 && y[4].is_nan(), "{y:?}");
             let y = get(&outputs, "max(x, x)");
             assert!(y[0].is_nan() && y[1] == f32::INFINITY, "{y:?}");
             assert_eq!(get(&outputs, "x > x"), [0.0; 5]);

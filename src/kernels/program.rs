@@ -172,12 +172,17 @@ impl Program {
         body
     }
 
-    /// Compilers may take a − a and 0·a for zero, whatever a is; where that can be seen here, it is said from the bits of a.
+    /// Compilers may take a − a and 0·a for zero and a/a for one, whatever a is; where that can be seen here, it is said from the bits of a.
     fn binary(&self, op: BinaryOp, a: usize, b: usize) -> String {
         let is_zero = |r: usize| self.instructions[r] == Instruction::Constant(0.0);
+        let same = self.instructions[a] == self.instructions[b];
         let vanishing = |r: usize| format!("or_undefined(vec4<f32>(), r{r})");
         match op {
-            BinaryOp::Sub if self.instructions[a] == self.instructions[b] => vanishing(a),
+            BinaryOp::Sub if same => vanishing(a),
+            BinaryOp::Div if same => format!(
+                "or_undefined(vec4<f32>(1.0), select(r{a}, vec4<f32>({}), r{a} == vec4<f32>()))",
+                literal(f32::INFINITY)
+            ),
             BinaryOp::Mul if is_zero(b) => vanishing(a),
             BinaryOp::Mul if is_zero(a) => vanishing(b),
             _ => binary(op, &format!("r{a}"), &format!("r{b}")),
