@@ -1,14 +1,18 @@
 // Sorts the places of each run by id, then place: a workgroup a run, bitonic, in workgroup memory (Batcher, AFIPS 1968).
 // An invocation takes at most 150 steps. A key is id * run + place within the run; places that do not exist come last.
-{# Inside: The place read is clamped to count. A workgroup for each run, of exactly run keys, so nothing is surplus. a and b = a + j differ in
-   bit j of a number below run. #}
+{# Inside: The place read is clamped to count. A workgroup sorts one of the runs, of exactly run keys; surplus workgroups leave whole. a and
+   b = a + j differ in bit j of a number below run. #}
 {% include "shared/group" %}
 
 var<workgroup> keys: array<u32, {{ run }}>;
 
 @compute @workgroup_size({{ size }})
 fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
-    let first = group_id(wid) * {{ run }}u;
+    let number = group_id(wid);
+    if (number >= {{ runs }}u) {
+        return;
+    }
+    let first = number * {{ run }}u;
     for (var i = lid; i < {{ run }}u; i += {{ size }}u) {
         let place = min(first + i, {{ count - 1 }}u);
         keys[i] = select(0xffffffffu, ids_at(place) * {{ run }}u + i, first + i < {{ count }}u);

@@ -92,7 +92,7 @@ impl<'m> Machine<'m> {
             Expression::Load { pointer } => self.load(frame, pointer, mask),
             Expression::Unary { op, expr } => {
                 let scalar = frame.table[expr.index()].scalar();
-                values::unary(op, scalar, &*self.value(frame, expr, mask))
+                values::unary(op, scalar, &self.value(frame, expr, mask))
             }
             Expression::Binary { op, left, right } => {
                 let scalar = frame.table[left.index()].scalar();
@@ -111,7 +111,7 @@ impl<'m> Machine<'m> {
                 values::select(&condition, &accept, &reject)
             }
             Expression::Relational { fun, argument } => {
-                values::relational(fun, &*self.value(frame, argument, mask))
+                values::relational(fun, &self.value(frame, argument, mask))
             }
             Expression::Math {
                 fun,

@@ -65,6 +65,7 @@ pub(crate) fn sort(ids: Layout, sorted: Layout, run: usize) -> Kernel {
     Kernel::new("gather_sort")
         .items(sorted.cols() / run * size, size)
         .with("count", ids.cols())
+        .with("runs", sorted.cols() / run)
         .with("run", run)
         .read("ids", ids, View::Scalar)
         .write("sorted", sorted, View::Scalar)

@@ -47,7 +47,7 @@ fn kernels(target: Target) -> Result<Vec<Kernel>> {
     let halves = matrix(ROWS, 1, DType::F16)?;
     let four = matrix(ROWS, 4, f32s)?;
     let square = matrix((1 << 15) - 1, 1 << 15, f32s)?;
-    let long = vector((1 << 30) - 4, f32s)?;
+    let long = vector((1 << 30) - 16, f32s)?;
     let [one, five, unit] = [vector(1, f32s)?, vector(5, f32s)?, vector(4, f32s)?];
     let each = vector(ROWS, f32s)?;
     let ids = vector(ROWS, DType::U32)?;

@@ -4,6 +4,7 @@ use super::*;
 
 mod graphs;
 mod grids;
+mod links;
 mod network;
 
 /// What running one workgroup of `wgsl` on x, 8 u32, and y, 8 u32, finds.

@@ -292,16 +292,3 @@ fn the_largest_products_fit_grids_and_indices() {
     }
     assert!(folded > 0);
 }
-
-/// Every product of a batch that is folded, and every column of a row that is.
-#[test]
-fn folded_grids_compute_everything() {
-    for (tier, dtype) in [
-        (Tier::Direct, DType::F32),
-        (Tier::Tiled(TILES[2]), DType::F16),
-    ] {
-        let target = target(true, tier == Tier::Direct, None);
-        let choice = Choice { tier, splits: 1 };
-        product(Trans::NN, [65_537, 1, 1, 1], dtype, target, choice);
-    }
-}
