@@ -268,8 +268,8 @@ fn products_over_a_long_k() {
 fn batches_of_products_over_a_long_k() {
     let mut case = case();
     for (i, (a, b, trans)) in [
-        ([2, 3, 70_003], [2, 70_003, 5], Trans::NN),
-        ([2, 3, 70_003], [2, 5, 70_003], Trans::NT),
+        ([2, 3, LONG + 1], [2, LONG + 1, 5], Trans::NN),
+        ([2, 3, LONG + 1], [2, 5, LONG + 1], Trans::NT),
         ([3, 70_003, 2], [3, 70_003, 5], Trans::TN),
     ]
     .into_iter()
