@@ -2,7 +2,7 @@
 
 use super::{Graph, LinearCrossEntropy, Op, Source, ValueId};
 use crate::error::{Error, Result};
-use crate::types::{Broadcast, DType, Shape, Trans, UnaryOp, Window};
+use crate::types::{BinaryOp, Broadcast, DType, Shape, Trans, UnaryOp, Window};
 
 /// The operands of one operation, with the checks that all operations share.
 struct Operands<'a> {
@@ -183,6 +183,8 @@ fn same_hint(a: &Shape, b: &Shape) -> &'static str {
 /// losses. A product or an elementwise function of two whole operands needs one type.
 pub(super) fn check_types(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Result<()> {
     let pair = match op {
+        // The gradient of an f16 copy of an f32 value is f32.
+        Op::Binary(BinaryOp::UnaryGrad(_), _) => return Ok(()),
         Op::Binary(_, Broadcast::Same | Broadcast::Groups { .. })
         | Op::MatMul { .. }
         | Op::Conv { .. }
