@@ -238,7 +238,7 @@ fn inputs_of_a_run() {
     let ids = ("ids", Array::from_u32(&[2], &[3, 0]).unwrap());
     interpreter.run(&graph, &[x.clone(), ids.clone()]).unwrap();
     says(
-        interpreter.run(&graph, &[ids.clone()]),
+        interpreter.run(&graph, std::slice::from_ref(&ids)),
         "input \"x\" is not given: x [4, 3] f32",
     );
     says(

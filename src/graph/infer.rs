@@ -2,50 +2,7 @@
 
 use super::{Graph, LinearCrossEntropy, Op, Source, ValueId};
 use crate::error::{Error, Result};
-use crate::types::{Broadcast, DType, Rates, Shape, Trans, UnaryOp, Window};
-
-impl Op {
-    /// The name in errors and listings: `relu`, `add`, `matmul`.
-    #[must_use]
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::Unary(op) => op.name(),
-            Self::Binary(op, _) => op.name(),
-            Self::Cast(_) => "cast",
-            Self::Dropout { .. } => "dropout",
-            Self::Reshape => "reshape",
-            Self::MatMul { .. } => "matmul",
-            Self::LayerNorm { .. } => "layer_norm",
-            Self::LayerNormGrad => "layer_norm_grad",
-            Self::LayerNormParamGrad => "layer_norm_param_grad",
-            Self::Im2col(_) => "im2col",
-            Self::Col2im(_) => "col2im",
-            Self::Conv { .. } => "conv",
-            Self::ConvGradInput { .. } => "conv_grad_input",
-            Self::ConvGradWeight { .. } => "conv_grad_weight",
-            Self::Gather { .. } => "gather",
-            Self::GatherGrad { .. } => "gather_grad",
-            Self::SumRows => "sum_rows",
-            Self::SumCols => "sum_cols",
-            Self::SumAll => "sum_all",
-            Self::SumGroups { .. } => "sum_groups",
-            Self::MaskedMean => "masked_mean",
-            Self::MaskedMeanGrad { .. } => "masked_mean_grad",
-            Self::Stack => "stack",
-            Self::KdLoss { .. } => "kd_loss",
-            Self::KdLossGrad { .. } => "kd_loss_grad",
-            Self::CrossEntropy { .. } => "cross_entropy",
-            Self::CrossEntropyGrad { .. } => "cross_entropy_grad",
-            Self::LinearCrossEntropy(_) => "linear_cross_entropy",
-            Self::LinearCrossEntropyGrad { .. } => "linear_cross_entropy_grad",
-            Self::GlobalNorm => "global_norm",
-            Self::AdamW { .. } => "adamw",
-            Self::Accumulate { .. } => "accumulate",
-            Self::TakeAccumulated { .. } => "take_accumulated",
-            Self::Assign { .. } => "assign",
-        }
-    }
-}
+use crate::types::{BinaryOp, Broadcast, DType, Rates, Shape, Trans, UnaryOp, Window};
 
 /// The operands of one operation, with the checks that all operations share.
 struct Operands<'a> {
@@ -226,6 +183,8 @@ fn same_hint(a: &Shape, b: &Shape) -> &'static str {
 /// losses. A product or an elementwise function of two whole operands needs one type.
 pub(super) fn check_types(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Result<()> {
     let pair = match op {
+        // The gradient of an f16 copy of an f32 value is f32.
+        Op::Binary(BinaryOp::UnaryGrad(_), _) => return Ok(()),
         Op::Binary(_, Broadcast::Same | Broadcast::Groups { .. })
         | Op::MatMul { .. }
         | Op::Conv { .. }

@@ -263,6 +263,47 @@ pub enum Op {
 }
 
 impl Op {
+    /// The name in errors and listings: `relu`, `add`, `matmul`.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Unary(op) => op.name(),
+            Self::Binary(op, _) => op.name(),
+            Self::Cast(_) => "cast",
+            Self::Dropout { .. } => "dropout",
+            Self::Reshape => "reshape",
+            Self::MatMul { .. } => "matmul",
+            Self::LayerNorm { .. } => "layer_norm",
+            Self::LayerNormGrad => "layer_norm_grad",
+            Self::LayerNormParamGrad => "layer_norm_param_grad",
+            Self::Im2col(_) => "im2col",
+            Self::Col2im(_) => "col2im",
+            Self::Conv { .. } => "conv",
+            Self::ConvGradInput { .. } => "conv_grad_input",
+            Self::ConvGradWeight { .. } => "conv_grad_weight",
+            Self::Gather { .. } => "gather",
+            Self::GatherGrad { .. } => "gather_grad",
+            Self::SumRows => "sum_rows",
+            Self::SumCols => "sum_cols",
+            Self::SumAll => "sum_all",
+            Self::SumGroups { .. } => "sum_groups",
+            Self::MaskedMean => "masked_mean",
+            Self::MaskedMeanGrad { .. } => "masked_mean_grad",
+            Self::Stack => "stack",
+            Self::KdLoss { .. } => "kd_loss",
+            Self::KdLossGrad { .. } => "kd_loss_grad",
+            Self::CrossEntropy { .. } => "cross_entropy",
+            Self::CrossEntropyGrad { .. } => "cross_entropy_grad",
+            Self::LinearCrossEntropy(_) => "linear_cross_entropy",
+            Self::LinearCrossEntropyGrad { .. } => "linear_cross_entropy_grad",
+            Self::GlobalNorm => "global_norm",
+            Self::AdamW { .. } => "adamw",
+            Self::Accumulate { .. } => "accumulate",
+            Self::TakeAccumulated { .. } => "take_accumulated",
+            Self::Assign { .. } => "assign",
+        }
+    }
+
     /// How operand `i` of an elementwise operation meets the result.
     pub(crate) fn broadcast_of(&self, i: usize) -> Broadcast {
         match (self, i) {

@@ -89,7 +89,7 @@ impl UnaryOp {
 ///
 /// The result has the element type of the first operand. Both operands have one element type, with these exceptions: a vector that
 /// is broadcast (a bias, a mask, a scalar: [`Broadcast::Cols`], [`Broadcast::Rows`], [`Broadcast::Scalar`]) may be f32 beside f16 or f16
-/// beside f32, and a constant, which is always f32, may meet either type.
+/// beside f32; a constant, which is always f32, may meet either type; and so may the gradient of [`BinaryOp::UnaryGrad`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum BinaryOp {
