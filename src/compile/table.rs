@@ -59,6 +59,7 @@ pub(crate) struct NewParameters {
 }
 
 /// Runs of the parameters of one graph, and the sizes of all blocks.
+#[derive(Default)]
 pub(crate) struct Table {
     pub runs: HashMap<ValueId, Span>,
     pub blocks: Vec<u64>,

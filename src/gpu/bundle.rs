@@ -434,18 +434,21 @@ impl Turn<'_> {
 
     /// Hands everything to the device and returns at once. Without [`Bundle::read`] there is nothing to wait for.
     ///
+    /// Each dispatch comes with whether a new submission begins before it. Submissions are done in order: one with what the host writes
+    /// comes first, one with copies and results last.
+    ///
     /// # Errors
     /// As [`Recorder::submit`](super::Recorder::submit).
     pub fn submit<'d>(
         mut self,
-        dispatches: impl Iterator<Item = &'d Dispatch>,
+        dispatches: impl Iterator<Item = (&'d Dispatch, bool)>,
     ) -> Result<Option<Transfer>> {
         let inner = &self.bundle.gpu.0;
         let what = || format!("submitting {:?}", self.bundle.label);
         let missing = || Error::Graph("a turn without memory".into());
         let mut flight = self.flight.take().ok_or_else(missing)?;
         let sent = inner.guard.run(what, 0, || self.send(&flight, dispatches));
-        let (index, dispatches) = match sent {
+        let (index, submissions, dispatches) = match sent {
             Ok(sent) => sent,
             Err(error) => {
                 // Staging memory of a submission that failed is not used again.
@@ -456,7 +459,7 @@ impl Turn<'_> {
                 return Err(error);
             }
         };
-        inner.submissions.fetch_add(1, Ordering::Relaxed);
+        inner.submissions.fetch_add(submissions, Ordering::Relaxed);
         inner.dispatches.fetch_add(dispatches, Ordering::Relaxed);
         flight.index = Some(index.clone());
         self.ring.flights.push_back(flight);
@@ -469,8 +472,8 @@ impl Turn<'_> {
     fn send<'d>(
         &self,
         flight: &Flight,
-        dispatches: impl Iterator<Item = &'d Dispatch>,
-    ) -> (wgpu::SubmissionIndex, u64) {
+        dispatches: impl Iterator<Item = (&'d Dispatch, bool)>,
+    ) -> (wgpu::SubmissionIndex, u64, u64) {
         let bundle = self.bundle;
         let gpu = &bundle.gpu;
         let label = Some(bundle.label);
@@ -484,13 +487,21 @@ impl Turn<'_> {
             }
         }
         let mut dispatches = dispatches.peekable();
-        let mut count = 0;
-        if dispatches.peek().is_some() {
+        let (mut submissions, mut count) = (1, 0);
+        while let Some((first, _)) = dispatches.next() {
+            if count > 0 {
+                let next = gpu.device().create_command_encoder(&descriptor);
+                let full = std::mem::replace(&mut encoder, next);
+                gpu.queue().submit([full.finish()]);
+                submissions += 1;
+            }
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
                 label,
                 timestamp_writes: None,
             });
-            for dispatch in dispatches {
+            first.encode(&mut pass, flight.turn);
+            count += 1;
+            while let Some((dispatch, _)) = dispatches.next_if(|(_, cut)| !cut) {
                 dispatch.encode(&mut pass, flight.turn);
                 count += 1;
             }
@@ -512,7 +523,7 @@ impl Turn<'_> {
         if let Some(download) = &self.download {
             download.map();
         }
-        (index, count)
+        (index, submissions, count)
     }
 }
 

@@ -2,13 +2,15 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::dispatch::{Dispatch, Input};
+use super::pace::Pace;
 use super::parameters::Parameters;
 use super::tune::Measuring;
 use crate::compile::{Place, Plan, compile};
 use crate::error::Result;
-use crate::gpu::{BufferSlice, Bundle, Gpu, Layout, ProfileStep, Timing};
+use crate::gpu::{Access, Buffer, BufferSlice, Bundle, Gpu, Layout, ProfileStep, Timing};
 use crate::graph::Graph;
 use crate::kernels::{MAX_BINDINGS, Target};
 use crate::runtime::memory::Memory;
@@ -23,20 +25,27 @@ pub struct Executable {
     gpu: Gpu,
     pub(crate) dispatches: Vec<Dispatch>,
     pub(crate) inputs: Vec<Input>,
-    pub(crate) outputs: Vec<(String, BufferSlice, Layout)>,
     /// The outputs on the host: shared with the results of every run.
     pub(crate) results: Arc<[Named]>,
     /// Inputs, updates of states and outputs around the dispatches.
     pub(crate) bundle: Bundle,
     pub(crate) shadows: ShadowUse,
+    /// Buffers that outlive a run and that its dispatches write: parameters, moments, accumulated gradients, f16 copies.
+    lasting: Vec<Buffer>,
     /// Everything a run overwrites, for [`Executable::poison`].
     intermediates: Vec<BufferSlice>,
     plan: Plan,
+    pub(crate) pace: Arc<Pace>,
 }
 
 impl Executable {
-    /// The executable of a graph, and the parameters with those that it adds. `known` keeps what it has.
-    pub(crate) fn new(known: &Parameters, graph: &Graph) -> Result<(Self, Parameters)> {
+    /// The executable of a graph, and the parameters with those that it adds. `known` keeps what it has. No submission of a run takes
+    /// longer than `most`, as far as dispatches are shorter.
+    pub(crate) fn new(
+        known: &Parameters,
+        graph: &Graph,
+        most: Option<Duration>,
+    ) -> Result<(Self, Parameters)> {
         let gpu = known.gpu();
         let capabilities = gpu.capabilities();
         let target = Target::new(capabilities);
@@ -47,6 +56,7 @@ impl Executable {
         let parameters = &grown;
         let memory = Memory::new(parameters, graph, &lowered, &plan, table)?;
         let mut dispatches = Vec::with_capacity(lowered.steps.len());
+        let mut lasting: Vec<Buffer> = Vec::new();
         for step in &lowered.steps {
             let kernel = &step.kernel;
             let bindings = kernel.bindings();
@@ -57,6 +67,13 @@ impl Executable {
                 .zip(&bindings)
                 .map(|(&place, binding)| memory.slice(place, binding.layout.size_bytes()))
                 .collect::<Result<_>>()?;
+            for (slice, binding) in slices.iter().zip(&bindings) {
+                let buffer = slice.buffer();
+                let known = lasting.iter().any(|known| known.id() == buffer.id());
+                if binding.access == Access::ReadWrite && !known && parameters.holds(buffer) {
+                    lasting.push(buffer.clone());
+                }
+            }
             let turns = memory.turns(slices)?;
             dispatches.push(Dispatch::new(gpu, target, kernel, &turns)?);
         }
@@ -91,12 +108,13 @@ impl Executable {
             .collect();
         let executable = Self {
             gpu: gpu.clone(),
+            pace: Arc::new(Pace::new(most, target, &dispatches)),
             dispatches,
             inputs,
-            outputs,
             results: results.into(),
             bundle,
             shadows: memory.shadow_use(graph, target)?,
+            lasting,
             intermediates: memory.intermediates(graph)?,
             plan,
         };
@@ -111,6 +129,14 @@ impl Executable {
     #[must_use]
     pub fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    /// Number of submissions of the next run: 1, or more where its estimated or measured time exceeds
+    /// [`Session::max_submission`](crate::Session::max_submission).
+    #[must_use]
+    pub fn submissions(&self) -> usize {
+        let cuts = self.pace.cut(self.dispatches.iter());
+        1 + cuts.filter(|&(_, cut)| cut).count()
     }
 
     /// Key and WGSL text of every dispatch, in order of execution; a kernel that runs twice occurs twice.
@@ -133,37 +159,58 @@ impl Executable {
         Ok(())
     }
 
-    /// Runs the dispatches once on whatever the inputs hold, and times each on the GPU. Parameters are updated as in a run.
+    /// Runs the dispatches once on whatever the inputs hold, and times each on the GPU.
+    ///
+    /// Nothing that outlives a run changes: parameters, moments and accumulated gradients are copied before and restored after, which
+    /// takes as much memory again meanwhile; states keep their values.
     ///
     /// # Errors
-    /// [`Error::Unsupported`](crate::Error::Unsupported) without timestamps; [`Error::DeviceLost`](crate::Error::DeviceLost).
+    /// [`Error::Unsupported`](crate::Error::Unsupported) without timestamps; [`Error::OutOfMemory`](crate::Error::OutOfMemory),
+    /// [`Error::DeviceLost`](crate::Error::DeviceLost).
     pub fn profile(&self) -> Result<Vec<Timing>> {
         self.measure(Gpu::profile)
     }
 
     /// Runs the dispatches once on whatever the inputs hold, in one pass as a run does, and returns its GPU time in nanoseconds.
-    /// Parameters are updated as in a run; states keep their values.
+    /// Nothing that outlives a run changes, as for [`Executable::profile`]. The pass is one submission, however long it takes.
     ///
     /// # Errors
     /// As [`Executable::profile`].
     pub fn time(&self) -> Result<f64> {
-        self.measure(Gpu::time)
+        let nanoseconds = self.measure(Gpu::time)?;
+        if nanoseconds > 0.0 {
+            self.pace.note(Duration::from_nanos(nanoseconds as u64));
+        }
+        Ok(nanoseconds)
     }
 
-    /// Outdated shadows are copied before, in a submission of their own.
+    /// Outdated shadows are refreshed before, in a submission of their own. What outlives a run is copied there, and restored at the end.
     fn measure<T>(&self, measure: impl Fn(&Gpu, &[ProfileStep]) -> Result<T>) -> Result<T> {
         // Inputs that are being written cannot be read. In the order in which a run takes both.
         let held = self.bundle.hold();
-        let shadows = self.shadows.begin();
-        let mut recorder = self.gpu.recorder("refresh shadows");
+        let mut shadows = self.shadows.begin();
+        let copies = self.lasting.iter().map(|buffer| {
+            let copy = self.gpu.buffer(buffer.size(), "copy of parameters")?;
+            Ok((buffer.whole(), copy.whole()))
+        });
+        let copies: Vec<(BufferSlice, BufferSlice)> = copies.collect::<Result<_>>()?;
+        let mut recorder = self.gpu.recorder("before measuring");
         for dispatch in shadows.refreshes() {
             let work = &dispatch.work;
             recorder.dispatch(&work.pipeline, work.bind_group(0), work.workgroups)?;
         }
+        for (buffer, copy) in &copies {
+            recorder.copy(buffer, copy)?;
+        }
         recorder.submit()?;
-        let measured = measure(&self.gpu, &self.steps_of(held.turn))?;
-        shadows.submitted();
-        Ok(measured)
+        shadows.refreshed();
+        let measured = measure(&self.gpu, &self.steps_of(held.turn));
+        let mut recorder = self.gpu.recorder("after measuring");
+        for (buffer, copy) in &copies {
+            recorder.copy(copy, buffer)?;
+        }
+        recorder.submit()?;
+        measured
     }
 
     /// The dispatches of a run, for timing them together with others through [`Gpu::time`] and [`Gpu::profile`]. They read the inputs of the

@@ -2,16 +2,19 @@
 
 mod dispatch;
 mod executable;
-mod executables;
+mod function;
 mod memory;
+mod pace;
 mod parameters;
-mod record;
+mod recent;
 mod run;
 mod session;
 mod shadow;
 mod tune;
 
 pub use executable::Executable;
+pub(crate) use function::Function;
+pub(crate) use recent::Recent;
 pub use run::{Host, Outputs, Pending};
 pub use session::{Session, SessionStats};
 

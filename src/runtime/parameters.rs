@@ -201,6 +201,22 @@ impl Parameters {
         Ok(self.tensor(name)?.slice().clone())
     }
 
+    /// Whether a buffer is one of the arenas.
+    pub fn holds(&self, buffer: &Buffer) -> bool {
+        let arenas = [
+            Arena::Parameters,
+            Arena::FirstMoments,
+            Arena::SecondMoments,
+            Arena::Accumulated,
+            Arena::Shadows,
+        ];
+        let mut blocks = self.blocks.iter();
+        blocks.any(|block| {
+            let mut all = arenas.iter().filter_map(|&arena| block.arena(arena));
+            all.any(|arena| arena.id() == buffer.id())
+        })
+    }
+
     pub fn block(&self, index: usize) -> &Block {
         &self.blocks[index]
     }

@@ -6,8 +6,10 @@ use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use super::dispatch::Input;
+use super::pace::Pace;
 use crate::error::{Error, Result};
 use crate::gpu::{Download, Element, IN_FLIGHT, Layout, Transfer};
 use crate::runtime::executable::Executable;
@@ -88,7 +90,7 @@ impl Executable {
     /// device's queue is bounded, and inputs need no more staging memory than that.
     pub const IN_FLIGHT: usize = IN_FLIGHT;
 
-    /// Uploads the inputs, submits everything, returns; at once, unless [`Executable::IN_FLIGHT`] runs are under way.
+    /// Uploads the inputs, submits everything at once (or in pieces, see [`Session::max_submission`](super::Session::max_submission)), returns; at once, unless [`Executable::IN_FLIGHT`] runs are under way.
     ///
     /// The first run makes staging memory for results, and for inputs unless kernels read them where they are written
     /// ([`Plan::inputs_in_place`](super::Plan::inputs_in_place)). After that a run and taking its results allocate nothing, on the device or
@@ -111,11 +113,15 @@ impl Executable {
         }
         let shadows = self.shadows.begin();
         let dispatches = shadows.refreshes().chain(&self.dispatches);
-        let transfer = turn.submit(dispatches.map(|dispatch| &dispatch.work))?;
+        let cut = self.pace.cut(dispatches);
+        let start = Instant::now();
+        let transfer = turn.submit(cut.map(|(dispatch, cut)| (&dispatch.work, cut)))?;
         shadows.submitted();
         Ok(Pending {
             transfer,
             outputs: Arc::clone(&self.results),
+            start,
+            pace: Arc::clone(&self.pace),
         })
     }
 
@@ -173,6 +179,9 @@ pub struct Pending {
     /// Nothing where the graph has no outputs.
     transfer: Option<Transfer>,
     outputs: Arc<[Named]>,
+    /// When the run was submitted.
+    start: Instant,
+    pace: Arc<Pace>,
 }
 
 impl Pending {
@@ -198,7 +207,9 @@ impl Pending {
         }
     }
 
+    /// Of a run that is done.
     fn outputs(&self) -> Outputs {
+        self.pace.note(self.start.elapsed());
         let download = self.transfer.as_ref().map(Transfer::download);
         Outputs(download.map(|download| (Arc::clone(download), Arc::clone(&self.outputs))))
     }

@@ -111,8 +111,8 @@ impl ShadowGuard<'_> {
         reads.filter_map(|(shadow, dispatch)| shadow.is_outdated().then_some(dispatch))
     }
 
-    /// The run is submitted.
-    pub fn submitted(mut self) {
+    /// The [`refreshes`](Self::refreshes) are submitted.
+    pub fn refreshed(&mut self) {
         let Some(state) = self.state.as_deref_mut() else {
             return;
         };
@@ -121,6 +121,14 @@ impl ShadowGuard<'_> {
             state.refreshes += u64::from(shadow.is_outdated());
             shadow.shown = shadow.written;
         }
+    }
+
+    /// The run is submitted.
+    pub fn submitted(mut self) {
+        self.refreshed();
+        let Some(state) = self.state.as_deref_mut() else {
+            return;
+        };
         for &block in &self.user.outdates {
             state.blocks[block].written += 1;
         }
