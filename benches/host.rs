@@ -14,7 +14,7 @@ use energyflow::gpu::{Access, BufferSlice, KernelSource, Layout, Recorder, Tenso
 use energyflow::graph::{Graph, Init};
 use energyflow::nn::Linear;
 use energyflow::runtime::Host;
-use energyflow::text::{DistillOptions, Distiller, EncoderOptions};
+use energyflow::text::{Batches, Dataset, DistillOptions, Distiller, EncoderOptions, OpenOptions};
 use energyflow::train::AdamW;
 use energyflow::types::{DType, Shape, Trans, UnaryOp};
 use energyflow::{Executable, Gpu, GpuOptions, Result, Session};
@@ -37,18 +37,13 @@ fn network() -> Result<Graph> {
 /// What submitting a training step takes, without what the device takes: by the executable, and by a recorder that is given the same
 /// work.
 fn training_step(criterion: &mut Criterion, gpu: &Gpu) -> Result<()> {
-    let options = EncoderOptions {
-        vocabulary: 50,
-        length: 8,
-        width: 16,
-        hidden: 32,
-        embedding: 16,
-        ..EncoderOptions::default()
-    };
-    let distill = DistillOptions {
-        batch: 4,
-        ..DistillOptions::default()
-    };
+    let options = EncoderOptions::default()
+        .vocabulary(50)
+        .length(8)
+        .width(16)
+        .hidden(32)
+        .embedding(16);
+    let distill = DistillOptions::default().batch(4);
     let distiller = Distiller::new(gpu, &options, &distill)?;
     let step = distiller.training_step();
     let dispatches = step.plan().dispatches;
@@ -247,7 +242,34 @@ fn long_graphs(criterion: &mut Criterion) -> Result<()> {
     Ok(())
 }
 
+/// Batches of samples in a random order: from a file in memory, and sample by sample from the file.
+fn batches(criterion: &mut Criterion) -> Result<()> {
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/data/wordnet_train.safetensors"
+    );
+    for (how, in_memory) in [("in memory", u64::MAX), ("read by position", 0)] {
+        let options = OpenOptions::default().in_memory(in_memory);
+        let dataset = Dataset::open_with(path, options)?;
+        let mut batches = Batches::training(dataset, 64, 32, 0)?;
+        let mut epoch = 0;
+        let name = format!("assemble a batch of 64 x 32 tokens, {how}");
+        criterion.bench_function(&name, |bencher| {
+            bencher.iter(|| -> Result<()> {
+                if batches.position().1 == batches.per_epoch() {
+                    epoch += 1;
+                    batches.start_epoch(epoch);
+                }
+                black_box(batches.next_batch()?);
+                Ok(())
+            });
+        });
+    }
+    Ok(())
+}
+
 fn run(criterion: &mut Criterion) {
+    batches(criterion).expect("the benches need the bundled data");
     host(criterion)
         .and_then(|()| large_inputs(criterion))
         .and_then(|()| long_graphs(criterion))

@@ -1,27 +1,28 @@
-//! Converts a dataset to the compact format.
+//! Converts a dataset to safetensors, the format that is read from the disk as it is needed.
 //!
 //! ```text
-//! cargo run --example convert -- train.efb train.efc
-//! cargo run --example convert -- val.efb val.efc --texts val.txt --vocab 30522
-//! cargo run --example convert -- pairs.jsonl pairs.efc --tokenizer tokenizer.json --max-length 64
+//! cargo run --example convert -- train.efb train.safetensors
+//! cargo run --example convert -- val.efb val.safetensors --texts val.txt --vocab 30522
+//! cargo run --example convert -- pairs.jsonl pairs.safetensors --tokenizer tokenizer.json --max-length 64
 //! ```
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
 
 use clap::Parser;
-use energyflow::text::{CompactWriter, Dataset, JsonLines, OpenOptions, Tokenizer};
+use energyflow::DType;
+use energyflow::text::{Dataset, DatasetWriter, OpenOptions, Tokenizer};
 
 #[derive(Parser)]
 #[command(
-    about = "Converts EFB1, or JSON lines if the name ends in .jsonl, to the compact format EFC1"
+    about = "Converts a dataset (EFB1, JSON lines or safetensors, told by its content) to safetensors"
 )]
 struct Args {
     /// Dataset to read.
     input: PathBuf,
-    /// Compact file to write.
+    /// File to write.
     output: PathBuf,
-    /// Texts to store with the samples, one a line, in the same order (EFB1 only).
+    /// Texts to store with the samples, one per line, in the same order.
     #[arg(long)]
     texts: Option<PathBuf>,
     /// Size of the vocabulary, which token ids must be below.
@@ -33,16 +34,46 @@ struct Args {
     /// Cut what the tokeniser makes to this many tokens.
     #[arg(long, default_value_t = 64)]
     max_length: usize,
+    /// Store embeddings as f32 instead of f16.
+    #[arg(long)]
+    exact: bool,
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
-    let args = Args::parse();
-    if args.input.extension().is_some_and(|end| end == "jsonl") {
-        convert_json_lines(&args)?;
-    } else {
-        convert_binary(&args)?;
+fn main() {
+    if let Err(error) = run(&Args::parse()) {
+        eprintln!("error: {error}");
+        std::process::exit(1);
     }
-    let options = OpenOptions { vocab: args.vocab };
+}
+
+fn run(args: &Args) -> Result<(), Box<dyn Error>> {
+    let tokenizer = match &args.tokenizer {
+        Some(path) => Some(load_tokenizer(path, args.max_length)?),
+        None => None,
+    };
+    let mut options = OpenOptions::default();
+    options.vocab = args.vocab;
+    options.tokenizer = tokenizer.as_deref();
+    let dataset = Dataset::open_with(&args.input, options)?;
+    let file = match &args.texts {
+        Some(path) => {
+            let read = std::fs::read_to_string(path);
+            Some(read.map_err(|error| format!("{}: {error}", path.display()))?)
+        }
+        None => None,
+    };
+    let texts: Option<Vec<&str>> = file.as_ref().map(|texts| texts.lines().collect());
+    if let Some(texts) = texts.as_ref().filter(|texts| texts.len() != dataset.len()) {
+        return Err(format!("{} texts for {} samples", texts.len(), dataset.len()).into());
+    }
+    let dtype = if args.exact { DType::F32 } else { DType::F16 };
+    let mut writer = DatasetWriter::create(&args.output, dataset.width(), dtype)?;
+    for (index, sample) in dataset.iter().enumerate() {
+        let sample = sample?;
+        let text = texts.as_ref().map(|texts| texts[index]).or(sample.text());
+        writer.push(sample.ids(), sample.mask(), sample.target(), text)?;
+    }
+    writer.finish()?;
     let written = Dataset::open_with(&args.output, options)?;
     println!(
         "{}: {} samples of width {}",
@@ -51,51 +82,6 @@ fn main() -> Result<(), Box<dyn Error>> {
         written.width()
     );
     Ok(())
-}
-
-fn convert_binary(args: &Args) -> Result<(), Box<dyn Error>> {
-    let dataset = Dataset::open_with(&args.input, OpenOptions { vocab: args.vocab })?;
-    let file = args
-        .texts
-        .as_ref()
-        .map(std::fs::read_to_string)
-        .transpose()?;
-    let texts: Option<Vec<&str>> = file.as_ref().map(|texts| texts.lines().collect());
-    if let Some(texts) = texts.as_ref().filter(|texts| texts.len() != dataset.len()) {
-        return Err(format!("{} texts for {} samples", texts.len(), dataset.len()).into());
-    }
-    let mut writer = CompactWriter::create(&args.output, dataset.width())?;
-    for (index, sample) in dataset.iter().enumerate() {
-        let ids: Vec<u32> = sample.ids().collect();
-        let mask: Vec<u8> = sample.mask().collect();
-        let target: Vec<f32> = sample.target().collect();
-        let text = texts.as_ref().map(|texts| texts[index]).or(sample.text());
-        writer.push(&ids, &mask, &target, text)?;
-    }
-    Ok(writer.finish()?)
-}
-
-fn convert_json_lines(args: &Args) -> Result<(), Box<dyn Error>> {
-    let tokenizer = match &args.tokenizer {
-        Some(path) => Some(load_tokenizer(path, args.max_length)?),
-        None => None,
-    };
-    let mut writer: Option<CompactWriter> = None;
-    for record in JsonLines::open_with(&args.input, OpenOptions { vocab: args.vocab })? {
-        let record = record?;
-        let ids = match (record.input_ids, &record.text, &tokenizer) {
-            (Some(ids), ..) => ids,
-            (None, Some(text), Some(tokenizer)) => tokenizer.encode(text)?,
-            _ => return Err("a line has no input_ids: give a --tokenizer".into()),
-        };
-        let mask = record.attention_mask.unwrap_or_else(|| vec![1; ids.len()]);
-        let writer = match &mut writer {
-            Some(writer) => writer,
-            None => writer.insert(CompactWriter::create(&args.output, record.target.len())?),
-        };
-        writer.push(&ids, &mask, &record.target, record.text.as_deref())?;
-    }
-    Ok(writer.ok_or("no lines")?.finish()?)
 }
 
 #[cfg(feature = "tokenizer")]

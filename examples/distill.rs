@@ -28,11 +28,11 @@ enum Storage {
 #[derive(Parser)]
 #[command(version)]
 struct Options {
-    /// Training data (EFB1 or compact format, see data/README.md)
-    #[arg(long, default_value = "data/wordnet_train.efc")]
+    /// Training data: safetensors, EFB1 or JSON lines, see data/README.md
+    #[arg(long, default_value = "data/wordnet_train.safetensors")]
     train: PathBuf,
     /// Validation data; questions are answered from its texts
-    #[arg(long, default_value = "data/wordnet_val.efc")]
+    #[arg(long, default_value = "data/wordnet_val.safetensors")]
     validation: PathBuf,
     /// WordPiece vocabulary of the data
     #[arg(long, default_value = "data/tokenizer.json")]
@@ -131,12 +131,7 @@ fn main() {
 
 fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     let tokenizer = WordPiece::from_file(&options.tokenizer, options.length)?;
-    let open = |path: &Path| {
-        let check = OpenOptions {
-            vocab: Some(tokenizer.vocab_size()),
-        };
-        Dataset::open_with(path, check)
-    };
+    let open = |path: &Path| Dataset::open_with(path, OpenOptions::default().tokenizer(&tokenizer));
     let mut train = open(&options.train)?;
     if let Some(samples) = options.samples {
         train = train.take(samples);
@@ -162,7 +157,8 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
         train.width()
     );
 
-    let mut batches = Batches::training(train, options.batch, options.length, options.seed)?;
+    let mut batches = Batches::training(train, options.batch, options.length, options.seed)?
+        .padding(tokenizer.padding_id().unwrap_or(0));
     let steps = options.epochs * u32::try_from(batches.per_epoch())?;
     let (encoder, distill) = configure(options, &batches, &tokenizer, steps)?;
     let start = Instant::now();
@@ -211,51 +207,45 @@ fn configure(
     tokenizer: &WordPiece,
     steps: u32,
 ) -> Result<(EncoderOptions, DistillOptions), Box<dyn Error>> {
-    let encoder = EncoderOptions {
-        vocabulary: tokenizer.vocab_size() as usize,
-        length: options.length,
-        width: options.width,
-        hidden: options.hidden,
-        kernel: options.kernel,
-        dilations: options.dilations.clone(),
-        embedding: batches.dataset().width(),
-        table_bound: options.table_bound,
-        dropout: options.dropout,
-        ..EncoderOptions::default()
-    };
+    let encoder = EncoderOptions::default()
+        .vocabulary(tokenizer.vocab_size() as usize)
+        .length(options.length)
+        .width(options.width)
+        .hidden(options.hidden)
+        .kernel(options.kernel)
+        .dilations(options.dilations.clone())
+        .embedding(batches.dataset().width())
+        .table_bound(options.table_bound)
+        .dropout(options.dropout)
+        .padding(tokenizer.padding_id());
     if steps == 0 {
         return Err("nothing to do: no epochs".into());
     }
-    let distill = DistillOptions {
-        batch: options.batch,
-        optimizer: AdamW {
-            schedule: Schedule::WarmupCosine {
-                peak: options.learning_rate,
-                end: 1e-5_f32.min(options.learning_rate),
-                warmup: options.warmup.min(steps / 2),
-                total: steps,
-            },
-            clip: Some(1.0),
-            weight_decay: options.weight_decay,
-            loss_scale: match options.precision {
-                Storage::F32 => None,
-                Storage::F16 => Some(LossScale {
-                    start: options.loss_scale,
-                    ..LossScale::default()
+    let distill = DistillOptions::default()
+        .batch(options.batch)
+        .optimizer(
+            AdamW::default()
+                .schedule(Schedule::WarmupCosine {
+                    peak: options.learning_rate,
+                    end: 1e-5_f32.min(options.learning_rate),
+                    warmup: options.warmup.min(steps / 2),
+                    total: steps,
+                })
+                .clip(Some(1.0))
+                .weight_decay(options.weight_decay)
+                .loss_scale(match options.precision {
+                    Storage::F32 => None,
+                    Storage::F16 => Some(LossScale::default().start(options.loss_scale)),
                 }),
-            },
-            ..AdamW::default()
-        },
-        micro_batches: options.micro_batches,
-        precision: match options.precision {
+        )
+        .micro_batches(options.micro_batches)
+        .precision(match options.precision {
             Storage::F32 => Precision::F32,
             Storage::F16 => Precision::Mixed,
-        },
-        seed: options.seed,
-        recompute: options.recompute,
-        freeze: options.freeze.clone(),
-        ..DistillOptions::default()
-    };
+        })
+        .seed(options.seed)
+        .recompute(options.recompute)
+        .freeze(options.freeze.clone());
     Ok((encoder, distill))
 }
 
@@ -431,11 +421,8 @@ fn answer(
     for (question, embedding) in questions.iter().zip(embeddings.chunks_exact(width)) {
         println!("\n{question}");
         for (index, cosine) in nearest(embedding, &evaluation.embeddings, 3)? {
-            let text = validation
-                .sample(index)
-                .and_then(|sample| sample.text())
-                .unwrap_or("(no text)");
-            println!("  {cosine:.3}  {text}");
+            let sample = validation.sample(index)?;
+            println!("  {cosine:.3}  {}", sample.text().unwrap_or("(no text)"));
         }
     }
     Ok(())

@@ -69,9 +69,11 @@ pub enum Error {
         /// Which rule is broken.
         reason: String,
     },
-    /// The operands of an operation do not fit together.
-    #[error("{op}: {reason}; operands {}", show_shapes(.shapes))]
+    /// Extents are zero or too large, or the operands of an operation do not fit together.
+    #[error("{}", show_shape_error(.layer.as_deref(), .op, .shapes, .reason))]
     Shape {
+        /// The layer that was being built, see [`Graph::scoped`](crate::Graph::scoped).
+        layer: Option<String>,
         /// The operation.
         op: &'static str,
         /// Shapes of its operands, in order.
@@ -83,7 +85,7 @@ pub enum Error {
     #[error("graph: {0}")]
     Graph(String),
     /// Host data does not match the value it is meant for.
-    #[error("value {name:?}: {reason}")]
+    #[error("{}", show_data_error(.name, .reason))]
     Data {
         /// The input, parameter or state.
         name: String,
@@ -132,6 +134,7 @@ pub enum Error {
 impl Error {
     pub(crate) fn shape(op: &'static str, shapes: &[&Shape], reason: impl Into<String>) -> Self {
         Self::Shape {
+            layer: None,
             op,
             shapes: shapes.iter().map(|&shape| shape.clone()).collect(),
             reason: reason.into(),
@@ -144,9 +147,54 @@ impl Error {
             source,
         }
     }
+
+    /// The same error, with the layer that was being built unless an inner layer is named already.
+    pub(crate) fn in_layer(self, path: &str) -> Self {
+        match self {
+            Self::Shape {
+                layer: None,
+                op,
+                shapes,
+                reason,
+            } => Self::Shape {
+                layer: Some(path.to_owned()),
+                op,
+                shapes,
+                reason,
+            },
+            Self::Graph(reason) if !reason.starts_with(LAYER) => {
+                Self::Graph(format!("{LAYER}{path:?}: {reason}"))
+            }
+            Self::Config { field, reason } if !reason.contains(LAYER) => Self::Config {
+                field,
+                reason: format!("{reason} ({LAYER}{path:?})"),
+            },
+            other => other,
+        }
+    }
 }
 
-fn show_shapes(shapes: &[Shape]) -> String {
+/// How the name of a layer begins in a message.
+const LAYER: &str = "layer ";
+
+/// Shapes that the reason names already are not listed again.
+fn show_shape_error(layer: Option<&str>, op: &str, shapes: &[Shape], reason: &str) -> String {
+    let layer = layer.map(|path| format!("{LAYER}{path:?}: "));
+    let layer = layer.unwrap_or_default();
     let shapes: Vec<String> = shapes.iter().map(Shape::to_string).collect();
-    shapes.join(", ")
+    if !shapes.iter().all(|shape| reason.contains(shape)) {
+        return format!("{layer}{op} {}: {reason}", shapes.join(", "));
+    }
+    match reason.starts_with('[') && reason.contains(": ") {
+        true => format!("{layer}{op} {reason}"),
+        false => format!("{layer}{op}: {reason}"),
+    }
+}
+
+/// A name that the reason mentions already is not repeated.
+fn show_data_error(name: &str, reason: &str) -> String {
+    match reason.contains(&format!("{name:?}")) {
+        true => reason.to_owned(),
+        false => format!("value {name:?}: {reason}"),
+    }
 }

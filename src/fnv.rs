@@ -1,4 +1,4 @@
-//! FNV-1a, 64 bit: the same in every version and on every platform, unlike the standard library's hashes.
+//! The hash FNV-1a, 64 bits. Unlike the hashes of the standard library it is the same in every version and on every platform.
 
 pub(crate) fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| {
@@ -10,7 +10,7 @@ pub(crate) fn fnv1a(bytes: &[u8]) -> u64 {
 mod tests {
     use super::fnv1a;
 
-    /// From the authors' test suite: streams of random numbers and files on disk depend on it.
+    /// Values from the authors' test suite. Streams of random numbers and files on disk depend on the hash.
     #[test]
     fn known_values() {
         assert_eq!(fnv1a(b""), 0xcbf2_9ce4_8422_2325);

@@ -27,10 +27,12 @@
 //! the tests compare every kernel with it.
 #![warn(missing_docs)]
 
-mod atomic;
+#[cfg(test)]
+mod checked;
 mod compile;
 pub mod direct;
 pub mod error;
+mod file;
 mod fnv;
 pub mod gpu;
 pub mod graph;
@@ -38,6 +40,7 @@ mod kernels;
 pub mod nn;
 pub mod reference;
 pub mod runtime;
+mod setters;
 pub mod text;
 pub mod train;
 pub mod types;
@@ -48,3 +51,12 @@ pub use graph::Graph;
 pub use runtime::{Executable, Host, Session};
 pub use types::DType;
 pub use wgpu;
+
+/// Compiles and runs the examples of the documentation.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/guide.md")]
+struct Guide;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -8,13 +8,13 @@ use tempfile::TempDir;
 
 fn validation() -> Dataset {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
-    Dataset::open(folder.join("data/wordnet_val.efc")).unwrap()
+    Dataset::open(folder.join("data/wordnet_val.safetensors")).unwrap()
 }
 
 /// Every batch of an epoch.
 fn epoch(batches: &mut Batches, number: u64) -> Vec<Batch> {
     batches.start_epoch(number);
-    std::iter::from_fn(|| batches.next_batch().cloned()).collect()
+    std::iter::from_fn(|| batches.next_batch().unwrap().cloned()).collect()
 }
 
 #[test]
@@ -31,9 +31,9 @@ fn batches_depend_on_seed_and_epoch_alone() {
     assert_eq!(epoch(&mut batches, 0), first, "whatever came before");
     batches.seek(1, 7);
     assert_eq!(batches.position(), (1, 7));
-    assert_eq!(batches.next_batch(), Some(&second[7]));
+    assert_eq!(batches.next_batch().unwrap(), Some(&second[7]));
     batches.seek(1, usize::MAX);
-    assert_eq!(batches.next_batch(), None);
+    assert_eq!(batches.next_batch().unwrap(), None);
 
     let mut seen: Vec<usize> = first
         .iter()
@@ -70,7 +70,7 @@ fn batches_hold_the_samples_cut_and_padded() {
     let dataset = Dataset::open(&path).unwrap();
     let mut batches = Batches::evaluation(dataset, 2, 2).unwrap();
     assert_eq!(batches.per_epoch(), 2);
-    let batch = batches.next_batch().unwrap();
+    let batch = batches.next_batch().unwrap().unwrap();
     assert_eq!(batch.ids, [7, 8, 99, 0]);
     assert_eq!(batch.mask, [1.0, 1.0, 1.0, 0.0]);
     assert_eq!(batch.targets, [0.1, -2.0, 0.0, 1e-3]);
@@ -78,7 +78,7 @@ fn batches_hold_the_samples_cut_and_padded() {
         (batch.samples.as_slice(), batch.valid),
         ([0, 1].as_slice(), 2)
     );
-    let batch = batches.next_batch().unwrap();
+    let batch = batches.next_batch().unwrap().unwrap();
     assert_eq!(batch.ids, [1, 2, 1, 2]);
     assert_eq!(batch.mask, [0.0, 1.0, 0.0, 1.0]);
     assert_eq!(batch.targets, [-0.3, 65504.0, -0.3, 65504.0]);
@@ -86,7 +86,14 @@ fn batches_hold_the_samples_cut_and_padded() {
         (batch.samples.as_slice(), batch.valid),
         ([2, 2].as_slice(), 1)
     );
-    assert!(batches.next_batch().is_none());
+    assert!(batches.next_batch().unwrap().is_none());
+    // Another id fills texts up, and the mask stays; a masked token of the file keeps its id.
+    let mut batches = batches.padding(3);
+    batches.start_epoch(0);
+    let batch = batches.next_batch().unwrap().unwrap();
+    assert_eq!(batch.ids, [7, 8, 99, 3]);
+    assert_eq!(batch.mask, [1.0, 1.0, 1.0, 0.0]);
+    assert_eq!(batches.next_batch().unwrap().unwrap().ids, [1, 2, 1, 2]);
 }
 
 #[test]

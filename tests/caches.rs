@@ -355,6 +355,23 @@ fn a_folder_in_place_of_a_file_is_ignored() {
     assert!(files.iter().all(|file| file.is_dir()));
 }
 
+/// Opening a pipe would wait for its other end.
+#[cfg(unix)]
+#[test]
+fn a_pipe_in_place_of_a_file_is_ignored() {
+    let (folder, files, bits) = filled();
+    for file in &files {
+        fs::remove_file(file).unwrap();
+        assert!(Command::new("mkfifo").arg(file).status().unwrap().success());
+    }
+    let gpu = open(&options(folder.path()));
+    assert_eq!(product(&gpu).len(), bits.len());
+    gpu.save_caches();
+    let stats = caches(&gpu);
+    assert_eq!((stats.saved, stats.ignored), (0, 2 * files.len() as u64));
+    assert!(files.iter().all(|file| file.exists() && !file.is_file()));
+}
+
 #[cfg(unix)]
 #[test]
 fn a_read_only_folder_is_read() {

@@ -119,9 +119,12 @@ fn layer(gpu: &Gpu, extents: [usize; 6], stride: usize, padding: Padding, before
     for method in [ConvMethod::Implicit, ConvMethod::Columns] {
         let mut graph = Graph::new();
         let input = graph.input("x", &[b, time, channels], DType::F32).unwrap();
-        let sizes = [channels, outputs];
-        let conv = Conv1d::new(&mut graph, "c", sizes, kernel, dilation, true).unwrap();
-        let conv = conv.stride(stride).padding(padding).method(method);
+        let conv = Conv1d::new(&mut graph, "c", channels, outputs, kernel, true).unwrap();
+        let conv = conv
+            .dilation(dilation)
+            .stride(stride)
+            .padding(padding)
+            .method(method);
         let y = conv.forward(&mut graph, input).unwrap();
         let steps = graph.value(y).unwrap().shape.dims()[1];
         graph.output("y", y).unwrap();

@@ -4,7 +4,7 @@ mod common;
 
 use common::{Case, baseline_gpu, compare, gpu, packed_gpu, tiled_gpu, tolerance};
 use energyflow::graph::{Graph, Op, ValueId};
-use energyflow::nn::{Draws, Dropout, Gelu, Tcn, TcnOptions, Training};
+use energyflow::nn::{Draws, Dropout, Gelu, Mode, Tcn, TcnOptions};
 use energyflow::reference::{Array, Interpreter};
 use energyflow::runtime::{Host, Session};
 use energyflow::text::{
@@ -138,11 +138,11 @@ impl Ones {
     fn new(dims: &[usize], rate: f32, seed: u64, streams: usize) -> Self {
         let mut graph = Graph::new();
         let draws = Draws::new(&mut graph, seed).unwrap();
-        let training = Training::default().draws(Some(draws));
+        let mode = Mode::train(Some(draws));
         let one = graph.constant(dims, 1.0).unwrap();
         for stream in 0..streams {
             let dropout = Dropout::new(rate).unwrap();
-            let y = dropout.forward(&mut graph, one, &training).unwrap();
+            let y = dropout.forward(&mut graph, one, mode).unwrap();
             graph.output(&stream.to_string(), y).unwrap();
         }
         Self {
@@ -232,15 +232,7 @@ fn the_seed_decides_and_the_counter_is_a_state() {
 }
 
 fn options(dropout: f32) -> TcnOptions {
-    TcnOptions {
-        width: 6,
-        hidden: 10,
-        kernel: 3,
-        dilations: vec![1, 2],
-        gelu: Gelu::Tanh,
-        eps: 1e-5,
-        dropout,
-    }
+    TcnOptions::new(6, 10, &[1, 2]).dropout(dropout)
 }
 
 #[test]
@@ -281,10 +273,10 @@ fn without_a_rate_or_outside_training_nothing_is_added() {
     let text = |dropout: f32, drawing: bool| {
         let mut graph = Graph::new();
         let draws = Draws::new(&mut graph, 0).unwrap();
-        let training = Training::default().draws(drawing.then_some(draws));
+        let mode = Mode::train(drawing.then_some(draws));
         let x = graph.input("x", &[2, 7, 6], DType::F32).unwrap();
         let tcn = Tcn::new(&mut graph, "blocks", &options(dropout)).unwrap();
-        let y = tcn.forward_in(&mut graph, x, None, &training).unwrap();
+        let y = tcn.forward_in(&mut graph, x, None, mode).unwrap();
         graph.output("y", y).unwrap();
         graph.to_string()
     };
@@ -323,34 +315,33 @@ fn rates_outside_their_range_and_foreign_counters_are_refused() {
 }
 
 fn encoder(dropout: f32) -> EncoderOptions {
-    EncoderOptions {
-        length: 8,
-        width: 12,
-        hidden: 20,
-        kernel: 3,
-        dilations: vec![1, 2],
-        embedding: 384,
-        dropout,
-        ..EncoderOptions::default()
-    }
+    EncoderOptions::default()
+        .length(8)
+        .width(12)
+        .hidden(20)
+        .kernel(3)
+        .dilations(vec![1, 2])
+        .embedding(384)
+        .dropout(dropout)
 }
 
 fn distiller(gpu: &Gpu, dropout: f32, precision: Precision, seed: u64) -> Distiller {
-    let options = DistillOptions {
-        batch: 6,
-        precision,
-        seed,
-        ..DistillOptions::default()
-    };
+    let options = DistillOptions::default()
+        .batch(6)
+        .precision(precision)
+        .seed(seed);
     Distiller::new(gpu, &encoder(dropout), &options).unwrap()
 }
 
 fn batch() -> Batch {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/data/wordnet_train.efc");
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/data/wordnet_train.safetensors"
+    );
     let data = Dataset::open(path).unwrap().take(6);
     let mut batches = Batches::training(data, 6, 8, 1).unwrap();
     batches.start_epoch(0);
-    batches.next_batch().unwrap().clone()
+    batches.next_batch().unwrap().unwrap().clone()
 }
 
 #[test]

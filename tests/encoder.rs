@@ -9,18 +9,16 @@ use energyflow::text::{Encoder, EncoderOptions};
 use energyflow::types::DType;
 
 fn options() -> EncoderOptions {
-    EncoderOptions {
-        vocabulary: 17,
-        length: 7,
-        width: 6,
-        hidden: 11,
-        kernel: 3,
+    EncoderOptions::default()
+        .vocabulary(17)
+        .length(7)
+        .width(6)
+        .hidden(11)
+        .kernel(3)
         // The second reaches over the start of most texts.
-        dilations: vec![1, 3],
-        embedding: 5,
-        table_bound: 1.0,
-        ..EncoderOptions::default()
-    }
+        .dilations(vec![1, 3])
+        .embedding(5)
+        .table_bound(1.0)
 }
 
 /// A full row, a short one, an empty one, one of a single token.
@@ -68,11 +66,7 @@ fn loss_and_gradients_in_mixed_precision() {
 #[test]
 fn gradients_match_finite_differences() {
     for (gelu, tanh) in [(Gelu::Tanh, false), (Gelu::Erf, true)] {
-        let options = EncoderOptions {
-            gelu,
-            tanh,
-            ..options()
-        };
+        let options = options().gelu(gelu).tanh(tanh);
         network(&options, DType::F32).check_finite_differences(1e-7);
     }
 }

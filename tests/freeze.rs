@@ -13,32 +13,28 @@ use energyflow::train::{AdamW, Schedule, trainable};
 use energyflow::types::Precision;
 
 fn encoder() -> EncoderOptions {
-    EncoderOptions {
-        vocabulary: 30,
-        length: 6,
-        width: 8,
-        hidden: 12,
-        kernel: 3,
-        dilations: vec![1, 2],
-        embedding: 5,
-        table_bound: 1.0,
-        ..EncoderOptions::default()
-    }
+    EncoderOptions::default()
+        .vocabulary(30)
+        .length(6)
+        .width(8)
+        .hidden(12)
+        .kernel(3)
+        .dilations(vec![1, 2])
+        .embedding(5)
+        .table_bound(1.0)
 }
 
 fn distiller(freeze: &[&str], precision: Precision) -> Result<Distiller, Error> {
-    let options = DistillOptions {
-        batch: 4,
+    let options = DistillOptions::default()
+        .batch(4)
         // Decay alone would change every parameter but those that are zero.
-        optimizer: AdamW {
-            schedule: Schedule::Constant { rate: 0.05 },
-            weight_decay: 0.5,
-            ..AdamW::default()
-        },
-        precision,
-        freeze: freeze.iter().map(|&name| name.to_owned()).collect(),
-        ..DistillOptions::default()
-    };
+        .optimizer(
+            AdamW::default()
+                .schedule(Schedule::Constant { rate: 0.05 })
+                .weight_decay(0.5),
+        )
+        .precision(precision)
+        .freeze(freeze.iter().map(|&name| name.to_owned()).collect());
     Distiller::new(&gpu(), &encoder(), &options)
 }
 

@@ -2,7 +2,7 @@
 
 use energyflow::Error;
 use energyflow::graph::{Graph, Init, Op, ValueId};
-use energyflow::types::{BinaryOp, Broadcast, DType, Trans, UnaryOp, Window};
+use energyflow::types::{BinaryOp, Broadcast, DType, Rates, Trans, UnaryOp, Window};
 
 fn input(graph: &mut Graph, dims: &[usize]) -> ValueId {
     let name = format!("x{}", graph.values().len());
@@ -36,40 +36,45 @@ fn wrong_calls() -> Vec<Wrong> {
     };
     let groups = |period| binary(Broadcast::Groups { period });
     vec![
-        (unary(1.0, 0.0), "unary", vec![vec![2]], "min <= max"),
-        (unary(0.0, 1.0), "unary", vec![vec![2], vec![2]], "takes 1"),
+        (unary(1.0, 0.0), "clamp", vec![vec![2]], "min <= max"),
+        (unary(0.0, 1.0), "clamp", vec![vec![2], vec![2]], "takes 1"),
         (
             binary(Broadcast::Same),
-            "binary",
+            "add",
             vec![vec![2, 3], vec![3, 2]],
-            "operands differ",
+            "[2, 3] and [3, 2] cannot be broadcast",
         ),
         (
             binary(Broadcast::Cols),
-            "binary",
+            "add",
             vec![vec![2, 3], vec![2]],
             "[3]",
         ),
         (
             binary(Broadcast::Rows),
-            "binary",
+            "add",
             vec![vec![2, 3], vec![3]],
             "[2]",
         ),
         (
             binary(Broadcast::Scalar),
-            "binary",
+            "add",
             vec![vec![2, 3], vec![2]],
             "[1]",
         ),
         (
             groups(3),
-            "binary",
+            "add",
             vec![vec![4, 3], vec![2, 3]],
             "rows/period",
         ),
-        (groups(0), "binary", vec![vec![4, 3], vec![2, 3]], "period"),
-        (Op::Cast(DType::U32), "cast", vec![vec![2]], "indices"),
+        (groups(0), "add", vec![vec![4, 3], vec![2, 3]], "period"),
+        (
+            Op::Cast(DType::U32),
+            "cast",
+            vec![vec![2]],
+            "given, not computed",
+        ),
         (Op::Reshape, "reshape", vec![vec![2]], "Graph::reshape"),
         (
             matmul(Trans::NN),
@@ -228,6 +233,7 @@ fn every_operation_names_itself_and_its_operands() {
             op: named,
             shapes: shown,
             reason,
+            ..
         } = error
         else {
             panic!("{op:?}: {text}");
@@ -298,7 +304,7 @@ fn operations_with_indices() {
             vec![logits, ids, rows, vector, scalar],
             "count",
         ),
-        (add, "binary", vec![vector, ids], "must not be u32"),
+        (add, "add", vec![vector, ids], "must not be u32"),
     ] {
         match graph.apply(op, &operands) {
             Err(Error::Shape { op, reason, .. }) => {
@@ -322,11 +328,11 @@ fn updates_of_the_wrong_thing() {
     let s = graph.state("s", &[3], 0.0).unwrap();
     let t = graph.state("t", &[4], 0.0).unwrap();
     let adamw = |params: &[ValueId]| Op::AdamW {
+        rates: vec![Rates::decay(0.0); params.len()],
         params: params.to_vec(),
         beta1: 0.9,
         beta2: 0.999,
         eps: 1e-8,
-        weight_decay: 0.0,
     };
     let assign = |state| Op::Assign { state };
     for (op, operands, part) in [
@@ -352,9 +358,6 @@ fn names_shapes_and_values_that_do_not_exist() {
     let mut graph = Graph::new();
     let x = graph.input("x", &[2, 3], DType::F32).unwrap();
     let mut other = Graph::new();
-    for _ in 0..5 {
-        input(&mut other, &[1]);
-    }
     let foreign = input(&mut other, &[2, 3]);
     let init = Init::Constant(0.0);
     for error in [
@@ -362,12 +365,6 @@ fn names_shapes_and_values_that_do_not_exist() {
         graph.parameter("x", &[1], init).unwrap_err(),
         graph.state("", &[1], 0.0).unwrap_err(),
         graph.input("u", &[1], DType::U32).unwrap_err(),
-        graph.input("a", &[], DType::F32).unwrap_err(),
-        graph.input("a", &[1, 2, 3, 4], DType::F32).unwrap_err(),
-        graph.input("a", &[2, 0], DType::F32).unwrap_err(),
-        graph.conv_parameter("c", [2, 3, 0], init).unwrap_err(),
-        graph.constant(&[0], 1.0).unwrap_err(),
-        graph.index_input("i", 0, 4).unwrap_err(),
         graph.add(x, foreign).unwrap_err(),
         graph.output("y", foreign).unwrap_err(),
         graph.value(foreign).unwrap_err(),
@@ -375,12 +372,25 @@ fn names_shapes_and_values_that_do_not_exist() {
     ] {
         assert!(matches!(error, Error::Graph(_)), "{error}");
     }
+    let huge = 1 << 63;
+    for error in [
+        graph.input("a", &[], DType::F32).unwrap_err(),
+        graph.input("a", &[1, 2, 3, 4], DType::F32).unwrap_err(),
+        graph.input("a", &[2, 0], DType::F32).unwrap_err(),
+        graph.input("a", &[huge, 2, 4], DType::F32).unwrap_err(),
+        graph.parameter("a", &[huge + 1, 2, 4], init).unwrap_err(),
+        graph.conv_parameter("c", [2, 3, 0], init).unwrap_err(),
+        graph.conv_parameter("c", [2, huge, 2], init).unwrap_err(),
+        graph.constant(&[0], 1.0).unwrap_err(),
+        graph.state("s", &[1 << 16, 1 << 16], 1.0).unwrap_err(),
+        graph.index_input("i", 0, 4).unwrap_err(),
+        graph.reshape(x, &[huge, 2, 3]).unwrap_err(),
+        graph.reshape(x, &[7]).unwrap_err(),
+    ] {
+        assert!(matches!(error, Error::Shape { .. }), "{error}");
+    }
     graph.output("y", x).unwrap();
     assert!(graph.output("y", x).is_err());
-    for dims in [&[3, 2][..], &[6], &[2, 3, 1]] {
-        let error = graph.reshape(x, dims).unwrap_err();
-        assert!(matches!(error, Error::Shape { op: "reshape", .. }));
-    }
     let error = graph.im2col(x, 3, 1).unwrap_err();
     assert!(matches!(error, Error::Shape { op: "im2col", .. }));
     let error = graph.add_over_time(x, x).unwrap_err();
@@ -423,7 +433,7 @@ fn operations_without_a_gradient_say_so() {
 #[test]
 fn a_graph_reads_line_by_line() {
     let mut graph = Graph::new();
-    let x = graph.input("x", &[2, 3], DType::F16).unwrap();
+    let x = graph.input("x", &[2, 3], DType::F32).unwrap();
     let ids = graph.index_input("ids", 4, 2).unwrap();
     let w = graph
         .conv_parameter("w", [2, 3, 1], Init::Uniform(0.5))
@@ -432,7 +442,7 @@ fn a_graph_reads_line_by_line() {
         .conv_parameter("taps", [2, 3, 2], Init::Constant(0.0))
         .unwrap();
     let count = graph.state("count", &[1], 1.0).unwrap();
-    let y = graph.matmul(x, w, Trans::NT).unwrap();
+    let y = graph.matmul_as(x, w, Trans::NT, DType::F16).unwrap();
     let y = graph.affine(y, 0.5, 0.0).unwrap();
     let rows = graph.gather(y, ids, Some(0)).unwrap();
     let next = graph.affine(count, 1.0, 1.0).unwrap();
@@ -440,7 +450,7 @@ fn a_graph_reads_line_by_line() {
     graph.output("rows", rows).unwrap();
     graph.output("taps", taps).unwrap();
     let expected = "\
-%0 = Input { below: None } \"x\" : f16 [2, 3]
+%0 = Input { below: None } \"x\" : f32 [2, 3]
 %1 = Input { below: Some(2) } \"ids\" : u32 [4]
 %2 = Parameter(Uniform(0.5)) \"w\" : f32 [2, 3], 1 taps
 %3 = Parameter(Constant(0.0)) \"taps\" : f32 [2, 6], 2 taps
@@ -454,4 +464,136 @@ output \"rows\" = %7
 output \"taps\" = %3
 ";
     assert_eq!(graph.to_string(), expected);
+}
+
+#[test]
+fn values_know_their_graph() {
+    let build = || {
+        let mut graph = Graph::new();
+        let x = input(&mut graph, &[2, 3]);
+        (graph, x)
+    };
+    let (mut first, x) = build();
+    let (mut second, y) = build();
+    // Equal graphs of other values: the name, the text and the fingerprint are the same.
+    assert_ne!(x, y);
+    assert_eq!(first, second);
+    assert_eq!(first.to_string(), second.to_string());
+    assert_eq!(format!("{x:?}"), format!("{y:?}"));
+    for error in [
+        first.add(x, y).unwrap_err(),
+        first.reshape(y, &[6]).unwrap_err(),
+        first.output("y", y).unwrap_err(),
+        first.cast(y, DType::F32).unwrap_err(),
+        first.dropout(y, 0.0, x, 1).unwrap_err(),
+        first.gradients(y, &[x]).unwrap_err(),
+        first.assign(y, x).unwrap_err(),
+        first
+            .scoped("layer", |g| g.value(y).map(|_| ()))
+            .unwrap_err(),
+    ] {
+        assert!(matches!(error, Error::Graph(_)), "{error}");
+        assert!(error.to_string().contains("another graph"), "{error}");
+    }
+    second.add(y, y).unwrap();
+
+    // A clone has the values that its original had, and later ones of its own.
+    let mut clone = first.clone();
+    let of_first = first.affine(x, 1.0, 0.0).unwrap();
+    let of_clone = clone.affine(x, 2.0, 0.0).unwrap();
+    assert_ne!(of_first, of_clone);
+    assert!(first.value(of_clone).is_err() && clone.value(of_first).is_err());
+    let mut third = clone.clone();
+    third.add(of_clone, x).unwrap();
+    assert!(third.value(of_first).is_err());
+    let again = clone.affine(of_clone, 1.0, 0.0).unwrap();
+    assert!(third.value(again).is_err());
+    for (id, value) in third.values() {
+        assert_eq!(third.value(id).unwrap(), value);
+    }
+    assert_eq!(third.find("x0"), Some(x));
+    let moved = third;
+    moved.value(of_clone).unwrap();
+}
+
+/// A panic inside of a closure leaves neither a segment nor a layer open.
+#[test]
+fn closures_that_panic() {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    let mut graph = Graph::new();
+    let x = input(&mut graph, &[2, 3]);
+    let result = catch_unwind(AssertUnwindSafe(|| {
+        graph.scoped("layer", |graph| {
+            graph.recompute(|graph| -> energyflow::Result<()> {
+                graph.affine(x, 1.0, 0.0)?;
+                panic!("as it may happen")
+            })
+        })
+    }));
+    assert!(result.is_err());
+    let y = graph.recompute(|graph| graph.affine(x, 2.0, 0.0)).unwrap();
+    let scopes: Vec<_> = graph
+        .nodes()
+        .iter()
+        .map(|node| node.scope.as_deref())
+        .collect();
+    assert_eq!(scopes, [Some("layer"), None]);
+    let sum = graph.sum_all(y).unwrap();
+    graph.gradients(sum, &[x]).unwrap();
+    // Nor does an error.
+    graph.recompute(|graph| graph.add(x, sum)).unwrap_err();
+    graph.recompute(|graph| graph.affine(x, 3.0, 0.0)).unwrap();
+}
+
+/// Arithmetic on extents of the largest numbers, in operations whose numbers the caller chooses.
+#[test]
+fn numbers_beyond_the_address_space() {
+    let huge = usize::MAX / 2 + 2;
+    let mut graph = Graph::new();
+    let x = input(&mut graph, &[4, 3]);
+    let z = input(&mut graph, &[2, 3]);
+    let one = input(&mut graph, &[1]);
+    let columns = input(&mut graph, &[1, 1 << 20]);
+    let rows = input(&mut graph, &[1 << 20, 1]);
+    let g = &mut graph;
+    let ids = g.index_input("ids", 4, 3).unwrap();
+    let add = |period| Op::Binary(BinaryOp::Add, Broadcast::Groups { period });
+    let window = Window::new(4, 1 << 31, 0, 1, energyflow::types::Padding::Causal);
+    assert!(matches!(window, Err(Error::Config { .. })));
+    let window = Window::causal(4, 1 << 30, 1).unwrap();
+    for error in [
+        // (2⁶³ + 1)·2 wraps to 2.
+        g.apply(add(huge), &[x, z]).unwrap_err(),
+        g.apply(Op::MaskedMeanGrad { time: huge }, &[z, one])
+            .unwrap_err(),
+        g.apply(Op::SumGroups { period: huge }, &[x]).unwrap_err(),
+        g.apply(
+            Op::GatherGrad {
+                rows: huge,
+                padding: None,
+            },
+            &[ids, x],
+        )
+        .unwrap_err(),
+        g.apply(Op::Im2col(window), &[x]).unwrap_err(),
+        g.matmul(rows, columns, Trans::NN).unwrap_err(),
+        energyflow::nn::Linear::new(g, "linear", huge, 2, true).unwrap_err(),
+        energyflow::nn::Conv1d::new(g, "conv", huge, 2, huge, true).unwrap_err(),
+        energyflow::nn::LayerNorm::new(g, "norm", 0, 1e-5).unwrap_err(),
+        energyflow::reference::Array::new(&[huge, 2, 4], Vec::new()).unwrap_err(),
+    ] {
+        assert!(matches!(error, Error::Shape { .. }), "{error}");
+    }
+    for init in [
+        Init::Uniform(f32::INFINITY),
+        Init::Constant(f32::NAN),
+        Init::Uniform(-1.0),
+    ] {
+        let error = g.parameter("p", &[2], init).unwrap_err();
+        assert!(
+            matches!(error, Error::Config { field: "init", .. }),
+            "{error}"
+        );
+    }
 }

@@ -189,19 +189,20 @@ fn own_gpu() -> Gpu {
 }
 
 fn encoder() -> EncoderOptions {
-    EncoderOptions {
-        length: 6,
-        width: 12,
-        hidden: 20,
-        kernel: 3,
-        dilations: vec![1, 2],
-        embedding: 384,
-        ..EncoderOptions::default()
-    }
+    EncoderOptions::default()
+        .length(6)
+        .width(12)
+        .hidden(20)
+        .kernel(3)
+        .dilations(vec![1, 2])
+        .embedding(384)
 }
 
 fn batches(options: &EncoderOptions) -> Batches {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/data/wordnet_train.efc");
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/data/wordnet_train.safetensors"
+    );
     let samples = Dataset::open(path).unwrap().take(8);
     Batches::training(samples, 4, options.length, 0).unwrap()
 }
@@ -240,18 +241,14 @@ fn training_steps_allocate_nothing() {
     let mut batches = batches(&options);
     for precision in [Precision::F32, Precision::Mixed] {
         let gpu = own_gpu();
-        let distill = DistillOptions {
-            batch: 4,
-            precision,
-            ..DistillOptions::default()
-        };
+        let distill = DistillOptions::default().batch(4).precision(precision);
         let distiller = Distiller::new(&gpu, &options, &distill).unwrap();
         assert_lean(&format!("{precision:?}"), &gpu, || {
             batches.start_epoch(0);
-            let batch = batches.next_batch().unwrap();
+            let batch = batches.next_batch().unwrap().unwrap();
             assert!(distiller.step(batch).unwrap().loss.is_finite());
         });
-        let batch = batches.next_batch().unwrap();
+        let batch = batches.next_batch().unwrap().unwrap();
 
         // Several under way, as in `Distiller::epoch`.
         let step = distiller.training_step();

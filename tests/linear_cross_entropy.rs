@@ -59,12 +59,10 @@ impl Layer {
     }
 
     fn op(&self) -> LinearCrossEntropy {
-        LinearCrossEntropy {
-            ignore: self.options.ignore,
-            smoothing: self.options.smoothing,
-            logits: self.options.dtype,
-            chunk_bytes: self.options.chunk_bytes,
-        }
+        LinearCrossEntropy::new(self.options.dtype)
+            .ignore(self.options.ignore)
+            .smoothing(self.options.smoothing)
+            .chunk_bytes(self.options.chunk_bytes)
     }
 
     /// Everything but the weights, which are cast.
@@ -340,12 +338,8 @@ fn everything_ignored_is_no_loss() {
         let mut case = Case::new(5, dtype);
         let (x, weight) = (case.input(&[70, 8]), case.input(&[9, 8]));
         let targets = case.ids_of(vec![9; 70], 10);
-        let layer = LinearCrossEntropy {
-            ignore: Some(9),
-            smoothing: 0.1,
-            logits: dtype,
-            chunk_bytes: LEAST,
-        };
+        let layer = LinearCrossEntropy::new(dtype).ignore(Some(9));
+        let layer = layer.smoothing(0.1).chunk_bytes(LEAST);
         let op = Op::LinearCrossEntropy(layer);
         let loss = case.graph.apply(op, &[x, weight, targets]).unwrap()[0];
         let gradients = case.graph.gradients(loss, &[x, weight]).unwrap();
@@ -374,10 +368,7 @@ fn training() {
         });
         let loss = layer.apply()[0];
         layer.case.output("loss", loss);
-        let optimizer = AdamW {
-            clip: Some(1.0),
-            ..AdamW::default()
-        };
+        let optimizer = AdamW::default().clip(Some(1.0));
         let parameters = [layer.operands[1], layer.operands[3]];
         let graph = &mut layer.case.graph;
         optimizer.step(graph, loss, &parameters).unwrap();
@@ -436,12 +427,7 @@ fn more_logits_than_a_binding_holds() {
 fn a_bound_beyond_the_adapter() {
     let mut graph = Graph::new();
     let operands = large(&mut graph);
-    let layer = LinearCrossEntropy {
-        ignore: None,
-        smoothing: 0.0,
-        logits: DType::F32,
-        chunk_bytes: u64::MAX,
-    };
+    let layer = LinearCrossEntropy::new(DType::F32).chunk_bytes(u64::MAX);
     let op = Op::LinearCrossEntropy(layer);
     let results = graph.apply(op, &operands).unwrap();
     graph.output("loss", results[0]).unwrap();
@@ -456,12 +442,7 @@ fn a_bound_beyond_the_adapter() {
 
 #[test]
 fn what_does_not_fit_is_refused() {
-    let layer = LinearCrossEntropy {
-        ignore: None,
-        smoothing: 0.0,
-        logits: DType::F32,
-        chunk_bytes: 1,
-    };
+    let layer = LinearCrossEntropy::new(DType::F32).chunk_bytes(1);
     let refused = |layer: LinearCrossEntropy, change: fn(&mut Graph, &mut Vec<ValueId>)| {
         let mut graph = Graph::new();
         let mut operands = vec![
@@ -475,16 +456,9 @@ fn what_does_not_fit_is_refused() {
         assert!(matches!(error, Error::Shape { .. }), "{error}");
     };
     let nothing = |_: &mut Graph, _: &mut Vec<ValueId>| {};
-    let (smoothing, chunk_bytes, logits) = (1.0, 0, DType::U32);
-    refused(LinearCrossEntropy { smoothing, ..layer }, nothing);
-    refused(
-        LinearCrossEntropy {
-            chunk_bytes,
-            ..layer
-        },
-        nothing,
-    );
-    refused(LinearCrossEntropy { logits, ..layer }, nothing);
+    refused(layer.smoothing(1.0), nothing);
+    refused(layer.chunk_bytes(0), nothing);
+    refused(LinearCrossEntropy::new(DType::U32).chunk_bytes(1), nothing);
     refused(layer, |g, x| {
         x[1] = g.input("v", &[5, 3], DType::F32).unwrap()
     });

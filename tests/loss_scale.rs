@@ -13,12 +13,10 @@ const ROWS: usize = 7;
 const TYPES: [DType; 2] = [DType::F32, DType::F16];
 
 fn start(dtype: DType, loss_scale: LossScale) -> (Toy, Session, Arc<Executable>) {
-    let optimizer = AdamW {
-        schedule: Schedule::Constant { rate: 0.01 },
-        clip: Some(1.0),
-        loss_scale: Some(loss_scale),
-        ..AdamW::default()
-    };
+    let optimizer = AdamW::default()
+        .schedule(Schedule::Constant { rate: 0.01 })
+        .clip(Some(1.0))
+        .loss_scale(Some(loss_scale));
     let toy = Toy::step(ROWS, dtype, &optimizer);
     let mut session = Session::new(&gpu(), 1);
     let step = session.compile(&toy.graph).unwrap();
@@ -97,11 +95,7 @@ fn a_skipped_step_leaves_no_trace() {
 fn the_scale_doubles_after_the_interval() {
     for dtype in TYPES {
         let interval = 5;
-        let options = LossScale {
-            start: 8.0,
-            interval,
-            ..LossScale::default()
-        };
+        let options = LossScale::default().start(8.0).interval(interval);
         let (toy, session, step) = start(dtype, options);
         let good = toy.data(0, ROWS);
         for doublings in 1..=2_u8 {
@@ -137,11 +131,7 @@ fn the_scale_stays_within_its_bounds() {
             // Outside of them only in the first step.
             (0.25, 1.0, 1.0),
         ] {
-            let options = LossScale {
-                start: first,
-                interval: 1,
-                ..LossScale::default()
-            };
+            let options = LossScale::default().start(first).interval(1);
             let (toy, session, step) = start(dtype, options);
             let out = toy.data(0, ROWS).run(&step);
             assert_eq!(out.scalar(StepOutputs::LOSS_SCALE).unwrap(), first);
@@ -160,11 +150,7 @@ fn the_scale_stays_within_its_bounds() {
 #[test]
 fn an_overflow_on_purpose_recovers() {
     for dtype in TYPES {
-        let options = LossScale {
-            start: 16_777_216.0,
-            interval: 2,
-            ..LossScale::default()
-        };
+        let options = LossScale::default().start(16_777_216.0).interval(2);
         let (toy, session, step) = start(dtype, options);
         let good = toy.data(0, ROWS);
         let mut history = Vec::new();

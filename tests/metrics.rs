@@ -111,9 +111,13 @@ fn lengths_that_do_not_match_are_errors() {
 /// The teacher retrieves itself, and a wrong order does not.
 #[test]
 fn retrieval_of_the_validation_set() {
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("data/wordnet_val.efc");
+    let path =
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("data/wordnet_val.safetensors");
     let dataset = Dataset::open(path).unwrap();
-    let targets: Vec<f32> = dataset.iter().flat_map(|sample| sample.target()).collect();
+    let targets: Vec<f32> = dataset
+        .iter()
+        .flat_map(|sample| sample.unwrap().target().to_vec())
+        .collect();
     let mut shifted = targets.clone();
     shifted.rotate_left(dataset.width());
     let ranks = retrieval_ranks(&targets, &targets, dataset.width()).unwrap();

@@ -4,18 +4,18 @@ mod common;
 
 use common::{Case, F32, Tolerance, gpu, tiled_gpu, tolerance};
 use energyflow::graph::{Graph, Init, Op, ValueId};
-use energyflow::types::{BinaryOp, Broadcast, DType, Trans, UnaryOp};
+use energyflow::types::{BinaryOp, Broadcast, DType, Rates, Trans, UnaryOp};
 use energyflow::{Error, Session};
 
 const BETAS: [f32; 2] = [0.9, 0.999];
 
 fn adamw(params: &[ValueId]) -> Op {
     Op::AdamW {
+        rates: vec![Rates::decay(0.1); params.len()],
         params: params.to_vec(),
         beta1: BETAS[0],
         beta2: BETAS[1],
         eps: 1e-8,
-        weight_decay: 0.1,
     }
 }
 
@@ -170,11 +170,11 @@ fn two_groups_of_parameters() {
     case.output("norm", norm);
     for (weight_decay, pick) in [(0.1, [2, 0]), (0.0, [1, 3])] {
         let op = Op::AdamW {
+            rates: vec![Rates::decay(weight_decay); 2],
             params: pick.map(|i| p[i]).to_vec(),
             beta1: BETAS[0],
             beta2: BETAS[1],
             eps: 1e-6,
-            weight_decay,
         };
         case.graph
             .apply(op, &[g[pick[0]], g[pick[1]], hyper])
@@ -360,11 +360,11 @@ fn options_without_sense_are_refused() {
     let (p, gradient) = (case.parameter(&[2]), case.input(&[2]));
     let hyper = hyper_input(&mut case);
     let op = Op::AdamW {
+        rates: vec![Rates::decay(0.0); 1],
         params: vec![p],
         beta1: 0.9,
         beta2: 0.999,
         eps: 0.0,
-        weight_decay: 0.0,
     };
     let error = case.graph.apply(op, &[gradient, hyper]).unwrap_err();
     assert!(matches!(error, Error::Shape { op: "adamw", .. }), "{error}");

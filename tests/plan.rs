@@ -11,7 +11,7 @@ mod workload;
 
 use common::{gpu, tiled_gpu};
 use energyflow::graph::{Graph, Init, LinearCrossEntropy};
-use energyflow::nn::{Embedding, Gelu, Linear, Tcn, TcnOptions};
+use energyflow::nn::{Embedding, Linear, Tcn, TcnOptions};
 use energyflow::runtime::{Plan, Session};
 use energyflow::train::{AdamW, LossScale};
 use energyflow::types::DType;
@@ -45,15 +45,8 @@ fn chunked_decoder(dtype: DType, blocks: usize) -> Result<Graph> {
     let mut graph = Graph::new();
     let init = Init::Uniform(0.5);
     let embedding = Embedding::new(&mut graph, "embedding", vocabulary, width, None, init)?;
-    let options = TcnOptions {
-        width,
-        hidden: 512,
-        kernel: 5,
-        dilations: (0..blocks).map(|i| 1 << (i % 5)).collect(),
-        gelu: Gelu::Tanh,
-        eps: 1e-5,
-        dropout: 0.0,
-    };
+    let dilations: Vec<usize> = (0..blocks).map(|i| 1 << (i % 5)).collect();
+    let options = TcnOptions::new(width, 512, &dilations).kernel(5);
     let tcn = Tcn::new(&mut graph, "blocks", &options)?;
     let head = Linear::new(&mut graph, "head", width, vocabulary, true)?;
     let ids = graph.index_input("ids", batch * length, vocabulary as u32)?;
@@ -65,11 +58,9 @@ fn chunked_decoder(dtype: DType, blocks: usize) -> Result<Graph> {
     let x = graph.reshape(x, &[batch * length, width])?;
     let ce = graph.linear_cross_entropy(x, weight, head.bias, targets, Some(0), 0.1)?;
     graph.output("loss", ce.loss)?;
-    let optimizer = AdamW {
-        clip: Some(1.0),
-        loss_scale: (dtype == DType::F16).then(LossScale::default),
-        ..AdamW::default()
-    };
+    let optimizer = AdamW::default()
+        .clip(Some(1.0))
+        .loss_scale((dtype == DType::F16).then(LossScale::default));
     let parameters: Vec<_> = graph.parameters().map(|(id, _)| id).collect();
     optimizer.step(&mut graph, ce.loss, &parameters)?;
     Ok(graph)
@@ -108,15 +99,13 @@ fn training_steps_need_little_more_than_what_is_alive_at_once() {
 
 #[test]
 fn a_plan_is_what_compiling_allocates() {
-    let options = energyflow::text::EncoderOptions {
-        vocabulary: 50,
-        length: 8,
-        width: 32,
-        hidden: 64,
-        dilations: vec![1, 2],
-        embedding: 24,
-        ..energyflow::text::EncoderOptions::default()
-    };
+    let options = energyflow::text::EncoderOptions::default()
+        .vocabulary(50)
+        .length(8)
+        .width(32)
+        .hidden(64)
+        .dilations(vec![1, 2])
+        .embedding(24);
     for dtype in [DType::F32, DType::F16] {
         let mut graph = Graph::new();
         let encoder = energyflow::text::Encoder::new(&mut graph, &options).unwrap();

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use common::{baseline_gpu, gpu, packed_gpu, tiled_gpu};
 use energyflow::graph::{Graph, Init, Op, ValueId};
-use energyflow::types::{BinaryOp, Broadcast, DType, Padding, Trans, UnaryOp, Window};
+use energyflow::types::{BinaryOp, Broadcast, DType, Padding, Rates, Trans, UnaryOp, Window};
 use energyflow::{Gpu, Session};
 use naga::back::{hlsl, msl, spv};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
@@ -82,11 +82,11 @@ fn training(dtype: DType, width: usize) -> Graph {
     let apply = g.unary(UnaryOp::IsFinite, norm).unwrap();
     let hyper = g.stack(&[norm, next, next, norm, apply]).unwrap();
     let op = Op::AdamW {
+        rates: vec![Rates::decay(0.01); parameters.len()],
         params: parameters,
         beta1: 0.9,
         beta2: 0.999,
         eps: 1e-8,
-        weight_decay: 0.01,
     };
     g.apply(op, &[gradients, vec![hyper]].concat()).unwrap();
     g.output("loss", loss).unwrap();

@@ -4,7 +4,7 @@ mod common;
 
 use common::{Case, gpu, tiled_gpu, tolerance};
 use energyflow::graph::{Graph, ValueId};
-use energyflow::nn::{Draws, Training};
+use energyflow::nn::{Draws, Mode};
 use energyflow::runtime::{Host, Plan, Session};
 use energyflow::text::{DistillOptions, Distiller, Encoder, EncoderOptions};
 use energyflow::types::Precision;
@@ -12,18 +12,16 @@ use energyflow::types::{BinaryOp, Broadcast, DType, Trans};
 use energyflow::{Error, Gpu};
 
 fn options(blocks: usize, dropout: f32) -> EncoderOptions {
-    EncoderOptions {
-        vocabulary: 50,
-        length: 24,
-        width: 20,
-        hidden: 36,
-        kernel: 3,
-        dilations: vec![1; blocks],
-        embedding: 7,
-        table_bound: 1.0,
-        dropout,
-        ..EncoderOptions::default()
-    }
+    EncoderOptions::default()
+        .vocabulary(50)
+        .length(24)
+        .width(20)
+        .hidden(36)
+        .kernel(3)
+        .dilations(vec![1; blocks])
+        .embedding(7)
+        .table_bound(1.0)
+        .dropout(dropout)
 }
 
 const BATCH: usize = 3;
@@ -32,7 +30,7 @@ const BATCH: usize = 3;
 fn graph(options: &EncoderOptions, dtype: DType, recompute: bool) -> Graph {
     let mut graph = Graph::new();
     let draws = Draws::new(&mut graph, 4).unwrap();
-    let training = Training::default().draws(Some(draws)).recompute(recompute);
+    let mode = Mode::train(Some(draws)).recompute(recompute);
     let n = BATCH * options.length;
     let encoder = Encoder::new(&mut graph, options).unwrap();
     let below = options.vocabulary as u32;
@@ -40,7 +38,7 @@ fn graph(options: &EncoderOptions, dtype: DType, recompute: bool) -> Graph {
     let mask = graph.input("mask", &[n], DType::F32).unwrap();
     let dims = [BATCH, options.embedding];
     let target = graph.input("target", &dims, DType::F32).unwrap();
-    let z = encoder.forward_in(&mut graph, ids, mask, dtype, &training);
+    let z = encoder.forward_in(&mut graph, ids, mask, dtype, mode);
     let kd = graph.kd_loss(z.unwrap(), target, 1.0, 0.5).unwrap();
     let parameters: Vec<ValueId> = graph.parameters().map(|(id, _)| id).collect();
     let gradients = graph.gradients(kd.loss, &parameters).unwrap();
@@ -190,12 +188,10 @@ fn a_checkpointed_training_is_the_plain_one() {
     for precision in [Precision::F32, Precision::Mixed] {
         let weights = |recompute: bool| {
             let encoder = options(3, 0.1);
-            let distill = DistillOptions {
-                batch: BATCH,
-                precision,
-                recompute,
-                ..DistillOptions::default()
-            };
+            let distill = DistillOptions::default()
+                .batch(BATCH)
+                .precision(precision)
+                .recompute(recompute);
             let distiller = Distiller::new(&gpu(), &encoder, &distill).unwrap();
             let n = BATCH * encoder.length;
             for step in 0..3 {

@@ -5,7 +5,7 @@ mod common;
 use common::{baseline_gpu, gpu, tiled_gpu};
 use energyflow::graph::{Graph, Init, Op};
 use energyflow::runtime::Host;
-use energyflow::types::{DType, Trans, UnaryOp};
+use energyflow::types::{DType, Rates, Trans, UnaryOp};
 use energyflow::{Error, Executable, Gpu, GpuOptions, Session, wgpu};
 use half::f16;
 
@@ -31,11 +31,11 @@ fn descend() -> Graph {
     let hyper = graph.input("hyper", &[5], DType::F32).unwrap();
     let w = graph.parameter("w", &[2, 3], Init::Constant(0.0)).unwrap();
     let op = Op::AdamW {
+        rates: vec![Rates::decay(0.0); 1],
         params: vec![w],
         beta1: 0.5,
         beta2: 0.5,
         eps: 1e-8,
-        weight_decay: 0.0,
     };
     graph.apply(op, &[gradient, hyper]).unwrap();
     graph
@@ -407,6 +407,7 @@ fn inputs_are_checked_by_name_type_and_number() {
     let ids = graph.index_input("ids", 4, 2).unwrap();
     let rows = graph.gather(w, ids, None).unwrap();
     let y = graph.sum_all(rows).unwrap();
+    let x = graph.cast(x, DType::F32).unwrap();
     let z = graph.add(w, x).unwrap();
     graph.output("y", y).unwrap();
     graph.output("z", z).unwrap();
@@ -425,20 +426,24 @@ fn inputs_are_checked_by_name_type_and_number() {
     assert_eq!(good.get("z").unwrap(), [2.0; 6]);
     assert_eq!(good.scalar("y").unwrap(), 12.0);
     for (inputs, name, part) in [
-        (vec![x, w], "ids", "given 0 times"),
-        (vec![x, w, ids, w], "w", "given 2 times"),
-        (vec![x, w, ids, ("v", w.1)], "v", "no such input"),
+        (vec![x, w], "ids", "input \"ids\" is not given"),
+        (vec![x, w, ids, w], "w", "is given 2 times"),
+        (
+            vec![x, w, ids, ("v", w.1)],
+            "v",
+            "unknown input \"v\"; inputs are: x [2, 3] f16, w [2, 3] f32, ids [4] u32",
+        ),
         (
             vec![x, ("w", Host::from(&floats[1..])), ids],
             "w",
             "needs 6",
         ),
-        (vec![x, ("w", ids.1), ids], "w", "needs 6"),
+        (vec![x, ("w", ids.1), ids], "w", "needs 6 f32, got 4 u32"),
         (vec![x, ("w", Host::from(&halves[..])), ids], "w", "f32"),
         (
             vec![x, w, ("ids", Host::from(&floats[..4]))],
             "ids",
-            "needs 4 elements of u32",
+            "input \"ids\" [4]: needs 4 u32, got 4 f32",
         ),
         (
             vec![x, w, ("ids", Host::from(&[0, 1, 2, 0u32][..]))],

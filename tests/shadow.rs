@@ -7,7 +7,7 @@ use std::sync::Arc;
 use common::{Case, Tolerance, baseline_gpu, gpu, packed_gpu, tiled_gpu, tolerance};
 use energyflow::graph::{Graph, Init, Op, ValueId};
 use energyflow::runtime::Host;
-use energyflow::types::{DType, Trans, UnaryOp};
+use energyflow::types::{DType, Rates, Trans, UnaryOp};
 use energyflow::{Executable, Gpu, Session};
 
 /// Name and extents. The last has rows of another stride in f16 than in f32, so that it has no shadow.
@@ -58,11 +58,11 @@ fn step(casts: bool) -> Graph {
     }
     operands.push(graph.input("hyper", &[5], DType::F32).unwrap());
     let op = Op::AdamW {
+        rates: vec![Rates::decay(0.1); parameters.len()],
         params: parameters,
         beta1: 0.9,
         beta2: 0.99,
         eps: 1e-6,
-        weight_decay: 0.1,
     };
     graph.apply(op, &operands).unwrap();
     graph
@@ -322,11 +322,11 @@ fn dispatches_of_an_f16_step() {
         let mut operands = case.graph.gradients(loss, &parameters).unwrap();
         operands.push(case.input_of(&[5], DType::F32, vec![0.01, 0.1, 0.001, 1.0, 1.0]));
         let op = Op::AdamW {
+            rates: vec![Rates::decay(0.0); parameters.len()],
             params: parameters.to_vec(),
             beta1: 0.9,
             beta2: 0.999,
             eps: 1e-8,
-            weight_decay: 0.0,
         };
         case.graph.apply(op, &operands).unwrap();
         case.output("loss", loss);
@@ -347,11 +347,11 @@ fn copies_that_outlive_the_update_are_casts() {
     let flat = g.reshape(late, &[1, 9, 32]).unwrap();
     g.output("before the update", output).unwrap();
     let op = Op::AdamW {
+        rates: vec![Rates::decay(0.0); parameters.len()],
         params: parameters.to_vec(),
         beta1: 0.9,
         beta2: 0.999,
         eps: 1e-8,
-        weight_decay: 0.0,
     };
     g.apply(op, &[gradient, gradient, hyper]).unwrap();
     let doubled = g.affine(flat, 2.0, 0.0).unwrap();

@@ -20,11 +20,11 @@ mod word_piece {
     fn encodes_the_validation_texts_to_their_ids() {
         let tokenizer = WordPiece::from_file(bundled("tokenizer.json"), 64).unwrap();
         assert_eq!(tokenizer.vocab_size(), 30522);
-        let dataset = Dataset::open(bundled("wordnet_val.efc")).unwrap();
+        let dataset = Dataset::open(bundled("wordnet_val.safetensors")).unwrap();
         for sample in dataset.iter() {
+            let sample = sample.unwrap();
             let text = sample.text().unwrap();
-            let ids: Vec<u32> = sample.ids().collect();
-            assert_eq!(tokenizer.encode(text).unwrap(), ids, "{text}");
+            assert_eq!(tokenizer.encode(text).unwrap(), sample.ids(), "{text}");
         }
     }
 
@@ -40,6 +40,44 @@ mod word_piece {
         assert_eq!(long.decode(&ids).unwrap(), text);
         assert_eq!(long.token_id("[SEP]"), Some(102));
         assert_eq!(long.token_id("no such token"), None);
+    }
+
+    /// A tokeniser says which id fills texts up: by its padding, or by a token of a usual name, whatever id that has.
+    #[test]
+    fn the_padding_id_is_that_of_the_tokeniser() {
+        let bundled = bundled("tokenizer.json");
+        let json = std::fs::read_to_string(&bundled).unwrap();
+        let folder = tempfile::TempDir::new().unwrap();
+        let padding = |change: &dyn Fn(&mut serde_json::Value)| {
+            let mut json: serde_json::Value = serde_json::from_str(&json).unwrap();
+            change(&mut json);
+            let path = folder.path().join("tokenizer.json");
+            std::fs::write(&path, json.to_string()).unwrap();
+            WordPiece::from_file(path, 64).unwrap().padding_id()
+        };
+        let rename = |json: &mut serde_json::Value, ids: [u64; 2]| {
+            json["padding"] = serde_json::Value::Null;
+            for token in json["added_tokens"].as_array_mut().unwrap() {
+                if token["content"] == "[PAD]" {
+                    token["id"] = ids[0].into();
+                }
+            }
+            let vocab = json["model"]["vocab"].as_object_mut().unwrap();
+            vocab.insert("[PAD]".into(), ids[0].into());
+            vocab.insert("[unused2]".into(), ids[1].into());
+        };
+        let third = WordPiece::from_file(&bundled, 64)
+            .unwrap()
+            .decode(&[3])
+            .unwrap();
+        assert_eq!(third, "[unused2]");
+        assert_eq!(padding(&|_| ()), Some(0));
+        assert_eq!(padding(&|json| rename(json, [3, 0])), Some(3));
+        let named = serde_json::json!({
+            "strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": null,
+            "pad_id": 5, "pad_type_id": 0, "pad_token": "[unused4]"
+        });
+        assert_eq!(padding(&|json| json["padding"] = named.clone()), Some(5));
     }
 
     #[test]
@@ -72,6 +110,7 @@ fn whitespace_knows_its_words() {
     let tokenizer = Whitespace::new(["the", "cat", "the", "sat"], 6).unwrap();
     assert_eq!(tokenizer.vocab_size(), 7);
     assert_eq!(tokenizer.token_id("[PAD]"), Some(0));
+    assert_eq!(tokenizer.padding_id(), Some(0));
     let ids = tokenizer.encode("the  dog\tsat").unwrap();
     assert_eq!(ids, [2, 4, 1, 6, 3]);
     assert_eq!(tokenizer.decode(&ids).unwrap(), "the sat");

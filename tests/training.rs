@@ -19,17 +19,15 @@ use rand_chacha::ChaCha8Rng;
 const BATCH: usize = 3;
 
 fn tiny() -> EncoderOptions {
-    EncoderOptions {
-        vocabulary: 17,
-        length: 5,
-        width: 6,
-        hidden: 10,
-        kernel: 3,
-        dilations: vec![1, 2],
-        embedding: 7,
-        table_bound: 1.0,
-        ..EncoderOptions::default()
-    }
+    EncoderOptions::default()
+        .vocabulary(17)
+        .length(5)
+        .width(6)
+        .hidden(10)
+        .kernel(3)
+        .dilations(vec![1, 2])
+        .embedding(7)
+        .table_bound(1.0)
 }
 
 struct Tiny {
@@ -113,19 +111,17 @@ fn interpreter(session: &Session, graph: &Graph) -> Interpreter {
 }
 
 fn adamw() -> AdamW {
-    AdamW {
-        schedule: Schedule::WarmupCosine {
+    AdamW::default()
+        .schedule(Schedule::WarmupCosine {
             peak: 0.02,
             end: 0.001,
             warmup: 2,
             total: 5,
-        },
-        clip: Some(0.5),
-        weight_decay: 0.1,
+        })
+        .clip(Some(0.5))
+        .weight_decay(0.1)
         // Large, so that rounding of vanishing gradients does not decide the direction of a step.
-        eps: 1e-3,
-        ..AdamW::default()
-    }
+        .eps(1e-3)
 }
 
 fn steps_match_the_reference(gpu: &Gpu) {
@@ -206,41 +202,40 @@ fn encoder_gradients_match_finite_differences() {
 }
 
 fn data() -> Dataset {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/data/wordnet_train.efc");
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/data/wordnet_train.safetensors"
+    );
     Dataset::open(path).unwrap()
 }
 
 fn small() -> EncoderOptions {
-    EncoderOptions {
-        length: 16,
+    EncoderOptions::default()
+        .length(16)
         // At least as wide as there are samples, or the projection's rank bounds the cosine.
-        width: 128,
-        hidden: 64,
-        kernel: 3,
-        dilations: vec![1, 2],
-        embedding: 384,
-        table_bound: 0.05,
-        ..EncoderOptions::default()
-    }
+        .width(128)
+        .hidden(64)
+        .kernel(3)
+        .dilations(vec![1, 2])
+        .embedding(384)
+        .table_bound(0.05)
 }
 
 fn distill(precision: Precision, seed: u64, steps: u32) -> DistillOptions {
-    DistillOptions {
-        batch: 50,
-        optimizer: AdamW {
-            schedule: Schedule::WarmupCosine {
-                peak: 1e-2,
-                end: 1e-4,
-                warmup: 10,
-                total: steps,
-            },
-            clip: Some(1.0),
-            ..AdamW::default()
-        },
-        precision,
-        seed,
-        ..DistillOptions::default()
-    }
+    DistillOptions::default()
+        .batch(50)
+        .optimizer(
+            AdamW::default()
+                .schedule(Schedule::WarmupCosine {
+                    peak: 1e-2,
+                    end: 1e-4,
+                    warmup: 10,
+                    total: steps,
+                })
+                .clip(Some(1.0)),
+        )
+        .precision(precision)
+        .seed(seed)
 }
 
 fn overfits(precision: Precision) {
@@ -316,10 +311,7 @@ fn the_learning_rate_follows_its_schedule() {
         warmup,
         total,
     };
-    let optimizer = AdamW {
-        schedule,
-        ..AdamW::default()
-    };
+    let optimizer = AdamW::default().schedule(schedule);
     optimizer
         .step(&mut tiny.graph, tiny.loss, &parameters)
         .unwrap();
@@ -348,17 +340,14 @@ fn the_learning_rate_follows_its_schedule() {
 fn overflow_skips_the_step_whole_and_lowers_the_scale() {
     let mut tiny = tiny_graph(&tiny(), DType::F16);
     let parameters = tiny.parameters();
-    let scale = LossScale {
-        start: 16_777_216.0,
-        min: 1.0,
-        max: 65_536.0,
-        interval: 4,
-    };
-    let optimizer = AdamW {
-        loss_scale: Some(scale),
-        schedule: Schedule::Constant { rate: 1e-2 },
-        ..AdamW::default()
-    };
+    let scale = LossScale::default()
+        .start(16_777_216.0)
+        .min(1.0)
+        .max(65_536.0)
+        .interval(4);
+    let optimizer = AdamW::default()
+        .loss_scale(Some(scale))
+        .schedule(Schedule::Constant { rate: 1e-2 });
     optimizer
         .step(&mut tiny.graph, tiny.loss, &parameters)
         .unwrap();
@@ -417,35 +406,15 @@ fn unusable_options_are_refused() {
         total,
     };
     let bad = [
-        AdamW { beta1: 1.0, ..base },
-        AdamW {
-            beta2: -0.1,
-            ..base
-        },
-        AdamW { eps: 0.0, ..base },
-        AdamW {
-            weight_decay: f32::NAN,
-            ..base
-        },
-        AdamW {
-            clip: Some(0.0),
-            ..base
-        },
-        AdamW {
-            schedule: cosine(5, 5),
-            ..base
-        },
-        AdamW {
-            schedule: Schedule::Constant { rate: -1.0 },
-            ..base
-        },
-        AdamW {
-            loss_scale: Some(LossScale {
-                interval: 0,
-                ..LossScale::default()
-            }),
-            ..base
-        },
+        base.clone().beta1(1.0),
+        base.clone().beta2(-0.1),
+        base.clone().eps(0.0),
+        base.clone().weight_decay(f32::NAN),
+        base.clone().clip(Some(0.0)),
+        base.clone().schedule(cosine(5, 5)),
+        base.clone().schedule(Schedule::Constant { rate: -1.0 }),
+        base.clone()
+            .loss_scale(Some(LossScale::default().interval(0))),
     ];
     for options in bad {
         let result = options.step(&mut tiny.graph, tiny.loss, &parameters);
@@ -456,10 +425,7 @@ fn unusable_options_are_refused() {
     base.step(&mut tiny.graph, tiny.loss, &parameters).unwrap();
     let result = base.step(&mut tiny.graph, tiny.loss, &parameters);
     assert!(matches!(result, Err(Error::Graph(_))), "one step a graph");
-    let no_blocks = EncoderOptions {
-        dilations: vec![],
-        ..small()
-    };
+    let no_blocks = small().dilations(vec![]);
     let result = Encoder::new(&mut Graph::new(), &no_blocks);
     assert!(matches!(result, Err(Error::Config { .. })));
 }

@@ -6,7 +6,7 @@ use common::gpu;
 use energyflow::Session;
 use energyflow::graph::{Graph, Init, ValueId};
 use energyflow::runtime::Host;
-use energyflow::train::{AdamW, LossScale, Schedule, StepOutputs};
+use energyflow::train::{AdamW, LossScale, ParameterGroup, Schedule, StepOutputs};
 use energyflow::types::DType;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -33,10 +33,10 @@ impl Expected {
         }
     }
 
-    fn update(&mut self, options: &AdamW, rate: f64, gradient: &[f64]) {
+    fn update(&mut self, options: &AdamW, (rate, decay): (f64, f64), gradient: &[f64]) {
         self.step += 1;
         let (beta1, beta2) = (f64::from(options.beta1), f64::from(options.beta2));
-        let (eps, decay) = (f64::from(options.eps), f64::from(options.weight_decay));
+        let eps = f64::from(options.eps);
         for (i, &g) in gradient.iter().enumerate() {
             self.m[i] = beta1 * self.m[i] + (1.0 - beta1) * g;
             self.v[i] = beta2 * self.v[i] + (1.0 - beta2) * g * g;
@@ -132,8 +132,20 @@ fn close(what: &str, step: usize, got: &[f32], expected: &[f64], bound: f64) {
     }
 }
 
+const NO_GROUPS: Groups = [None; 3];
+const GROUPS: Groups = [Some((0.25, 0.0)), None, Some((2.0, 0.3))];
+
+/// Learning-rate factor and weight decay of each parameter that has its own.
+type Groups = [Option<(f32, f32)>; 3];
+
 /// `weights`: of the micro-batches; a single step without accumulation if empty.
-fn trajectory(options: AdamW, weights: &[f32]) {
+fn trajectory(mut options: AdamW, weights: &[f32], groups: Groups) {
+    for ((name, ..), group) in PARAMETERS.iter().zip(groups) {
+        if let Some((scale, decay)) = group {
+            let group = ParameterGroup::new(*name).names([*name]);
+            options = options.group(group.lr_scale(scale).weight_decay(decay));
+        }
+    }
     let micro = weights.len().max(1);
     let mut session = Session::new(&gpu(), 4);
     let (mut first, loss, parameters) = graph();
@@ -145,9 +157,7 @@ fn trajectory(options: AdamW, weights: &[f32]) {
         options
             .accumulate(&mut first, loss, weight, &parameters, &[])
             .unwrap();
-        let parameters = PARAMETERS
-            .map(|(name, n, _)| second.parameter(name, &[n], Init::Uniform(1.0)).unwrap());
-        options.update(&mut second, &parameters, 0).unwrap();
+        second = options.update(&[&first]).unwrap();
     }
     let executable = session.compile(&first).unwrap();
     let update = session.compile(&second).unwrap();
@@ -198,9 +208,14 @@ fn trajectory(options: AdamW, weights: &[f32]) {
             let factor = options
                 .clip
                 .map_or(1.0, |clip| (f64::from(clip) / norm).min(1.0));
-            for (state, gradient) in expected.iter_mut().zip(&mean) {
+            for (i, (state, gradient)) in expected.iter_mut().zip(&mean).enumerate() {
                 let clipped: Vec<f64> = gradient.iter().map(|g| factor * g).collect();
-                state.update(&options, rate, &clipped);
+                let (scale, decay) = match groups[i] {
+                    Some((scale, decay)) => (scale, decay),
+                    None => (1.0, options.weight_decay),
+                };
+                let rates = (f64::from(scale) * rate, f64::from(decay));
+                state.update(&options, rates, &clipped);
             }
         }
         assert_eq!(out.scalar(StepOutputs::SKIPPED).unwrap(), skipped);
@@ -215,55 +230,52 @@ fn trajectory(options: AdamW, weights: &[f32]) {
 }
 
 fn options() -> AdamW {
-    AdamW {
-        schedule: Schedule::WarmupCosine {
+    AdamW::default()
+        .schedule(Schedule::WarmupCosine {
             peak: 0.05,
             end: 0.002,
             warmup: 10,
             total: 40,
-        },
-        weight_decay: 0.1,
-        ..AdamW::default()
-    }
+        })
+        .weight_decay(0.1)
 }
 
 #[test]
 fn fifty_steps_with_clipping() {
     let clip = Some(5.0);
-    trajectory(AdamW { clip, ..options() }, &[]);
+    trajectory(options().clip(clip), &[], NO_GROUPS);
 }
 
 #[test]
 fn fifty_steps_with_a_loss_scale_that_moves() {
-    let loss_scale = Some(LossScale {
-        start: 64.0,
-        interval: 6,
-        ..LossScale::default()
-    });
+    let loss_scale = Some(LossScale::default().start(64.0).interval(6));
     let schedule = Schedule::Constant { rate: 0.01 };
     trajectory(
-        AdamW {
-            loss_scale,
-            schedule,
-            ..options()
-        },
+        options().loss_scale(loss_scale).schedule(schedule),
         &[],
+        NO_GROUPS,
     );
 }
 
 #[test]
 fn fifty_steps_of_weighted_micro_batches() {
-    let loss_scale = Some(LossScale {
-        interval: 6,
-        ..LossScale::default()
-    });
+    let loss_scale = Some(LossScale::default().interval(6));
     let clip = Some(5.0);
     trajectory(
-        AdamW {
-            loss_scale,
-            clip,
-            ..options()
-        },
+        options().loss_scale(loss_scale).clip(clip),
         &[3.0, 0.0, 17.0, 1.5],
+        NO_GROUPS,
     );
+}
+
+#[test]
+fn fifty_steps_with_groups() {
+    let clip = Some(5.0);
+    trajectory(options().clip(clip), &[], GROUPS);
+}
+
+#[test]
+fn fifty_steps_of_micro_batches_with_groups() {
+    let loss_scale = Some(LossScale::default().interval(6));
+    trajectory(options().loss_scale(loss_scale), &[3.0, 1.5], GROUPS);
 }

@@ -10,24 +10,18 @@ use energyflow::text::{DistillOptions, Distiller, EncoderOptions};
 use energyflow::train::{WeightType, Weights};
 
 fn options() -> EncoderOptions {
-    EncoderOptions {
-        vocabulary: 11,
-        length: 4,
-        width: 6,
-        hidden: 5,
-        kernel: 3,
-        dilations: vec![1],
-        embedding: 3,
-        ..EncoderOptions::default()
-    }
+    EncoderOptions::default()
+        .vocabulary(11)
+        .length(4)
+        .width(6)
+        .hidden(5)
+        .kernel(3)
+        .dilations(vec![1])
+        .embedding(3)
 }
 
 fn distiller(seed: u64, options: &EncoderOptions) -> Distiller {
-    let distill = DistillOptions {
-        batch: 2,
-        seed,
-        ..DistillOptions::default()
-    };
+    let distill = DistillOptions::default().batch(2).seed(seed);
     Distiller::new(&gpu(), options, &distill).unwrap()
 }
 
@@ -108,14 +102,8 @@ fn f16_files_are_rounded_to_nearest() {
 #[test]
 fn weights_of_another_network_are_refused_by_name() {
     let weights = distiller(1, &options()).weights().unwrap();
-    let wider = EncoderOptions {
-        hidden: 8,
-        ..options()
-    };
-    let deeper = EncoderOptions {
-        dilations: vec![1, 1],
-        ..options()
-    };
+    let wider = options().hidden(8);
+    let deeper = options().dilations(vec![1, 1]);
     let mut other = distiller(1, &wider);
     let before = other.weights().unwrap();
     let error = other.set_weights(&weights).unwrap_err();
@@ -135,6 +123,54 @@ fn weights_of_another_network_are_refused_by_name() {
         matches!(&error, Error::Data { name, .. } if name.starts_with("blocks.1")),
         "{error}"
     );
+}
+
+/// A file as other programs write it: the same parameters, one of them of another type, and a counter.
+#[test]
+fn a_parameter_of_another_type_says_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("w.safetensors");
+    let weights = distiller(1, &options()).weights().unwrap();
+    let write = |f64_name: Option<&str>| {
+        let mut header = serde_json::Map::new();
+        let mut data: Vec<u8> = Vec::new();
+        let mut add = |name: &str, dtype: &str, shape: &[usize], bytes: Vec<u8>| {
+            let offsets = [data.len(), data.len() + bytes.len()];
+            data.extend(bytes);
+            let info = serde_json::json!({"dtype": dtype, "shape": shape, "data_offsets": offsets});
+            header.insert(name.into(), info);
+        };
+        add("blocks.0.norm.steps", "I64", &[], vec![9; 8]);
+        for name in weights.names() {
+            let (shape, values) = weights.get(name).unwrap();
+            if f64_name == Some(name) {
+                let bytes = values.iter().flat_map(|&x| f64::from(x).to_le_bytes());
+                add(name, "F64", shape, bytes.collect());
+            } else {
+                let bytes = values.iter().flat_map(|x| x.to_le_bytes());
+                add(name, "F32", shape, bytes.collect());
+            }
+        }
+        let header = serde_json::to_vec(&header).unwrap();
+        let length = (header.len() as u64).to_le_bytes();
+        fs::write(&path, [&length[..], &header, &data].concat()).unwrap();
+    };
+    let mut other = distiller(2, &options());
+    write(None);
+    other.set_weights(&Weights::load(&path).unwrap()).unwrap();
+    assert_eq!(
+        other.weights().unwrap().get("projection.bias"),
+        weights.get("projection.bias")
+    );
+    write(Some("projection.bias"));
+    let before = other.weights().unwrap();
+    let loaded = Weights::load(&path).unwrap();
+    let error = other.set_weights(&loaded).unwrap_err().to_string();
+    assert!(
+        error.contains("projection.bias") && error.contains("F64") && error.contains("convert"),
+        "{error}"
+    );
+    assert!(other.weights().unwrap() == before);
 }
 
 #[test]

@@ -1,4 +1,5 @@
 // One step over a run of the arenas. hyper: lr, 1 - beta1^t, 1 - beta2^t, gradient scale, apply. `shadow` takes p in f16.
+// From vec4 number starts[n] on, the weight decay is decays[n] and the learning rate is scales[n] times that of hyper.
 {% include "shared/group" %}
 
 @compute @workgroup_size({{ size }})
@@ -7,7 +8,22 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     if (i >= {{ count }}u || hyper_at(4u) == 0.0) {
         return;
     }
-    let lr = hyper_at(0u);
+{% if starts|length == 1 %}
+    let decay = {{ decays[0] }};
+    let lr = hyper_at(0u){% if not same_rate %} * {{ scales[0] }}{% endif %};
+{% else %}
+    var decay = {{ decays[0] }};
+    var lr_scale = {{ scales[0] }};
+{% for n in range(1, starts|length) %}
+    if (i >= {{ starts[n] }}u) {
+        decay = {{ decays[n] }};
+{% if not same_rate %}
+        lr_scale = {{ scales[n] }};
+{% endif %}
+    }
+{% endfor %}
+    let lr = hyper_at(0u) * lr_scale;
+{% endif %}
     let g = g_load(i) * hyper_at(3u);
     let m = {{ beta1 }} * m_load(i) + {{ one_minus_beta1 }} * g;
     let v = {{ beta2 }} * v_load(i) + {{ one_minus_beta2 }} * g * g;
@@ -15,7 +31,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     v_store(i, v);
     let step = (m / hyper_at(1u)) / (sqrt(v / hyper_at(2u)) + {{ eps }});
     let p = p_load(i);
-    let next = p - lr * ({{ weight_decay }} * p + step);
+    let next = p - lr * (decay * p + step);
     p_store(i, next);
 {% if shadow %}
     shadow_store(i, next);

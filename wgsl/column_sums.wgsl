@@ -1,5 +1,6 @@
 // Sums over `chunk` rows of each column: a workgroup takes `across` vec4s of columns, `down` invocations share the rows of each.
-// What the chunks leave is added up by sum_parts.
+// What the chunks leave is added up by sum_parts, or, where there are many, by this kernel before. An invocation takes at most
+// {{ (chunk + 4 * down - 1) // (4 * down) + 3 }} steps, whose sums it adds up in blocks of {{ block }}.
 {% include "shared/group" %}
 {% set size = across * down %}
 {% set parts = ["sum", "dot"] if param_grad else ["sum"] %}
@@ -13,6 +14,16 @@ var<workgroup> {{ part }}s: array<vec4<f32>, {{ size }}>;
             let v{{ n }} = x_load(({{ row }}) * x_stride + col);
 {% if param_grad %}
             let d{{ n }} = v{{ n }} * (input_load(({{ row }}) * input_stride + col) - stats_at({{ row }})) * stats_at(stats_stride + {{ row }});
+{% endif %}
+{% endmacro %}
+
+{% macro four(to) %}
+{% for n in range(4) %}
+{{ load(n, "row + " ~ n * down ~ "u") }}
+{% endfor %}
+            {{ to }}sum += (v0 + v1) + (v2 + v3);
+{% if param_grad %}
+            {{ to }}dot += (d0 + d1) + (d2 + d3);
 {% endif %}
 {% endmacro %}
 
@@ -30,15 +41,24 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
         let end = min((chunk + 1u) * {{ chunk }}u, {{ rows }}u);
         var row = chunk * {{ chunk }}u + lid / {{ across }}u;
         // Four rows in flight.
-        for (; row + {{ 3 * down }}u < end; row += {{ 4 * down }}u) {
-{% for n in range(4) %}
-{{ load(n, "row + " ~ n * down ~ "u") }}
-{% endfor %}
-            sum += (v0 + v1) + (v2 + v3);
-{% if param_grad %}
-            dot += (d0 + d1) + (d2 + d3);
-{% endif %}
+{% set step = 4 * down %}
+{% set blocked = chunk > block * step %}
+{% if blocked %}
+        for (; row + {{ 3 * down }}u < end;) {
+            let stop = min(row + {{ block * step }}u, end);
+            var part_sum = vec4<f32>();
+            var part_dot = vec4<f32>();
+            for (; row + {{ 3 * down }}u < stop; row += {{ step }}u) {
+{{ four("part_") }}
+            }
+            sum += part_sum;
+            dot += part_dot;
         }
+{% else %}
+        for (; row + {{ 3 * down }}u < end; row += {{ step }}u) {
+{{ four("") }}
+        }
+{% endif %}
         for (; row < end; row += {{ down }}u) {
 {{ load(0, "row") }}
             sum += v0;

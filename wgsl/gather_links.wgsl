@@ -1,4 +1,5 @@
 // Chains equal ids: links[n] is the next place of the same id (or `count`), links[count + n] is 1 where the id occurs first.
+// Every invocation reads all {{ count }} ids, see `kernels/embedding.rs` for the bound.
 {% include "shared/group" %}
 
 @compute @workgroup_size({{ size }})

@@ -1,5 +1,5 @@
 // The same as gather_links, from sorted runs of places: an invocation a position. A neighbour in the run or, in other runs, a
-// binary search finds the next place and tells whether there is an earlier one.
+// binary search finds the next place and tells whether there is an earlier one. At most 11 steps a run, in {{ runs }} runs.
 {% include "shared/group" %}
 
 // First position of a run whose key is not below `wanted`; `run` if there is none.

@@ -1,6 +1,7 @@
 // GEMM without workgroup memory: every invocation reads the operands of its {{ tm }} x {{ 4 * tn }} tile straight from the storage buffers.
 // For software adapters, where barriers cost more than repeated loads. Neighbouring invocations take neighbouring columns.
-// With `windows` the product is a convolution, see gemm_cooperative.
+// With `windows` the product is a convolution, see gemm_cooperative. With `splits`, layer z of the grid sums part z of K alone, of every product
+// of a batch. An invocation takes at most {{ chunk }} steps, whose sums it adds up in blocks of {{ block }}.
 {% set a_windows = windows in ["forward", "input"] %}
 {% set b_windows = windows == "weight" %}
 {% set b_taps = windows == "input" %}
@@ -33,10 +34,11 @@ fn main(@builtin(global_invocation_id) gid: vec3<u32>) {
     if (row >= {{ m }}u || col >= {{ width }}u) {
         return;
     }
-{# Layer z of the grid computes product z of a batch. #}
-{% set a_first = "gid.z * " ~ a_rows ~ "u + " if batch > 1 else "" %}
-{% set b_first = "gid.z * " ~ b_rows ~ "u + " if batch > 1 else "" %}
-{% set first = "gid.z * " ~ m ~ "u + " if batch > 1 else "" %}
+{# Layer z of the grid computes product z of a batch, or of part z of K, or of both. #}
+{% set product = "gid.z % " ~ batch ~ "u" if splits > 1 else "gid.z" %}
+{% set a_first = product ~ " * " ~ a_rows ~ "u + " if batch > 1 else "" %}
+{% set b_first = product ~ " * " ~ b_rows ~ "u + " if batch > 1 else "" %}
+{% set first = "gid.z * " ~ m ~ "u + " if batch > 1 or splits > 1 else "" %}
 {# Rows and columns outside the operands are read from the last one; their products are never stored. #}
 {% if trans == "TN" %}
 {% for i in range(tm // 4) %}
@@ -120,21 +122,49 @@ fn main(@builtin(global_invocation_id) gid: vec3<u32>) {
 {% endfor %}
 {% endif %}
 {% endmacro %}
-{% if trans == "NT" %}
-{# Both operands are zero in the padding behind K. #}
-    for (var k = 0u; k < {{ (k + 3) // 4 }}u; k++) {
-{{ step(4) }}
-    }
+{# Of A * B^T both operands are zero in the padding behind K. #}
+{% set steps = (k + 3) // 4 if trans == "NT" else k // 4 %}
+{% if splits > 1 %}
+    let part = gid.z / {{ batch }}u;
+    let begin = part * {{ chunk }}u;
+    let end = min(begin + {{ chunk }}u, {{ steps }}u);
 {% else %}
-    for (var k = 0u; k < {{ k // 4 }}u; k++) {
+    let begin = 0u;
+    let end = {{ steps }}u;
+{% endif %}
+{% if chunk > block %}
+{% for i in range(tm) %}
+{% for j in range(tn) %}
+    var kept{{ i }}_{{ j }} = vec4<f32>();
+{% endfor %}
+{% endfor %}
+    for (var k = begin; k < end;) {
+        let stop = min(k + {{ block }}u, end);
+        for (; k < stop; k++) {
+{{ step(4) }}
+        }
+{% for i in range(tm) %}
+{% for j in range(tn) %}
+        kept{{ i }}_{{ j }} += c{{ i }}_{{ j }};
+        c{{ i }}_{{ j }} = vec4<f32>();
+{% endfor %}
+{% endfor %}
+    }
+{% for i in range(tm) %}
+{% for j in range(tn) %}
+    c{{ i }}_{{ j }} = kept{{ i }}_{{ j }};
+{% endfor %}
+{% endfor %}
+{% else %}
+    for (var k = begin; k < end; k++) {
 {{ step(4) }}
     }
-{% if k % 4 != 0 %}
-    {
+{% endif %}
+{% if trans != "NT" and k % 4 != 0 %}
+    {% if splits > 1 %}if (part == {{ splits - 1 }}u) {% endif %}{
         let k = {{ k // 4 }}u;
 {{ step(k % 4) }}
     }
-{% endif %}
 {% endif %}
 {% for i in range(tm) %}
     if (row + {{ i }}u < {{ m }}u) {

@@ -1,5 +1,6 @@
 // GEMM for a few rows of A, B stored [n][k]: a workgroup computes {{ m }} rows x 4 columns. Its invocations share K, so that rows of B are read
-// whole, once, by neighbours; then they add up. What bounds it is reading B.
+// whole, once, by neighbours; then they add up. What bounds it is reading B. An invocation takes {{ (k + 4 * size - 1) // (4 * size) }} steps, many of them
+// in blocks of {{ block }}.
 {% set lanes = size %}
 {% set cols = 4 %}
 {% include "shared/group" %}
@@ -19,17 +20,36 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     var sum{{ r }} = vec4<f32>();
 {% endfor %}
 {# Both operands are zero in the padding behind K. #}
-    for (var k = lid; k < {{ (k + 3) // 4 }}u; k += {{ size }}u) {
+{% macro add(to) %}
 {% for c in range(4) %}
         let b{{ c }} = b_load(b_row{{ c }} + k);
 {% endfor %}
 {% for r in range(m) %}
         {
             let a = a_load({{ r }}u * a_stride + k);
-            sum{{ r }} += vec4<f32>(dot(a, b0), dot(a, b1), dot(a, b2), dot(a, b3));
+            {{ to }}{{ r }} += vec4<f32>(dot(a, b0), dot(a, b1), dot(a, b2), dot(a, b3));
         }
 {% endfor %}
+{% endmacro %}
+{% set steps = (k + 3) // 4 %}
+{% if steps > 2 * block * size %}
+    for (var begin = lid; begin < {{ steps }}u; begin += {{ block * size }}u) {
+        let stop = min(begin + {{ block * size }}u, {{ steps }}u);
+{% for r in range(m) %}
+        var part{{ r }} = vec4<f32>();
+{% endfor %}
+        for (var k = begin; k < stop; k += {{ size }}u) {
+{{ add("part") }}
+        }
+{% for r in range(m) %}
+        sum{{ r }} += part{{ r }};
+{% endfor %}
     }
+{% else %}
+    for (var k = lid; k < {{ steps }}u; k += {{ size }}u) {
+{{ add("sum") }}
+    }
+{% endif %}
 {% for r in range(m) %}
     let total{{ r }} = reduce(sum{{ r }}, lid);
 {% endfor %}

@@ -1,5 +1,6 @@
 // GEMM with both operands staged in workgroup memory: a workgroup computes {{ bm }} x {{ bn }}, 8 deep at a time, an invocation {{ tm }} x {{ tn }} of it.
-// With `split`, layer z of the grid sums part z of K alone.
+// With `split`, layer z of the grid sums part z of K alone, of every product of a batch. An invocation takes at most {{ chunk }} steps, one after
+// the other or, where K is long, in blocks of `flush` steps whose sums are kept aside.
 //
 // Two copies of the staged operands take turns, so that a step has one barrier: behind it the registers loaded a step ahead go to the
 // copy that nobody reads any more, the loads of the step after that are issued, and the multiply-adds hide them.
@@ -56,7 +57,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     let row0 = (above + inside % high) * {{ am }}u;
     let col0 = inside / high * {{ bn4 }}u;
 {% if split %}
-    let first = wid.z * {{ chunk }}u;
+    let first = wid.z{% if batch > 1 %} / {{ batch }}u{% endif %} * {{ chunk }}u;
     let count = min({{ steps }}u - first, {{ chunk }}u);
 {% else %}
     let first = 0u;
@@ -70,8 +71,9 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
 {# What an operand needs, by how it is stored: places to load from, registers to load into, their way to workgroup memory. Rows and columns
    outside the operand are read from its last one and never stored; columns behind K are zero, rows behind K do not exist. #}
 {# Layer z of the grid computes product z of a batch, or part z of K. #}
-{% set a_above = "wid.z * " ~ a_rows ~ "u + " if batch > 1 else "" %}
-{% set b_above = "wid.z * " ~ b_rows ~ "u + " if batch > 1 else "" %}
+{% set product = "wid.z % " ~ batch ~ "u" if split else "wid.z" %}
+{% set a_above = product ~ " * " ~ a_rows ~ "u + " if batch > 1 else "" %}
+{% set b_above = product ~ " * " ~ b_rows ~ "u + " if batch > 1 else "" %}
 {% macro prepare(name, above, blocks, begin, size, turned, checks, count) %}
 {% if turned %}
     let {{ name }}_pair = {% if size // 2 < threads %}lid % {{ size // 2 }}u{% else %}lid{% endif %} / 2u;
@@ -138,7 +140,8 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
 {% endif %}
 {% elif name == "b" and b_windows %}
         {
-            let start = origin(b_k);
+{# Behind K there is no row of the windows. #}
+            let start = origin({% if k % 8 == 0 %}b_k{% else %}min(b_k, {{ k - 1 }}u){% endif %});
 {% for q in range(size // threads) %}
             let source{{ q }} = source(start, b_tap{{ q }});
             b_inside{{ q }} = source{{ q }}.inside{% if k % 8 != 0 %} && b_k < {{ k }}u{% endif %};
@@ -244,7 +247,18 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
 {% endfor %}
     var this_a = 0u;
     var this_b = 0u;
+{% if flush > 0 %}
+{% for i in range(tm) %}
+{% for j in range(tn // 4) %}
+    var kept{{ i }}_{{ j }} = vec4<f32>();
+{% endfor %}
+{% endfor %}
+    for (var step = 0u; step < count;) {
+    let stop = min(step + {{ flush }}u, count);
+    for (; step < stop; step++) {
+{% else %}
     for (var step = 0u; step < count; step++) {
+{% endif %}
         let next_a = {{ a_size }}u - this_a;
         let next_b = {{ b_size }}u - this_b;
 {% for i in range(tm // 4) %}
@@ -283,6 +297,20 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
         this_a = next_a;
         this_b = next_b;
     }
+{% if flush > 0 %}
+{% for i in range(tm) %}
+{% for j in range(tn // 4) %}
+    kept{{ i }}_{{ j }} += c{{ i }}_{{ j }};
+    c{{ i }}_{{ j }} = vec4<f32>();
+{% endfor %}
+{% endfor %}
+    }
+{% for i in range(tm) %}
+{% for j in range(tn // 4) %}
+    c{{ i }}_{{ j }} = kept{{ i }}_{{ j }};
+{% endfor %}
+{% endfor %}
+{% endif %}
 {% for i in range(tm) %}
     {
         let row = 4u * (row0 + {{ i // 4 * ty }}u + y) + {{ i % 4 }}u;

@@ -1,20 +1,34 @@
-// Sum, or masked mean, over each run of `period` rows: a workgroup takes `across` vec4s of the columns of one result, `down` invocations
-// share the rows of each.
+// Sum, or masked mean, over each run of `period` rows, or over each of its pieces of `each` rows: a workgroup takes `across` vec4s of the columns
+// of one result, `down` invocations share the rows of each. Pieces of a masked mean leave their sums and `counts`, which the same kernel
+// adds up (`carried`). An invocation takes at most {{ (each + 4 * down - 1) // (4 * down) + 3 }} steps, whose sums it adds up in blocks of {{ block }}.
 {% include "shared/group" %}
 {% set size = across * down %}
 {% if down > 1 %}
 var<workgroup> sums: array<vec4<f32>, {{ size }}>;
 {% if masked %}
-var<workgroup> counts: array<f32, {{ size }}>;
+var<workgroup> shared_counts: array<f32, {{ size }}>;
 {% endif %}
 {% endif %}
 
 {% macro load(n, t) %}
-{% if masked %}
+{% if carried %}
+            let m{{ n }} = mask_at({{ t }});
+            let v{{ n }} = x_load(({{ t }}) * x_stride + col);
+{% elif masked %}
             let m{{ n }} = mask_at({{ t }});
             let v{{ n }} = m{{ n }} * x_load(({{ t }}) * x_stride + col);
 {% else %}
             let v{{ n }} = x_load(({{ t }}) * x_stride + col);
+{% endif %}
+{% endmacro %}
+
+{% macro four(to) %}
+{% for n in range(4) %}
+{{ load(n, "t + " ~ n * down ~ "u") }}
+{% endfor %}
+            {{ to }}sum += (v0 + v1) + (v2 + v3);
+{% if masked %}
+            {{ to }}count += (m0 + m1) + (m2 + m3);
 {% endif %}
 {% endmacro %}
 
@@ -29,18 +43,34 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     var sum = vec4<f32>();
     var count = 0.0;
     if (col < {{ used }}u) {
+{% if pieces > 1 %}
+        let begin = row / {{ pieces }}u * {{ period }}u;
+        let piece = row % {{ pieces }}u;
+        let end = begin + min((piece + 1u) * {{ each }}u, {{ period }}u);
+        var t = begin + piece * {{ each }}u + lid / {{ across }}u;
+{% else %}
         let end = (row + 1u) * {{ period }}u;
         var t = row * {{ period }}u + lid / {{ across }}u;
-        // Four rows in flight.
-        for (; t + {{ 3 * down }}u < end; t += {{ 4 * down }}u) {
-{% for n in range(4) %}
-{{ load(n, "t + " ~ n * down ~ "u") }}
-{% endfor %}
-            sum += (v0 + v1) + (v2 + v3);
-{% if masked %}
-            count += (m0 + m1) + (m2 + m3);
 {% endif %}
+        // Four rows in flight.
+{% set step = 4 * down %}
+{% set blocked = each > block * step %}
+{% if blocked %}
+        for (; t + {{ 3 * down }}u < end;) {
+            let stop = min(t + {{ block * step }}u, end);
+            var part_sum = vec4<f32>();
+            var part_count = 0.0;
+            for (; t + {{ 3 * down }}u < stop; t += {{ step }}u) {
+{{ four("part_") }}
+            }
+            sum += part_sum;
+            count += part_count;
         }
+{% else %}
+        for (; t + {{ 3 * down }}u < end; t += {{ step }}u) {
+{{ four("") }}
+        }
+{% endif %}
         for (; t < end; t += {{ down }}u) {
 {{ load(0, "t") }}
             sum += v0;
@@ -52,14 +82,14 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
 {% if down > 1 %}
     sums[lid] = sum;
 {% if masked %}
-    counts[lid] = count;
+    shared_counts[lid] = count;
 {% endif %}
     for (var s = {{ size // 2 }}u; s >= {{ across }}u; s = s >> 1u) {
         workgroupBarrier();
         if (lid < s) {
             sums[lid] = sums[lid] + sums[lid + s];
 {% if masked %}
-            counts[lid] = counts[lid] + counts[lid + s];
+            shared_counts[lid] = shared_counts[lid] + shared_counts[lid + s];
 {% endif %}
         }
     }
@@ -69,13 +99,17 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     }
     sum = sums[lid];
 {% if masked %}
-    count = counts[lid];
+    count = shared_counts[lid];
 {% endif %}
 {% endif %}
     if (col >= {{ width }}u) {
         return;
     }
-{% if masked %}
+{% if masked and leaves %}
+    if (col == 0u) {
+        counts_put(row, count);
+    }
+{% elif masked %}
     sum = sum / max(count, 1.0);
 {% endif %}
     finish(row, col, sum);

@@ -1,4 +1,4 @@
-// Per sample: y.t, |y|, |t|, sum (y - t)^2.
+// Per sample: y.t, |y|, |t|, sum (y - t)^2. An invocation reads {{ (used + lanes - 1) // lanes }} vec4s of each, whose sums it adds up in blocks of {{ block }}.
 {% include "shared/group" %}
 {% include "shared/reduce" %}
 
@@ -8,12 +8,26 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     let wanted = group_id(wid) * {{ size // lanes }}u + lid / {{ lanes }}u;
     let row = min(wanted, {{ rows - 1 }}u);
     var sums = vec4<f32>();
-    for (var col = lane; col < {{ used }}u; col += {{ lanes }}u) {
+{% macro add(to) %}
         let y = y_load(row * y_stride + col);
         let t = t_load(row * t_stride + col);
         let d = y - t;
-        sums += vec4<f32>(dot(y, t), dot(y, y), dot(t, t), dot(d, d));
+        {{ to }} += vec4<f32>(dot(y, t), dot(y, y), dot(t, t), dot(d, d));
+{% endmacro %}
+{% if used > block * lanes %}
+    for (var begin = lane; begin < {{ used }}u; begin += {{ block * lanes }}u) {
+        let stop = min(begin + {{ block * lanes }}u, {{ used }}u);
+        var part = vec4<f32>();
+        for (var col = begin; col < stop; col += {{ lanes }}u) {
+{{ add("part") }}
+        }
+        sums += part;
     }
+{% else %}
+    for (var col = lane; col < {{ used }}u; col += {{ lanes }}u) {
+{{ add("sums") }}
+    }
+{% endif %}
     sums = reduce(sums, lid);
     if (wanted < {{ rows }}u && lane == 0u) {
         rows_store(row * rows_stride, vec4<f32>(sums.x, max(sqrt(sums.y), 1e-6), max(sqrt(sums.z), 1e-6), sums.w));

@@ -1,4 +1,4 @@
-// An invocation counts the mask of its sample once and writes `steps` time steps of a vec4 of columns.
+// An invocation counts the mask of its sample once, unless dy is divided by the count already, and writes `steps` time steps of a vec4 of columns.
 {% include "shared/group" %}
 
 @compute @workgroup_size({{ size }})
@@ -10,13 +10,25 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     if (sample >= {{ samples }}u) {
         return;
     }
+{% if counts %}
     var count = 0.0;
+{% if time > block %}
+    for (var first = 0u; first < {{ time }}u; first += {{ block }}u) {
+        var part = 0.0;
+        for (var t = first; t < min(first + {{ block }}u, {{ time }}u); t++) {
+            part += mask_at(sample * {{ time }}u + t);
+        }
+        count += part;
+    }
+{% else %}
     for (var t = 0u; t < {{ time }}u; t++) {
         count += mask_at(sample * {{ time }}u + t);
     }
+{% endif %}
+{% endif %}
     var v = vec4<f32>();
     if (col < {{ used }}u) {
-        v = dy_load(sample * dy_stride + col) / max(count, 1.0);
+        v = dy_load(sample * dy_stride + col){% if counts %} / max(count, 1.0){% endif %};
     }
     let begin = (run % {{ runs }}u) * {{ steps }}u;
     for (var t = begin; t < min(begin + {{ steps }}u, {{ time }}u); t++) {

@@ -1,5 +1,5 @@
-// Adds up parts, in their order: what products with a split K and sums over runs of rows leave behind, of several results in one dispatch.
-// An invocation takes a vec4 of one result; each result begins with a workgroup.
+// Adds up parts, in a fixed order: what products with a split K and sums over runs of rows leave behind, of several results in one dispatch.
+// An invocation takes a vec4 of one result; each result begins with a workgroup. Eight parts a step.
 {% include "shared/group" %}
 
 @compute @workgroup_size({{ size }})
@@ -21,9 +21,13 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
 {% for n in range(together) %}
             let v{{ n }} = s{{ source }}_load(at + {{ n * rows }}u * s{{ source }}_stride);
 {% endfor %}
+{% if parts >= 16 %}
+            sum += ((v0 + v1) + (v2 + v3)) + ((v4 + v5) + (v6 + v7));
+{% else %}
 {% for n in range(together) %}
             sum += v{{ n }};
 {% endfor %}
+{% endif %}
             at += {{ together * rows }}u * s{{ source }}_stride;
 {% if parts >= 16 %}
         }

@@ -1,10 +1,10 @@
 //! The cases: names, shapes, work.
 
 use energyflow::graph::{Init, Op};
-use energyflow::nn::{Draws, Embedding, Gelu, Linear, Tcn, TcnOptions, Training};
+use energyflow::nn::{Draws, Embedding, Linear, Mode, Tcn, TcnOptions};
 use energyflow::text::{Encoder, EncoderOptions};
 use energyflow::train::{AdamW, LossScale};
-use energyflow::types::Trans;
+use energyflow::types::{Rates, Trans};
 use energyflow::{DType, Error, Result};
 
 use crate::workload::Workload;
@@ -143,11 +143,11 @@ fn adamw(w: &mut Workload, dtype: DType) -> Result<()> {
     let hyper = w.given("hyper", vec![3e-4, c1, c2, 1.0, 1.0])?;
     let parameter = w.graph.parameter("p", &[n], Init::Uniform(0.5))?;
     let op = Op::AdamW {
+        rates: vec![Rates::decay(0.01); 1],
         params: vec![parameter],
         beta1: options.beta1,
         beta2: options.beta2,
         eps: options.eps,
-        weight_decay: 0.01,
     };
     w.graph.apply(op, &[gradient, hyper])?;
     w.bytes = 28.0 * n as f64;
@@ -229,19 +229,16 @@ fn block_flops(rows: usize, width: usize, hidden: usize, kernel: usize) -> f64 {
 
 /// f16 training has f32 parameters, cast in the step, and a loss scale.
 fn optimizer(dtype: DType, clip: Option<f32>) -> AdamW {
-    AdamW {
-        clip,
-        loss_scale: (dtype == DType::F16).then(LossScale::default),
-        ..AdamW::default()
-    }
+    AdamW::default()
+        .clip(clip)
+        .loss_scale((dtype == DType::F16).then(LossScale::default))
 }
 
 fn encoder_train(w: &mut Workload, dtype: DType, dropout: f32, recompute: bool) -> Result<()> {
-    let options = EncoderOptions {
-        table_bound: 0.5,
-        dropout,
-        ..EncoderOptions::default()
-    };
+    let options = EncoderOptions::default()
+        .table_bound(0.5)
+        .dropout(dropout)
+        .padding(Some(0));
     let encoder = Encoder::new(&mut w.graph, &options)?;
     let ids = w.indices("ids", BATCH * LENGTH, options.vocabulary)?;
     let mask = w.mask("mask", BATCH, LENGTH)?;
@@ -250,8 +247,8 @@ fn encoder_train(w: &mut Workload, dtype: DType, dropout: f32, recompute: bool) 
         0.0 => None,
         _ => Some(Draws::new(&mut w.graph, 0)?),
     };
-    let training = Training::default().draws(draws).recompute(recompute);
-    let y = encoder.forward_in(&mut w.graph, ids, mask, dtype, &training)?;
+    let mode = Mode::train(draws).recompute(recompute);
+    let y = encoder.forward_in(&mut w.graph, ids, mask, dtype, mode)?;
     let loss = w.graph.kd_loss(y, target, 1.0, 1.0)?.loss;
     let blocks = block_flops(
         BATCH * LENGTH,
@@ -268,15 +265,7 @@ fn encoder_train(w: &mut Workload, dtype: DType, dropout: f32, recompute: bool) 
 fn decoder_train(w: &mut Workload, dtype: DType, chunked: bool) -> Result<()> {
     let (batch, width) = (32, 768);
     let rows = batch * LENGTH;
-    let options = TcnOptions {
-        width,
-        hidden: 512,
-        kernel: 3,
-        dilations: vec![1, 2],
-        gelu: Gelu::Tanh,
-        eps: 1e-5,
-        dropout: 0.0,
-    };
+    let options = TcnOptions::new(width, 512, &[1, 2]);
     let init = Init::Uniform(0.5);
     let embedding = Embedding::new(&mut w.graph, "embedding", VOCABULARY, width, None, init)?;
     let condition = Linear::new(&mut w.graph, "condition", width, width, true)?;

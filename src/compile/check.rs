@@ -4,7 +4,7 @@ use super::plan::Plan;
 use super::steps::{Arena, Lowered, Place};
 use crate::error::{Error, Result};
 use crate::gpu::Layout;
-use crate::graph::{Graph, Source, ValueId, op_name};
+use crate::graph::{Graph, Source, ValueId};
 
 /// Fails where a dispatch, a binding or a buffer of the executable exceeds a limit of the device, and where an output is not a result
 /// of the run.
@@ -172,7 +172,7 @@ fn describe(graph: &Graph, place: Place) -> String {
             let op = graph
                 .nodes()
                 .get(*node)
-                .map_or("operation", |node| op_name(&node.op));
+                .map_or("operation", |node| node.op.name());
             let outputs = graph.outputs().iter();
             let output = outputs
                 .filter(|(_, output)| *output == id)

@@ -57,8 +57,10 @@ pub(crate) struct Fused<'a> {
     pub groups: Vec<Group>,
     /// By group: what it binds.
     uses: Vec<Uses>,
-    /// By value: the value that holds its elements; a reshape holds none.
+    /// By value: the value that holds its elements. A reshape that moves nothing holds none.
     roots: Vec<ValueId>,
+    /// By node: whether it is a reshape that moves its elements.
+    moving: Vec<bool>,
     /// By value: the group that computes it.
     group_of: Vec<Option<usize>>,
     /// By value: live nodes that read it.
@@ -68,13 +70,6 @@ pub(crate) struct Fused<'a> {
     outputs: HashSet<ValueId>,
     /// Casts of parameters that are no work, because the session keeps their result: by value, the parameter.
     shadows: HashMap<ValueId, ValueId>,
-}
-
-fn is_elementwise(op: &Op) -> bool {
-    matches!(
-        op,
-        Op::Unary(_) | Op::Binary(..) | Op::Cast(_) | Op::Dropout { .. }
-    )
 }
 
 /// Whether the kernel of an anchor hands its first result to a program.
@@ -113,8 +108,10 @@ impl<'a> Fused<'a> {
     pub fn new(graph: &'a Graph) -> Self {
         let count = graph.values.len();
         let mut roots: Vec<ValueId> = graph.values().map(|(id, _)| id).collect();
-        for node in &graph.nodes {
-            if node.op == Op::Reshape {
+        let live = graph.live();
+        let moving = graph.moving_reshapes(&live);
+        for (node, moving) in graph.nodes.iter().zip(&moving) {
+            if node.op == Op::Reshape && !moving {
                 roots[node.outputs[0].0 as usize] = roots[node.inputs[0].0 as usize];
             }
         }
@@ -128,14 +125,14 @@ impl<'a> Fused<'a> {
                 .map(|(_, id)| roots[id.0 as usize])
                 .collect(),
             roots,
+            moving,
             group_of: vec![None; count],
             readers: vec![Vec::new(); count],
             outside: Vec::new(),
             shadows: HashMap::new(),
         };
-        let live = fused.live();
         for (index, node) in graph.nodes.iter().enumerate() {
-            if live[index] && node.op != Op::Reshape {
+            if live[index] && !fused.is_renaming(index) {
                 for &id in &node.inputs {
                     let root = fused.root(id);
                     fused.readers[root.0 as usize].push(index);
@@ -148,7 +145,7 @@ impl<'a> Fused<'a> {
         for index in order {
             let node = &graph.nodes[index];
             let shadowed = || fused.shadows.contains_key(&node.outputs[0]);
-            if !(is_elementwise(&node.op) && shadowed()) {
+            if !(fused.is_elementwise(index) && shadowed()) {
                 fused.place(index, values.get(&index).copied());
             }
         }
@@ -191,24 +188,23 @@ impl<'a> Fused<'a> {
         self.roots[id.0 as usize]
     }
 
-    /// Nodes whose results reach an output or a persistent value.
-    fn live(&self) -> Vec<bool> {
-        let mut wanted = vec![false; self.graph.values.len()];
-        for id in &self.outputs {
-            wanted[id.0 as usize] = true;
-        }
-        let mut live = vec![false; self.graph.nodes.len()];
-        for (index, node) in self.graph.nodes.iter().enumerate().rev() {
-            live[index] =
-                node.op.has_effect() || node.outputs.iter().any(|id| wanted[id.0 as usize]);
-            if live[index] {
-                for &id in &node.inputs {
-                    wanted[id.0 as usize] = true;
-                    wanted[self.root(id).0 as usize] = true;
-                }
+    /// A reshape that moves nothing: no work, its result lies where its operand does.
+    pub fn is_renaming(&self, index: usize) -> bool {
+        self.graph.nodes[index].op == Op::Reshape && !self.moving[index]
+    }
+
+    fn is_elementwise(&self, index: usize) -> bool {
+        let node = &self.graph.nodes[index];
+        match &node.op {
+            Op::Unary(_) | Op::Binary(..) | Op::Cast(_) | Op::Dropout { .. } => true,
+            // Programs compute in f32.
+            Op::Reshape => {
+                let (from, to) = (node.inputs[0], node.outputs[0]);
+                let (a, b) = (self.graph.shape(from), self.graph.shape(to));
+                self.graph.dtype(from) != DType::U32 && a.rows() == b.rows() && a.cols() == b.cols()
             }
+            _ => false,
         }
-        live
     }
 
     fn place(&mut self, index: usize, value: Option<usize>) {
@@ -217,7 +213,7 @@ impl<'a> Fused<'a> {
             let shape = self.graph.shape(id);
             (shape.rows(), shape.cols())
         });
-        let elementwise = is_elementwise(&node.op);
+        let elementwise = self.is_elementwise(index);
         let latest = node
             .inputs
             .iter()

@@ -13,7 +13,7 @@ use std::collections::HashMap;
 pub(crate) fn pair(fused: &Fused<'_>, live: &[bool]) -> (Vec<usize>, HashMap<usize, usize>) {
     let nodes = fused.graph.nodes();
     let mut order: Vec<usize> = (0..nodes.len())
-        .filter(|&index| live[index] && nodes[index].op != Op::Reshape)
+        .filter(|&index| live[index] && !fused.is_renaming(index))
         .collect();
     let mut losses = HashMap::new();
     let mut gradients = HashMap::new();

@@ -1,6 +1,7 @@
 //! What lowering makes: steps, the places they bind, and the arenas of parameters that run parallel to each other.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use crate::error::Result;
 use crate::graph::ValueId;
@@ -60,6 +61,8 @@ impl Span {
 pub(crate) struct Step {
     pub kernel: Kernel,
     pub places: Vec<Place>,
+    /// The layer that it is for, if it is for one.
+    pub layer: Option<Arc<str>>,
 }
 
 /// Everything an executable is made from.

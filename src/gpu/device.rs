@@ -389,7 +389,6 @@ pub(super) fn shares_memory(info: &wgpu::AdapterInfo) -> bool {
 fn supported(adapter: &wgpu::Adapter) -> Features {
     let mut wanted = Features::SHADER_F16
         | Features::SUBGROUP
-        | Features::SUBGROUP_BARRIER
         | Features::TIMESTAMP_QUERY
         | Features::TIMESTAMP_QUERY_INSIDE_ENCODERS
         | Features::TIMESTAMP_QUERY_INSIDE_PASSES

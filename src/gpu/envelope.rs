@@ -1,6 +1,6 @@
-//! What a cache file is wrapped in, so that a damaged or foreign one is told apart before anything reads it.
+//! The envelope of a cache file: damaged and foreign files are recognised before anything reads their content.
 //!
-//! Little-endian, nothing between the fields, nothing behind the last:
+//! Little-endian, nothing between the fields, nothing after the last:
 //!
 //! | field | type |
 //! |---|---|
@@ -39,8 +39,12 @@ pub(super) fn open<'a>(key: &str, file: &'a [u8]) -> Result<&'a [u8], &'static s
         return Err("it is no cache file");
     }
     let (version, rest) = rest.split_first_chunk().ok_or("it is truncated")?;
-    if u32::from_le_bytes(*version) != VERSION {
-        return Err("its format is of another version");
+    match u32::from_le_bytes(*version) {
+        VERSION => {}
+        newer if newer > VERSION => {
+            return Err("a newer version of energyflow wrote it; update energyflow to use it");
+        }
+        _ => return Err("it has no valid format version"),
     }
     let (key_bytes, rest) = rest.split_first_chunk().ok_or("it is truncated")?;
     let (payload_bytes, rest) = rest.split_first_chunk().ok_or("it is truncated")?;
@@ -92,6 +96,17 @@ mod tests {
             damaged[bit / 8] ^= 1 << (bit % 8);
             assert!(open(KEY, &damaged).is_err(), "bit {bit}");
         }
+    }
+
+    #[test]
+    fn a_newer_version_is_told_from_damage() {
+        let mut file = seal(KEY, b"payload");
+        file[4..8].copy_from_slice(&(VERSION + 1).to_le_bytes());
+        let reason = open(KEY, &file).unwrap_err();
+        assert!(reason.contains("newer"), "{reason}");
+        file[4..8].copy_from_slice(&0_u32.to_le_bytes());
+        let reason = open(KEY, &file).unwrap_err();
+        assert!(reason.contains("no valid"), "{reason}");
     }
 
     #[test]

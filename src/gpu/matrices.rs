@@ -27,8 +27,6 @@ pub struct MatrixUnits {
     pub f32: bool,
     /// Matrices are read from arrays of scalars only.
     pub(crate) scalar: bool,
-    /// `subgroupBarrier` exists.
-    pub(crate) subgroup_barrier: bool,
     /// Bytes of workgroup memory.
     pub(crate) storage: usize,
     /// Invocations a workgroup.
@@ -61,7 +59,6 @@ impl MatrixUnits {
                 f16,
                 f32,
                 scalar: capabilities.backend == Backend::Metal,
-                subgroup_barrier: capabilities.subgroup_barrier,
                 storage: limits.max_compute_workgroup_storage_size as usize,
                 invocations: limits.max_compute_invocations_per_workgroup.min(256) as usize,
             })

@@ -52,8 +52,6 @@ pub struct Capabilities {
     pub barrier_free: bool,
     /// The one of these configurations that matrix products use, after it has passed its test.
     pub matrix_units: Option<MatrixUnits>,
-    /// Subgroups can synchronise among themselves.
-    pub(super) subgroup_barrier: bool,
     /// Limits that the device was opened with.
     pub limits: Limits,
 }
@@ -99,7 +97,6 @@ impl Capabilities {
             cooperative_matrix,
             barrier_free: barrier_free.unwrap_or(info.device_type == wgpu::DeviceType::Cpu),
             matrix_units: None,
-            subgroup_barrier: has(Features::SUBGROUP_BARRIER),
             limits,
         }
     }

@@ -1,4 +1,4 @@
-//! A folder of files that make the next start faster. They can always be made again, so none of them is ever worth an error.
+//! A folder of files that make the next start faster. They can always be made again, so trouble with them is logged and never an error.
 
 use std::fs;
 use std::path::PathBuf;
@@ -7,14 +7,14 @@ use std::sync::Mutex;
 use super::envelope;
 use super::lock;
 use super::report::Capabilities;
-use crate::atomic::AtomicFile;
 use crate::error::{Error, Result};
+use crate::file::{AtomicFile, InputFile};
 use crate::fnv::fnv1a;
 
 /// Where caches are kept when [`GpuOptions::cache_dir`](super::GpuOptions::cache_dir) names no folder.
 const FOLDER_VARIABLE: &str = "ENERGYFLOW_CACHE_DIR";
 
-/// No cache comes near this; a larger file would only cost memory.
+/// Upper bound on the size of a cache file in bytes. No cache comes near it; a larger file is not read.
 const LARGEST: u64 = 1 << 30;
 
 /// Counts of the cache files.
@@ -36,7 +36,7 @@ struct State {
     on_disk: Vec<(&'static str, u64)>,
 }
 
-/// The files of one adapter, driver and version of this crate, if there is a folder for them.
+/// The cache files of one adapter, driver and version of this crate; does nothing without a folder.
 #[derive(Debug)]
 pub(super) struct Store {
     folder: Option<PathBuf>,
@@ -154,15 +154,10 @@ impl Store {
 }
 
 /// The whole file, `None` if there is none.
-fn read(path: &std::path::Path) -> std::io::Result<Option<Vec<u8>>> {
-    use std::io::{Error, ErrorKind};
-    let found = match fs::metadata(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        found => found?,
-    };
-    // Reading a pipe would wait for its other end.
-    if !found.is_file() || found.len() > LARGEST {
-        return Err(Error::new(ErrorKind::InvalidData, "it is no cache file"));
+fn read(path: &std::path::Path) -> Result<Option<Vec<u8>>> {
+    match InputFile::open(path) {
+        Ok(file) => file.read_all(LARGEST).map(Some),
+        Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
-    fs::read(path).map(Some)
 }

@@ -1,7 +1,7 @@
-//! How a graph is written down: one method an operation.
+//! How a graph is written down: one method per operation.
 
-use super::infer::infer;
-use super::{Graph, Init, LinearCrossEntropy, Node, Op, Source, Value, ValueId};
+use super::infer::{check_types, infer};
+use super::{Declared, Graph, Init, LinearCrossEntropy, Node, Op, Source, Value, ValueId};
 use crate::error::{Error, Result};
 use crate::fnv::fnv1a;
 use crate::types::{BinaryOp, Broadcast, DType, Shape, Trans, UnaryOp, Window};
@@ -30,9 +30,10 @@ pub struct CrossEntropy {
 
 impl Graph {
     pub(crate) fn push_value(&mut self, value: Value) -> ValueId {
-        let id = ValueId(self.values.len() as u32);
+        let id = self.lineage.grow();
         if !value.name.is_empty() {
-            self.names.insert(value.name.clone(), id);
+            let by = self.declaring.clone();
+            self.names.insert(value.name.clone(), Declared { id, by });
         }
         self.values.push(value);
         id
@@ -62,63 +63,100 @@ impl Graph {
             op,
             inputs,
             outputs: outputs.clone(),
+            scope: self.scope.clone(),
         });
         outputs
     }
 
+    /// The error for a name that cannot be given to `what`.
+    fn check_name(&self, what: &str, name: &str) -> Result<()> {
+        if name.is_empty() {
+            return Err(Error::Graph(format!("{what} needs a name, not \"\"")));
+        }
+        let Some(taken) = self.names.get(name) else {
+            return Ok(());
+        };
+        let kind = match self.values[taken.id.index()].source {
+            Source::Input { .. } => "input",
+            Source::State(_) => "state",
+            _ => "parameter",
+        };
+        let by = match &taken.by {
+            Some(layer) => format!(" (declared by {layer})"),
+            None => String::new(),
+        };
+        Err(Error::Graph(format!(
+            "{kind} {name:?} exists already in this graph{by}; {what} of this graph needs another name"
+        )))
+    }
+
     fn named(
         &mut self,
-        name: &str,
+        (what, name): (&str, &str),
         dims: &[usize],
         dtype: DType,
         source: Source,
     ) -> Result<ValueId> {
-        if name.is_empty() || self.names.contains_key(name) {
-            return Err(Error::Graph(format!(
-                "the name {name:?} is empty or taken already"
-            )));
-        }
+        self.check_name(what, name)?;
         Ok(self.push_value(Value {
             name: name.to_owned(),
-            shape: Shape::new(dims)?,
+            shape: shape_of(what, name, dims)?,
             dtype,
             source,
             taps: None,
         }))
     }
 
-    /// A value given to every run: f32 or f16.
+    /// A value given to every run: f32 or f16. An input that neither an output nor an update depends on may be left out of a run.
     ///
     /// # Errors
-    /// [`Error::Graph`] for an invalid shape, a taken name, or u32 (see [`Graph::index_input`]).
+    /// [`Error::Shape`] for an invalid shape, [`Error::Graph`] for a taken name, or u32 (see [`Graph::index_input`]).
     pub fn input(&mut self, name: &str, dims: &[usize], dtype: DType) -> Result<ValueId> {
         if dtype == DType::U32 {
             return Err(Error::Graph(format!(
                 "input {name:?} holds indices: declare it with index_input and their bound"
             )));
         }
-        self.named(name, dims, dtype, Source::Input { below: None })
+        let source = Source::Input { below: None };
+        self.named(("an input", name), dims, dtype, source)
     }
 
-    /// Indices `[N]` given to every run, each checked to be less than `below`.
+    /// Indices `[N]` given to every run. Each is checked to be less than `below`.
     ///
     /// # Errors
     /// As [`Graph::input`].
     pub fn index_input(&mut self, name: &str, n: usize, below: u32) -> Result<ValueId> {
         let below = Some(below);
-        self.named(name, &[n], DType::U32, Source::Input { below })
+        let source = Source::Input { below };
+        self.named(("an input", name), &[n], DType::U32, source)
     }
 
-    /// A trainable f32 value, held by the [`Session`](crate::Session) under its name.
+    /// A trainable f32 value. The [`Session`](crate::Session) holds it under its name and shares it among all graphs that declare it.
     ///
     /// # Errors
-    /// [`Error::Graph`] for an invalid shape or a taken name.
+    /// [`Error::Shape`] for an invalid shape, [`Error::Graph`] for a taken name, [`Error::Config`] for an initial value that is not
+    /// finite.
     pub fn parameter(&mut self, name: &str, dims: &[usize], init: Init) -> Result<ValueId> {
-        self.named(name, dims, DType::F32, Source::Parameter(init))
+        let (number, sound) = match init {
+            Init::Constant(number) => (number, number.is_finite()),
+            Init::Uniform(bound) => (bound, bound.is_finite() && bound >= 0.0),
+        };
+        if !sound {
+            return Err(Error::Config {
+                field: "init",
+                reason: format!(
+                    "of parameter {name:?} must be finite, and not negative as a bound, but is {number}"
+                ),
+            });
+        }
+        let source = Source::Parameter(init);
+        self.named(("a parameter", name), dims, DType::F32, source)
     }
 
-    /// The weight of a 1-D convolution, exchanged with the host as [out, in, kernel] like PyTorch's, the last tap being the
-    /// current step. As a value it is the matrix [out, kernel·in] that [`Graph::im2col`] needs.
+    /// The weight of a 1-D convolution.
+    ///
+    /// The host sees it as [out, in, kernel], as in PyTorch; the last tap is the current step of a causal convolution. As a value it is
+    /// the matrix [out, kernel·in] that [`Graph::conv1d`] and products with [`Graph::im2col`] need.
     ///
     /// # Errors
     /// As [`Graph::parameter`].
@@ -128,27 +166,30 @@ impl Graph {
         [out, channels, kernel]: [usize; 3],
         init: Init,
     ) -> Result<ValueId> {
+        // Each extent by itself, since their product hides which is zero.
+        shape_of("a parameter", name, &[out, channels, kernel])?;
         let id = self.parameter(name, &[out, kernel * channels], init)?;
-        self.values[id.0 as usize].taps = Some(kernel);
+        self.values[id.index()].taps = Some(kernel);
         Ok(id)
     }
 
-    /// A persistent f32 value that starts as `start` everywhere and changes by [`Graph::assign`].
+    /// A persistent f32 value. All elements begin as `start`; [`Graph::assign`] changes them.
     ///
     /// # Errors
-    /// [`Error::Graph`] for an invalid shape or a taken name.
+    /// [`Error::Shape`] for an invalid shape, [`Error::Graph`] for a taken name.
     pub fn state(&mut self, name: &str, dims: &[usize], start: f32) -> Result<ValueId> {
-        self.named(name, dims, DType::F32, Source::State(start))
+        let source = Source::State(start);
+        self.named(("a state", name), dims, DType::F32, source)
     }
 
-    /// An f32 value that is the same number everywhere.
+    /// An f32 value whose elements are all the same number. It may meet f16 operands, too.
     ///
     /// # Errors
-    /// [`Error::Graph`] for an invalid shape.
+    /// [`Error::Shape`] for an invalid shape.
     pub fn constant(&mut self, dims: &[usize], number: f32) -> Result<ValueId> {
         Ok(self.push_value(Value {
             name: String::new(),
-            shape: Shape::new(dims)?,
+            shape: shape_of("constant", "", dims)?,
             dtype: DType::F32,
             source: Source::Constant(number),
             taps: None,
@@ -157,50 +198,63 @@ impl Graph {
 
     /// Names a result of every run.
     ///
+    /// An output of a parameter or state has the value before the updates that are declared later, and after those that are declared
+    /// earlier. An output of a reshape of it has the value at the declaration of the reshape.
+    ///
     /// # Errors
-    /// [`Error::Graph`] for a foreign value or a name that is taken by another output.
+    /// [`Error::Graph`] for a foreign value or a name that another output has.
     pub fn output(&mut self, name: &str, value: ValueId) -> Result<()> {
         self.value(value)?;
-        if name.is_empty() || self.outputs.iter().any(|(taken, _)| taken == name) {
+        if name.is_empty() {
+            return Err(Error::Graph("an output needs a name, not \"\"".into()));
+        }
+        if self.outputs.iter().any(|(taken, _)| taken == name) {
             return Err(Error::Graph(format!(
-                "the output name {name:?} is empty or taken already"
+                "output {name:?} exists already in this graph"
             )));
         }
         self.outputs.push((name.to_owned(), value));
         Ok(())
     }
 
-    /// Adds any operation; the named methods below are shorthands for it.
+    /// Adds any operation. The methods below are shorthands for it.
     ///
     /// # Errors
-    /// [`Error::Shape`] when the operands do not fit, [`Error::Graph`] for foreign values.
+    /// [`Error::Shape`] when the operands do not fit or f16 and f32 meet where they may not; [`Error::Graph`] for values of another
+    /// graph, a read of a parameter or state after its update, and a second update.
     pub fn apply(&mut self, op: Op, inputs: &[ValueId]) -> Result<Vec<ValueId>> {
         let results = infer(self, &op, inputs)?;
-        self.check_current(inputs)?;
-        let updates = match &op {
-            Op::AdamW { params, .. } => params.as_slice(),
-            Op::Assign { state } => std::slice::from_ref(state),
-            _ => &[],
-        };
-        if let Some(id) = updates.iter().find(|id| self.updated.contains(id)) {
-            return Err(Error::Graph(format!(
-                "{:?} is updated twice in the same graph",
-                self.value(*id)?.name
-            )));
-        }
-        self.updated.extend(updates);
-        Ok(self.push_node(op, inputs.to_vec(), results))
+        check_types(self, &op, inputs)?;
+        self.append(op, inputs, results)
     }
 
-    /// Parameters and states are not read once a node has updated them.
-    pub(crate) fn check_current(&self, inputs: &[ValueId]) -> Result<()> {
-        match inputs.iter().find(|id| self.updated.contains(id)) {
-            None => Ok(()),
-            Some(id) => Err(Error::Graph(format!(
-                "{:?} is read after its update in the same graph",
-                self.value(*id)?.name
-            ))),
+    /// As [`Graph::apply`], but products may have operands of different element types: a gradient that is f32 meets f16 weights.
+    pub(super) fn apply_mixed(&mut self, op: Op, inputs: &[ValueId]) -> Result<Vec<ValueId>> {
+        let results = infer(self, &op, inputs)?;
+        self.append(op, inputs, results)
+    }
+
+    fn append(
+        &mut self,
+        op: Op,
+        inputs: &[ValueId],
+        results: Vec<(Shape, DType)>,
+    ) -> Result<Vec<ValueId>> {
+        self.check_current(inputs)?;
+        let updates = match &op {
+            Op::AdamW { params, .. } => params.clone(),
+            Op::Assign { state } => vec![*state],
+            _ => Vec::new(),
+        };
+        if let Some(&id) = updates.iter().find(|id| self.updated.contains(id)) {
+            return Err(Error::Graph(format!(
+                "{:?} is updated twice in the same graph; a graph updates each parameter and state at most once",
+                self.value(id)?.name
+            )));
         }
+        let inputs = self.before_update(&op, &updates, inputs);
+        self.updated.extend(updates);
+        Ok(self.push_node(op, inputs, results))
     }
 
     fn apply1(&mut self, op: Op, inputs: &[ValueId]) -> Result<ValueId> {
@@ -280,7 +334,7 @@ impl Graph {
         self.binary(BinaryOp::Add, Broadcast::Groups { period }, x, z)
     }
 
-    /// x in another element type; x itself when it has that type already.
+    /// x in another element type. Returns x itself when it has that type already.
     pub fn cast(&mut self, x: ValueId, dtype: DType) -> Result<ValueId> {
         if self.value(x)?.dtype == dtype {
             return Ok(x);
@@ -288,11 +342,11 @@ impl Graph {
         self.apply1(Op::Cast(dtype), &[x])
     }
 
-    /// Dropout: zero with probability `rate`, else x/(1 − rate); x itself at rate 0.
+    /// Dropout: zero with probability `rate`, else x/(1 − rate). Returns x itself at rate 0.
     ///
-    /// `counter` `[1]`, an integer below 2²⁴, is to differ from run to run, `seed` from training to training: every call on a graph draws
-    /// from a stream of its own, which follows from `seed` and the number of calls before it. See [`Op::Dropout`];
-    /// [`Draws`](crate::nn::Draws) keeps a counter.
+    /// `counter` `[1]` is an integer below 2²⁴ that should differ from run to run; [`Draws`](crate::nn::Draws) keeps one. `seed` should
+    /// differ from training to training. Every call on a graph draws from a stream of its own, which follows from `seed` and the
+    /// number of calls before it. The formula is at [`Op::Dropout`].
     pub fn dropout(
         &mut self,
         x: ValueId,
@@ -311,21 +365,32 @@ impl Graph {
         Ok(y)
     }
 
-    /// x under another shape with the same number of rows and columns, such as [B, L, C] as [B·L, C]; moves nothing.
+    /// x under another shape with the same number of elements, in row-major order.
+    ///
+    /// Nothing is moved when the numbers of rows and columns stay the same, as from [B, L, C] to [B·L, C]. Otherwise, and between
+    /// a vector and a matrix, the elements are copied, because rows are padded.
     pub fn reshape(&mut self, x: ValueId, dims: &[usize]) -> Result<ValueId> {
-        let shape = Shape::new(dims)?;
         let value = self.value(x)?;
         let from = &value.shape;
-        let vector = (shape.rank() == 1) != (from.rank() == 1);
-        if shape.rows() != from.rows() || shape.cols() != from.cols() || vector {
-            let reason = "a reshape keeps rows and columns, and vectors stay vectors";
-            return Err(Error::shape("reshape", &[from, &shape], reason));
-        }
+        let shape = match Shape::new(dims) {
+            Ok(shape) if shape.len() == from.len() => shape,
+            Ok(shape) => {
+                let (had, needs) = (from.len(), shape.len());
+                let reason = format!("{from} to {shape}: {had} elements cannot become {needs}");
+                return Err(Error::shape("reshape", &[from, &shape], reason));
+            }
+            Err(Error::Shape { reason, .. }) => {
+                let reason = format!("{from} to {reason}");
+                return Err(Error::shape("reshape", &[from], reason));
+            }
+            Err(other) => return Err(other),
+        };
+        self.check_current(&[x])?;
         let dtype = value.dtype;
         Ok(self.push_node(Op::Reshape, vec![x], vec![(shape, dtype)])[0])
     }
 
-    /// Matrix product in the element type of `a`, sums in f32; leading extents of `a` count as rows.
+    /// Matrix product in the element type of `a`, with sums in f32. Leading extents of `a` count as rows.
     pub fn matmul(&mut self, a: ValueId, b: ValueId, trans: Trans) -> Result<ValueId> {
         let out = self.value(a)?.dtype;
         self.matmul_as(a, b, trans, out)
@@ -343,8 +408,8 @@ impl Graph {
         self.apply1(Op::MatMul { batch, trans, out }, &[a, b])
     }
 
-    /// A product of each pair of matrices: a [batch, M, K], b [batch, K, N] → [batch, M, N] in the element type of `a`; either stored
-    /// transposed as `trans` says.
+    /// One product per pair of matrices: a [batch, M, K], b [batch, K, N] → [batch, M, N] in the element type of `a`. `trans` says
+    /// which operand is stored transposed.
     pub fn batch_matmul(&mut self, a: ValueId, b: ValueId, trans: Trans) -> Result<ValueId> {
         let value = self.value(a)?;
         if value.shape.rank() != 3 {
@@ -380,14 +445,14 @@ impl Graph {
         self.apply1(Op::Im2col(window), &[x])
     }
 
-    /// Convolution x [B, L, C], weight [H, k·C] (see [`Graph::conv_parameter`]) → [B, L', H] like x, without a matrix of windows
-    /// in memory.
+    /// Convolution of x [B, L, C] with weight [H, k·C] (see [`Graph::conv_parameter`]) → [B, L', H] like x. No matrix of windows is
+    /// stored.
     pub fn conv1d(&mut self, x: ValueId, weight: ValueId, window: Window) -> Result<ValueId> {
         let out = self.value(x)?.dtype;
         self.apply1(Op::Conv { window, out }, &[x, weight])
     }
 
-    /// Rows of `table` [V, C] for `ids` `[N]` → [N, C]; the row of `padding` gets no gradient.
+    /// Rows of `table` [V, C] for `ids` `[N]` → [N, C]. The row of `padding` gets no gradient.
     pub fn gather(
         &mut self,
         table: ValueId,
@@ -450,9 +515,9 @@ impl Graph {
 
     /// Mean cross entropy of the logits x·weightᵀ (+ bias) against targets `[N]`, for x [.., D] of N rows, weight [V, D] and bias `[V]`.
     ///
-    /// As a linear layer and [`Graph::cross_entropy`], but the logits [N, V] never exist as a whole: neither here nor in the
-    /// gradients do more than [`LinearCrossEntropy::CHUNK_BYTES`] of them, in the element type of x. Another bound or type goes
-    /// through [`Graph::apply`] with [`Op::LinearCrossEntropy`].
+    /// The result is that of a linear layer and [`Graph::cross_entropy`], but the matrix of logits [N, V] is never materialised. It is
+    /// computed in chunks of rows of at most [`LinearCrossEntropy::CHUNK_BYTES`], in the element type of x, here and in the gradients.
+    /// For another bound or type, pass [`Op::LinearCrossEntropy`] to [`Graph::apply`].
     pub fn linear_cross_entropy(
         &mut self,
         x: ValueId,
@@ -462,12 +527,9 @@ impl Graph {
         ignore: Option<u32>,
         smoothing: f32,
     ) -> Result<CrossEntropy> {
-        let layer = LinearCrossEntropy {
-            ignore,
-            smoothing,
-            logits: self.value(x)?.dtype,
-            chunk_bytes: LinearCrossEntropy::CHUNK_BYTES,
-        };
+        let layer = LinearCrossEntropy::new(self.value(x)?.dtype)
+            .ignore(ignore)
+            .smoothing(smoothing);
         let operands: Vec<ValueId> = [x, weight, targets].into_iter().chain(bias).collect();
         let out = self.apply(Op::LinearCrossEntropy(layer), &operands)?;
         Ok(CrossEntropy {
@@ -485,4 +547,18 @@ impl Graph {
     pub fn assign(&mut self, state: ValueId, value: ValueId) -> Result<()> {
         self.apply(Op::Assign { state }, &[value]).map(|_| ())
     }
+}
+
+/// The shape of something that is declared; the error names it.
+fn shape_of(what: &str, name: &str, dims: &[usize]) -> Result<Shape> {
+    Shape::new(dims).map_err(|error| match error {
+        Error::Shape { reason, .. } => {
+            let reason = match name {
+                "" => format!("{what} {reason}"),
+                name => format!("{what} {name:?} {reason}"),
+            };
+            Error::shape("shape", &[], reason)
+        }
+        other => other,
+    })
 }

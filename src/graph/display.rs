@@ -1,4 +1,4 @@
-//! A graph as text, one line a node; also what executables are cached by.
+//! A graph as text, one line per node. Executables are cached by it, so layers, which change nothing, are not part of it.
 
 use std::fmt;
 

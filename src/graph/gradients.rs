@@ -2,15 +2,15 @@
 
 use std::ops::Range;
 
-use super::infer::name;
 use super::{Graph, Node, Op, Source, ValueId};
 use crate::error::{Error, Result};
 use crate::types::{BinaryOp, Broadcast, DType, Trans, UnaryOp, Window};
 
 impl Graph {
-    /// Adds the nodes that compute ∂loss/∂v for every `v` of `wrt`; results in the order of `wrt`.
+    /// Adds the nodes that compute ∂loss/∂v for every `v` of `wrt`. Results are in the order of `wrt`.
     ///
-    /// A gradient has its value's shape and element type, except that the gradient of an f16 copy of an f32 value is f32.
+    /// A gradient has its value's shape and element type, except that the gradient of an f16 copy of an f32 value is f32. A value that
+    /// the loss does not depend on has zero as its gradient.
     ///
     /// # Errors
     /// [`Error::Graph`] when `loss` is not a `[1]` or a path leads through an operation without a gradient.
@@ -19,7 +19,7 @@ impl Graph {
         self.gradients_from(loss, one, wrt)
     }
 
-    /// As [`Graph::gradients`], starting from `seed` `[1]` instead of 1: a loss scale.
+    /// As [`Graph::gradients`], but starts from `seed` `[1]` instead of 1. The seed may be a loss scale.
     ///
     /// # Errors
     /// As [`Graph::gradients`].
@@ -29,10 +29,34 @@ impl Graph {
         seed: ValueId,
         wrt: &[ValueId],
     ) -> Result<Vec<ValueId>> {
+        let found = self.reached_gradients(loss, seed, wrt)?;
+        let gradients = found.into_iter().zip(wrt);
+        gradients
+            .map(|(gradient, &value)| match gradient {
+                Some(gradient) => Ok(gradient),
+                None => {
+                    let dims = self.shape(value).dims().to_vec();
+                    self.constant(&dims, 0.0)
+                }
+            })
+            .collect()
+    }
+
+    /// As [`Graph::gradients_from`], but `None` for a value that `loss` does not depend on by any path that has a derivative,
+    /// where the others give zeros. An optimizer leaves such a parameter as it is.
+    ///
+    /// # Errors
+    /// As [`Graph::gradients`].
+    pub fn reached_gradients(
+        &mut self,
+        loss: ValueId,
+        seed: ValueId,
+        wrt: &[ValueId],
+    ) -> Result<Vec<Option<ValueId>>> {
         for value in [loss, seed] {
             if self.value(value)?.shape.dims() != [1] {
                 return Err(Error::Graph(format!(
-                    "gradients start from a [1], not from {}",
+                    "gradients start from a [1], not from {}; reduce it first, for example with sum_all",
                     self.shape(value)
                 )));
             }
@@ -64,21 +88,13 @@ impl Graph {
                 }
                 None => {
                     let node = backward.graph.nodes[last].clone();
-                    backward.node(&node)?;
+                    backward.in_layer(&node)?;
                     last
                 }
             };
         }
         let found = backward.gradients;
-        wrt.iter()
-            .map(|&value| match found[value.0 as usize] {
-                Some(gradient) => Ok(gradient),
-                None => {
-                    let dims = self.shape(value).dims().to_vec();
-                    self.constant(&dims, 0.0)
-                }
-            })
-            .collect()
+        Ok(wrt.iter().map(|value| found[value.0 as usize]).collect())
     }
 }
 
@@ -108,13 +124,8 @@ impl Backward<'_> {
     fn accumulate(&mut self, value: ValueId, gradient: ValueId) -> Result<()> {
         let dtype = self.dtype_for(value);
         let dims = self.graph.shape(value).dims().to_vec();
-        let rank = self.graph.shape(gradient).rank();
         let mut gradient = gradient;
-        if (rank == 1) != (dims.len() == 1) {
-            // A vector and a matrix of one row are laid out differently: copied, not renamed.
-            let zero = self.graph.constant(&dims, 0.0)?;
-            gradient = self.graph.add(zero, gradient)?;
-        } else if self.graph.shape(gradient) != self.graph.shape(value) {
+        if self.graph.shape(gradient) != self.graph.shape(value) {
             gradient = self.graph.reshape(gradient, &dims)?;
         }
         gradient = self.graph.cast(gradient, dtype)?;
@@ -154,9 +165,9 @@ impl Backward<'_> {
             self.active[copy.0 as usize] = self.active[value.0 as usize];
         }
         for node in nodes.iter().rev() {
-            self.node(node)?;
+            self.in_layer(node)?;
         }
-        // For whoever asked for the gradient of a value of the segment.
+        // The caller may have asked for the gradient of a value of the segment.
         for (value, copy) in &copy_of {
             self.gradients[value.0 as usize] = self.gradients[copy.0 as usize];
         }
@@ -174,6 +185,17 @@ impl Backward<'_> {
         self.accumulate(x, dx)
     }
 
+    /// The gradient of a node, in the layer of the node.
+    fn in_layer(&mut self, node: &Node) -> Result<()> {
+        let outer = std::mem::replace(&mut self.graph.scope, node.scope.clone());
+        let result = self.node(node);
+        self.graph.scope = outer;
+        match &node.scope {
+            Some(path) => result.map_err(|error| error.in_layer(path)),
+            None => result,
+        }
+    }
+
     fn node(&mut self, node: &Node) -> Result<()> {
         let dy: Vec<Option<ValueId>> = node
             .outputs
@@ -186,7 +208,7 @@ impl Backward<'_> {
         let none = || {
             Err(Error::Graph(format!(
                 "{} has no gradient, but the loss depends on it",
-                name(&node.op)
+                node.op.name()
             )))
         };
         // All of a loss but its statistics; of everything else the first result.
@@ -389,7 +411,7 @@ impl Backward<'_> {
             if self.wants(operand) {
                 let out = self.dtype_for(operand);
                 let op = Op::MatMul { batch, trans, out };
-                let gradient = self.graph.apply(op, &[left, right])?[0];
+                let gradient = self.graph.apply_mixed(op, &[left, right])?[0];
                 self.accumulate(operand, gradient)?;
             }
         }
@@ -400,13 +422,13 @@ impl Backward<'_> {
         if self.wants(x) {
             let out = self.dtype_for(x);
             let op = Op::ConvGradInput { window, out };
-            let dx = self.graph.apply(op, &[d, weight])?[0];
+            let dx = self.graph.apply_mixed(op, &[d, weight])?[0];
             self.accumulate(x, dx)?;
         }
         if self.wants(weight) {
             let out = self.dtype_for(weight);
             let op = Op::ConvGradWeight { window, out };
-            let gradient = self.graph.apply(op, &[x, d])?[0];
+            let gradient = self.graph.apply_mixed(op, &[x, d])?[0];
             self.accumulate(weight, gradient)?;
         }
         Ok(())

@@ -1,46 +1,49 @@
-//! Shape inference: what every operation demands of its operands and what it yields.
+//! Shape inference: what every operation demands of its operands, and the shapes and element types of its results.
 
 use super::{Graph, LinearCrossEntropy, Op, Source, ValueId};
 use crate::error::{Error, Result};
-use crate::types::{Broadcast, DType, Shape, Trans, UnaryOp, Window};
+use crate::types::{Broadcast, DType, Rates, Shape, Trans, UnaryOp, Window};
 
-/// The name an operation has in errors, displays and kernel labels.
-pub(crate) fn name(op: &Op) -> &'static str {
-    match op {
-        Op::Unary(_) => "unary",
-        Op::Binary(..) => "binary",
-        Op::Cast(_) => "cast",
-        Op::Dropout { .. } => "dropout",
-        Op::Reshape => "reshape",
-        Op::MatMul { .. } => "matmul",
-        Op::LayerNorm { .. } => "layer_norm",
-        Op::LayerNormGrad => "layer_norm_grad",
-        Op::LayerNormParamGrad => "layer_norm_param_grad",
-        Op::Im2col(_) => "im2col",
-        Op::Col2im(_) => "col2im",
-        Op::Conv { .. } => "conv",
-        Op::ConvGradInput { .. } => "conv_grad_input",
-        Op::ConvGradWeight { .. } => "conv_grad_weight",
-        Op::Gather { .. } => "gather",
-        Op::GatherGrad { .. } => "gather_grad",
-        Op::SumRows => "sum_rows",
-        Op::SumCols => "sum_cols",
-        Op::SumAll => "sum_all",
-        Op::SumGroups { .. } => "sum_groups",
-        Op::MaskedMean => "masked_mean",
-        Op::MaskedMeanGrad { .. } => "masked_mean_grad",
-        Op::Stack => "stack",
-        Op::KdLoss { .. } => "kd_loss",
-        Op::KdLossGrad { .. } => "kd_loss_grad",
-        Op::CrossEntropy { .. } => "cross_entropy",
-        Op::CrossEntropyGrad { .. } => "cross_entropy_grad",
-        Op::LinearCrossEntropy(_) => "linear_cross_entropy",
-        Op::LinearCrossEntropyGrad { .. } => "linear_cross_entropy_grad",
-        Op::GlobalNorm => "global_norm",
-        Op::AdamW { .. } => "adamw",
-        Op::Accumulate { .. } => "accumulate",
-        Op::TakeAccumulated { .. } => "take_accumulated",
-        Op::Assign { .. } => "assign",
+impl Op {
+    /// The name in errors and listings: `relu`, `add`, `matmul`.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Unary(op) => op.name(),
+            Self::Binary(op, _) => op.name(),
+            Self::Cast(_) => "cast",
+            Self::Dropout { .. } => "dropout",
+            Self::Reshape => "reshape",
+            Self::MatMul { .. } => "matmul",
+            Self::LayerNorm { .. } => "layer_norm",
+            Self::LayerNormGrad => "layer_norm_grad",
+            Self::LayerNormParamGrad => "layer_norm_param_grad",
+            Self::Im2col(_) => "im2col",
+            Self::Col2im(_) => "col2im",
+            Self::Conv { .. } => "conv",
+            Self::ConvGradInput { .. } => "conv_grad_input",
+            Self::ConvGradWeight { .. } => "conv_grad_weight",
+            Self::Gather { .. } => "gather",
+            Self::GatherGrad { .. } => "gather_grad",
+            Self::SumRows => "sum_rows",
+            Self::SumCols => "sum_cols",
+            Self::SumAll => "sum_all",
+            Self::SumGroups { .. } => "sum_groups",
+            Self::MaskedMean => "masked_mean",
+            Self::MaskedMeanGrad { .. } => "masked_mean_grad",
+            Self::Stack => "stack",
+            Self::KdLoss { .. } => "kd_loss",
+            Self::KdLossGrad { .. } => "kd_loss_grad",
+            Self::CrossEntropy { .. } => "cross_entropy",
+            Self::CrossEntropyGrad { .. } => "cross_entropy_grad",
+            Self::LinearCrossEntropy(_) => "linear_cross_entropy",
+            Self::LinearCrossEntropyGrad { .. } => "linear_cross_entropy_grad",
+            Self::GlobalNorm => "global_norm",
+            Self::AdamW { .. } => "adamw",
+            Self::Accumulate { .. } => "accumulate",
+            Self::TakeAccumulated { .. } => "take_accumulated",
+            Self::Assign { .. } => "assign",
+        }
     }
 }
 
@@ -60,6 +63,16 @@ impl Operands<'_> {
         if holds { Ok(()) } else { self.fail(reason) }
     }
 
+    /// A result, whose extents may be too large.
+    fn result(&self, dims: &[usize]) -> Result<Shape> {
+        Shape::new(dims).map_err(|error| match error {
+            Error::Shape { reason, .. } => {
+                Error::shape(self.op, &self.shapes, format!("the result {reason}"))
+            }
+            other => other,
+        })
+    }
+
     fn count(&self, n: usize) -> Result<()> {
         if self.shapes.len() == n {
             return Ok(());
@@ -70,14 +83,16 @@ impl Operands<'_> {
     /// Operand `i` holds u32, all others floats.
     fn indices_at(&self, index: Option<usize>) -> Result<()> {
         for (i, &dtype) in self.dtypes.iter().enumerate() {
-            if (dtype == DType::U32) != (index == Some(i)) {
-                return self.fail(format!("operand {i} must not be {dtype}"));
+            let takes_indices = index == Some(i);
+            if (dtype == DType::U32) != takes_indices {
+                let instead = if takes_indices { "u32" } else { "f32 or f16" };
+                return self.fail(format!("operand {i} must not be {dtype}, but {instead}"));
             }
         }
         Ok(())
     }
 
-    /// No index of operand `i` may reach beyond `rows`, but for one that is never looked up.
+    /// No index of operand `i` may reach beyond `rows`, except `ignore`, which is never looked up.
     fn indices_below(
         &self,
         graph: &Graph,
@@ -105,7 +120,8 @@ impl Operands<'_> {
         if self.shapes[i] == shape {
             return Ok(());
         }
-        self.fail(format!("{what} must have shape {shape}"))
+        let got = self.shapes[i];
+        self.fail(format!("{what} must have shape {shape}, not {got}"))
     }
 
     /// `params` are parameters, each named once.
@@ -177,16 +193,16 @@ impl LinearCrossEntropy {
 }
 
 impl Window {
-    /// Samples, of operands of so many rows, steps of `each` a sample.
+    /// Number of samples in `rows` rows, at `each` rows per sample.
     fn batch(&self, operands: &Operands<'_>, rows: usize, each: usize) -> Result<usize> {
         operands.require(
             rows.is_multiple_of(each),
-            "rows must be a multiple of the time steps",
+            "rows must be a multiple of the time steps of the window",
         )?;
         Ok(rows / each)
     }
 
-    /// Channels of the operand, which has so many columns of windows.
+    /// Number of channels of an operand whose windows have so many columns.
     fn channels(&self, operands: &Operands<'_>, columns: usize) -> Result<usize> {
         operands.require(
             columns.is_multiple_of(self.kernel),
@@ -196,14 +212,51 @@ impl Window {
     }
 }
 
+/// What may be used instead of an operation on operands of the same shape.
+fn same_hint(a: &Shape, b: &Shape) -> &'static str {
+    match b.dims() {
+        [n] if *n == a.cols() => "; for a row vector use add_bias or Broadcast::Cols",
+        [n] if *n == a.rows() => "; for one number per row use mul_rows or Broadcast::Rows",
+        [1] => "; for a scalar use mul_scalar or Broadcast::Scalar",
+        _ => "",
+    }
+}
+
+/// f16 and f32 meet only in broadcast vectors (bias, mask, scale), normalisations with their parameters, means with their masks, and
+/// losses. A product or an elementwise function of two whole operands needs one type.
+pub(super) fn check_types(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Result<()> {
+    let pair = match op {
+        Op::Binary(_, Broadcast::Same | Broadcast::Groups { .. })
+        | Op::MatMul { .. }
+        | Op::Conv { .. }
+        | Op::ConvGradInput { .. }
+        | Op::ConvGradWeight { .. } => inputs,
+        _ => return Ok(()),
+    };
+    let &[a, b] = pair else {
+        return Ok(());
+    };
+    let is_constant = |id: ValueId| matches!(graph.values[id.index()].source, Source::Constant(_));
+    let (of_a, of_b) = (graph.dtype(a), graph.dtype(b));
+    let elementwise = matches!(op, Op::Binary(..));
+    if of_a == of_b || (elementwise && (is_constant(a) || is_constant(b))) {
+        return Ok(());
+    }
+    let (a, b) = (graph.shape(a), graph.shape(b));
+    let reason = format!(
+        "{a} {of_a} and {b} {of_b} have different element types: cast one of them (Graph::cast)"
+    );
+    Err(Error::shape(op.name(), &[a, b], reason))
+}
+
 /// Shapes and element types of the results of `op`.
-#[expect(clippy::too_many_lines, reason = "one arm an operation")]
+#[expect(clippy::too_many_lines, reason = "one arm per operation")]
 pub(crate) fn infer(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Result<Vec<(Shape, DType)>> {
     for &id in inputs {
         graph.value(id)?;
     }
     let o = Operands {
-        op: name(op),
+        op: op.name(),
         shapes: inputs.iter().map(|&id| graph.shape(id)).collect(),
         dtypes: inputs.iter().map(|&id| graph.dtype(id)).collect(),
     };
@@ -232,23 +285,32 @@ pub(crate) fn infer(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Result<Vec<(S
             o.count(2)?;
             let (a, b) = (o.shapes[0], o.shapes[1]);
             match broadcast {
-                Broadcast::Same => o.require(
-                    a.rows() == b.rows() && a.cols() == b.cols(),
-                    "operands differ",
+                Broadcast::Same if a.rows() != b.rows() || a.cols() != b.cols() => {
+                    let hint = same_hint(a, b);
+                    return o.fail(format!("{a} and {b} cannot be broadcast{hint}"));
+                }
+                Broadcast::Same => {}
+                Broadcast::Cols => o.is(
+                    1,
+                    &Shape::vector(a.cols()),
+                    "the operand of one element per column",
                 )?,
-                Broadcast::Cols => o.is(1, &Shape::vector(a.cols()), "the column operand")?,
-                Broadcast::Rows => o.is(1, &Shape::vector(a.rows()), "the row operand")?,
+                Broadcast::Rows => o.is(
+                    1,
+                    &Shape::vector(a.rows()),
+                    "the operand of one element per row",
+                )?,
                 Broadcast::Scalar => o.is(1, &scalar(), "the scalar operand")?,
                 Broadcast::Groups { period } => o.require(
-                    *period > 0 && a.rows() == b.rows() * period && a.cols() == b.cols(),
-                    "the operand must have rows/period rows and the same columns",
+                    b.rows().checked_mul(*period) == Some(a.rows()) && a.cols() == b.cols(),
+                    "the second operand must have rows/period rows and the same columns",
                 )?,
             }
             vec![like(0)]
         }
         Op::Cast(dtype) => {
             o.count(1)?;
-            o.require(*dtype != DType::U32, "indices cannot be computed")?;
+            o.require(*dtype != DType::U32, "indices are given, not computed")?;
             vec![(o.shapes[0].clone(), *dtype)]
         }
         Op::Dropout { rate, .. } => {
@@ -265,7 +327,7 @@ pub(crate) fn infer(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Result<Vec<(S
             let batched = |shape: &Shape| shape.rank() == 3 && shape.dims()[0] == *batch;
             o.require(
                 *batch == 1 || (*batch > 1 && batched(a) && batched(b)),
-                "a batch of products needs operands of rank 3 with as many matrices each",
+                "a batch of products needs operands of rank 3 with equal numbers of matrices",
             )?;
             let rows = |shape: &Shape| shape.rows() / batch;
             o.require(*out != DType::U32, "a product is f32 or f16")?;
@@ -281,10 +343,17 @@ pub(crate) fn infer(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Result<Vec<(S
                 a.rank() > 1 && b.rank() > 1,
                 "operands need rank 2 or 3; reshape vectors",
             )?;
-            o.require(k == kb, "inner extents differ")?;
+            if k != kb {
+                let product = match trans {
+                    Trans::NN => format!("{a} · {b}"),
+                    Trans::NT => format!("{a} · {b}ᵀ"),
+                    Trans::TN => format!("{a}ᵀ · {b}"),
+                };
+                return o.fail(format!("{product}: inner extents {k} and {kb} differ"));
+            }
             let shape = match batch {
-                1 => Shape::matrix(m, n),
-                _ => Shape::new(&[*batch, m, n])?,
+                1 => o.result(&[m, n])?,
+                _ => o.result(&[*batch, m, n])?,
             };
             vec![(shape, *out)]
         }
@@ -294,7 +363,7 @@ pub(crate) fn infer(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Result<Vec<(S
             o.require(*eps > 0.0, "eps must be positive")?;
             o.is(1, &Shape::vector(x.cols()), "gamma")?;
             o.is(2, &Shape::vector(x.cols()), "beta")?;
-            vec![like(0), (Shape::matrix(2, x.rows()), f32)]
+            vec![like(0), (o.result(&[2, x.rows()])?, f32)]
         }
         Op::LayerNormGrad => {
             o.count(4)?;
@@ -316,15 +385,16 @@ pub(crate) fn infer(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Result<Vec<(S
             o.count(1)?;
             let x = o.shapes[0];
             let batch = window.batch(&o, x.rows(), window.time)?;
-            let cols = Shape::matrix(batch * window.steps, window.kernel * x.cols());
-            vec![(cols, o.dtypes[0])]
+            let rows = batch.saturating_mul(window.steps);
+            let cols = window.kernel.saturating_mul(x.cols());
+            vec![(o.result(&[rows, cols])?, o.dtypes[0])]
         }
         Op::Col2im(window) => {
             o.count(1)?;
             let x = o.shapes[0];
             let batch = window.batch(&o, x.rows(), window.steps)?;
             let channels = window.channels(&o, x.cols())?;
-            let shape = Shape::new(&[batch, window.time, channels])?;
+            let shape = o.result(&[batch, window.time, channels])?;
             vec![(shape, o.dtypes[0])]
         }
         Op::Conv { window, out } => {
@@ -332,11 +402,13 @@ pub(crate) fn infer(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Result<Vec<(S
             let (x, weight) = (o.shapes[0], o.shapes[1]);
             o.require(*out != DType::U32, "a product is f32 or f16")?;
             let batch = window.batch(&o, x.rows(), window.time)?;
-            o.require(
-                weight.rank() == 2 && weight.cols() == window.kernel * x.cols(),
-                "the weight must be [H, k·C]",
-            )?;
-            let shape = Shape::new(&[batch, window.steps, weight.rows()])?;
+            let (taps, channels) = (window.kernel, x.cols());
+            if weight.rank() != 2 || taps.checked_mul(channels) != Some(weight.cols()) {
+                return o.fail(format!(
+                    "the weight must be [H, k·C] with {taps} taps and {channels} channels, not {weight}"
+                ));
+            }
+            let shape = o.result(&[batch, window.steps, weight.rows()])?;
             vec![(shape, *out)]
         }
         Op::ConvGradInput { window, out } => {
@@ -349,7 +421,7 @@ pub(crate) fn infer(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Result<Vec<(S
                 "the weight must be [H, k·C], dy [B, L', H]",
             )?;
             let channels = window.channels(&o, weight.cols())?;
-            vec![(Shape::new(&[batch, window.time, channels])?, *out)]
+            vec![(o.result(&[batch, window.time, channels])?, *out)]
         }
         Op::ConvGradWeight { window, out } => {
             o.count(2)?;
@@ -357,17 +429,18 @@ pub(crate) fn infer(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Result<Vec<(S
             o.require(*out != DType::U32, "a product is f32 or f16")?;
             let batch = window.batch(&o, x.rows(), window.time)?;
             o.require(
-                x.rank() > 1 && dy.rows() == batch * window.steps,
+                x.rank() > 1 && batch.checked_mul(window.steps) == Some(dy.rows()),
                 "dy must have the rows of the result",
             )?;
-            vec![(Shape::matrix(dy.cols(), window.kernel * x.cols()), *out)]
+            let cols = window.kernel.saturating_mul(x.cols());
+            vec![(o.result(&[dy.cols(), cols])?, *out)]
         }
         Op::Gather { .. } => {
             o.count(2)?;
             o.require(o.shapes[0].rank() == 2, "the table must be [V, C]")?;
             o.require(o.shapes[1].rank() == 1, "ids must be [N]")?;
             o.indices_below(graph, (1, inputs[1]), o.shapes[0].rows(), None)?;
-            let shape = Shape::matrix(o.shapes[1].cols(), o.shapes[0].cols());
+            let shape = o.result(&[o.shapes[1].cols(), o.shapes[0].cols()])?;
             vec![(shape, o.dtypes[0])]
         }
         Op::GatherGrad { rows, .. } => {
@@ -375,7 +448,7 @@ pub(crate) fn infer(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Result<Vec<(S
             o.require(*rows > 0, "the table has no rows")?;
             o.is(0, &Shape::vector(o.shapes[1].rows()), "ids")?;
             o.indices_below(graph, (0, inputs[0]), *rows, None)?;
-            vec![(Shape::matrix(*rows, o.shapes[1].cols()), f32)]
+            vec![(o.result(&[*rows, o.shapes[1].cols()])?, f32)]
         }
         Op::SumRows => {
             o.count(1)?;
@@ -408,8 +481,9 @@ pub(crate) fn infer(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Result<Vec<(S
         Op::MaskedMeanGrad { time } => {
             o.count(2)?;
             let dy = o.shapes[0];
-            o.is(1, &Shape::vector(dy.rows() * time), "the mask")?;
-            vec![(Shape::new(&[dy.rows(), *time, dy.cols()])?, o.dtypes[0])]
+            let shape = o.result(&[dy.rows(), *time, dy.cols()])?;
+            o.is(1, &Shape::vector(shape.rows()), "the mask")?;
+            vec![(shape, o.dtypes[0])]
         }
         Op::Stack => {
             o.require(!inputs.is_empty(), "needs an operand")?;
@@ -424,7 +498,7 @@ pub(crate) fn infer(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Result<Vec<(S
             o.require(y.rank() == 2, "y must be [B, E]")?;
             o.is(1, y, "the target")?;
             let one = (scalar(), f32);
-            let rows = (Shape::matrix(y.rows(), 4), f32);
+            let rows = (o.result(&[y.rows(), 4])?, f32);
             vec![one.clone(), one.clone(), one, rows]
         }
         Op::KdLossGrad { .. } => {
@@ -445,7 +519,7 @@ pub(crate) fn infer(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Result<Vec<(S
             o.is(1, &Shape::vector(n), "targets")?;
             o.indices_below(graph, (1, inputs[1]), o.shapes[0].cols(), *ignore)?;
             let one = (scalar(), f32);
-            vec![one.clone(), one, (Shape::matrix(2, n), f32)]
+            vec![one.clone(), one, (o.result(&[2, n])?, f32)]
         }
         Op::CrossEntropyGrad { ignore, .. } => {
             o.count(5)?;
@@ -460,7 +534,7 @@ pub(crate) fn infer(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Result<Vec<(S
         Op::LinearCrossEntropy(layer) => {
             layer.check(graph, &o, inputs, 3)?;
             let one = (scalar(), f32);
-            let rows = (Shape::matrix(2, o.shapes[0].rows()), f32);
+            let rows = (o.result(&[2, o.shapes[0].rows()])?, f32);
             vec![one.clone(), one, rows]
         }
         Op::LinearCrossEntropyGrad { layer, dx } => {
@@ -482,8 +556,17 @@ pub(crate) fn infer(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Result<Vec<(S
             o.require(floats, "operands must be f32")?;
             vec![(scalar(), f32)]
         }
-        Op::AdamW { params, eps, .. } => {
+        Op::AdamW {
+            params, eps, rates, ..
+        } => {
             o.count(params.len() + 1)?;
+            o.require(
+                rates.len() == params.len(),
+                "needs rates for each parameter",
+            )?;
+            let sound = |x: f32| x.is_finite() && x >= 0.0;
+            let sound = |rates: &Rates| sound(rates.lr_scale) && sound(rates.weight_decay);
+            o.require(rates.iter().all(sound), "rates must be finite and >= 0")?;
             // Else padding becomes 0/0.
             o.require(*eps > 0.0, "eps must be positive")?;
             o.parameters(graph, params)?;

@@ -1,31 +1,32 @@
 //! The network as written: values in SSA form, operations with shape inference, gradients, recomputed segments. It knows no device.
 
+mod alias;
 mod build;
 mod display;
 mod gradients;
+mod id;
 mod infer;
 mod op;
 mod recompute;
+mod scope;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 pub use build::{CrossEntropy, KdLoss};
-pub(crate) use infer::name as op_name;
+use id::Lineage;
+pub use id::ValueId;
 pub use op::{LinearCrossEntropy, Op};
 use recompute::Recomputed;
 
 use crate::error::{Error, Result};
 use crate::types::{DType, Shape};
 
-/// A value of one [`Graph`]; cheap to copy, meaningless in another graph.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ValueId(pub(crate) u32);
-
-/// Where a value comes from.
+/// The origin of a value.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Source {
-    /// Given to every run. `below`: exclusive upper bound that u32 elements are checked against.
+    /// Given to every run that needs it.
     Input {
         /// Exclusive upper bound of u32 elements.
         below: Option<u32>,
@@ -45,7 +46,7 @@ pub enum Source {
     },
 }
 
-/// How a parameter starts.
+/// The initial elements of a parameter.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Init {
@@ -55,7 +56,7 @@ pub enum Init {
     Uniform(f32),
 }
 
-/// A value: what it is called, its shape, its element type, its origin.
+/// A value: its name, shape, element type and origin.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Value {
@@ -81,23 +82,53 @@ pub struct Node {
     pub inputs: Vec<ValueId>,
     /// Results, in the order that [`Op`] documents.
     pub outputs: Vec<ValueId>,
+    /// Path of the layer that the node was built in, such as `encoder/blocks.0.conv1`, see [`Graph::scoped`]. Nodes of a gradient
+    /// have the path of the node that they differentiate. Errors and profiles show it; executables are cached without it.
+    pub scope: Option<Arc<str>>,
+}
+
+/// An input, parameter or state that has a name.
+#[derive(Clone, Debug)]
+struct Declared {
+    id: ValueId,
+    /// Kind and name of the layer that declared it, for errors.
+    by: Option<Arc<str>>,
 }
 
 /// A network, a loss, a whole training step: built once, with static shapes, then compiled by
 /// [`Session::compile`](crate::Session::compile) or interpreted by [`reference`](crate::reference).
 ///
-/// Nodes run in the order in which they were added.
-#[derive(Clone, Debug, Default, PartialEq)]
+/// Nodes run in the order in which they were added. The order of declaration also decides what a read of a parameter or state
+/// sees: a node, a reshape or an output that is declared before an update sees the value before the update. A node or reshape that is
+/// declared after it is refused. An output of the parameter or state that is declared after the update gives the value after it.
+///
+/// A clone accepts the values that the original had when it was cloned. Graphs are equal if they compute the same, whatever their
+/// layers are called.
+#[derive(Clone, Debug, Default)]
 pub struct Graph {
     pub(crate) values: Vec<Value>,
     pub(crate) nodes: Vec<Node>,
     pub(crate) outputs: Vec<(String, ValueId)>,
-    names: HashMap<String, ValueId>,
+    lineage: Lineage,
+    names: HashMap<String, Declared>,
     /// Parameters and states that a node updates: not to be read afterwards.
     updated: Vec<ValueId>,
     /// Calls of [`Graph::dropout`] that added a node.
     dropouts: u64,
     pub(crate) recomputed: Recomputed,
+    /// Path of the layer that is being built.
+    scope: Option<Arc<str>>,
+    /// Kind and name of the layer whose parameters are being declared.
+    declaring: Option<Arc<str>>,
+}
+
+/// What they compute is compared, and what their gradients would compute.
+impl PartialEq for Graph {
+    fn eq(&self, other: &Self) -> bool {
+        self.to_string() == other.to_string()
+            && self.recomputed == other.recomputed
+            && self.dropouts == other.dropouts
+    }
 }
 
 impl Graph {
@@ -112,7 +143,7 @@ impl Graph {
         self.values
             .iter()
             .enumerate()
-            .map(|(i, value)| (ValueId(i as u32), value))
+            .map(|(i, value)| (self.lineage.id(i), value))
     }
 
     /// All nodes, in execution order.
@@ -130,17 +161,22 @@ impl Graph {
     /// The value behind an id.
     ///
     /// # Errors
-    /// [`Error::Graph`] for an id of another graph that is out of range here.
+    /// [`Error::Graph`] for an id of another graph. A clone shares the ids that its original had when it was cloned.
     pub fn value(&self, id: ValueId) -> Result<&Value> {
-        self.values
-            .get(id.0 as usize)
-            .ok_or_else(|| Error::Graph(format!("value {} does not belong to this graph", id.0)))
+        let value = self.values.get(id.index());
+        let own = value.filter(|_| self.lineage.id(id.index()) == id);
+        own.ok_or_else(|| {
+            Error::Graph(format!(
+                "value %{} belongs to another graph; build it in this one, or feed it as an input",
+                id.0
+            ))
+        })
     }
 
     /// An input, parameter or state by name.
     #[must_use]
     pub fn find(&self, name: &str) -> Option<ValueId> {
-        self.names.get(name).copied()
+        self.names.get(name).map(|declared| declared.id)
     }
 
     /// Parameters in the order of their creation.

@@ -1,14 +1,16 @@
 //! The operations a graph is made of.
 //!
-//! Every operation is defined here once, in words; its shape rule and builder stand in `graph/build*.rs`, its derivative in
-//! `graph/gradients.rs`, its kernel in `kernels/`, its f64 twin in `reference/`. "Row r" and "column c" refer to the matrix view
+//! Every operation is defined here once, in words. Its shape rule is in `graph/infer.rs`, its builder in `graph/build.rs`, its derivative
+//! in `graph/gradients.rs`, its kernel in `kernels/`, its f64 twin in `reference/`. "Row r" and "column c" refer to the matrix view
 //! of a value ([`Shape::rows`](crate::types::Shape::rows), [`Shape::cols`](crate::types::Shape::cols)).
 
 use super::ValueId;
-use crate::types::{BinaryOp, Broadcast, DType, Trans, UnaryOp, Window};
+use crate::types::{BinaryOp, Broadcast, DType, Rates, Trans, UnaryOp, Window};
 
-/// A linear layer and the cross entropy of its results, which are logits that never all exist: some rows of them at a time.
+/// A linear layer and the cross entropy of its results, the logits. The matrix of logits is never materialised; it is computed in
+/// chunks of rows.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct LinearCrossEntropy {
     /// A target that does not count.
     pub ignore: Option<u32>,
@@ -16,17 +18,55 @@ pub struct LinearCrossEntropy {
     pub smoothing: f32,
     /// Element type of the logits and of their gradient: f32 or f16.
     pub logits: DType,
-    /// Most bytes of logits at a time, as far as 64 rows have no more. Never more than the adapter's largest binding is used.
+    /// Upper bound on the size of a chunk in bytes. A chunk has at least 64 rows, even if that is larger, and is never larger than the
+    /// adapter's largest binding.
     pub chunk_bytes: u64,
 }
 
 impl LinearCrossEntropy {
-    /// 64 MiB: enough rows for full tiles of a matrix product at common vocabularies, half of WebGPU's smallest largest binding.
+    /// 64 MiB. At common vocabularies this is enough rows for full tiles of a matrix product, and it is half of the largest binding that
+    /// WebGPU guarantees.
     pub const CHUNK_BYTES: u64 = 64 << 20;
+
+    /// Logits of this type (f32 or f16), in chunks of [`Self::CHUNK_BYTES`], where all targets count, without smoothing.
+    #[must_use]
+    pub fn new(logits: DType) -> Self {
+        Self {
+            ignore: None,
+            smoothing: 0.0,
+            logits,
+            chunk_bytes: Self::CHUNK_BYTES,
+        }
+    }
+
+    /// With a target that does not count.
+    #[must_use]
+    pub fn ignore(self, ignore: Option<u32>) -> Self {
+        Self { ignore, ..self }
+    }
+
+    /// With this label smoothing, in [0, 1).
+    #[must_use]
+    pub fn smoothing(self, smoothing: f32) -> Self {
+        Self { smoothing, ..self }
+    }
+
+    /// With this bound on the size of a chunk in bytes.
+    #[must_use]
+    pub fn chunk_bytes(self, chunk_bytes: u64) -> Self {
+        Self {
+            chunk_bytes,
+            ..self
+        }
+    }
 }
 
 /// An operation. Inputs and outputs are listed in the order in which a [`Node`](super::Node) holds them.
 /// A value is f32 unless said otherwise; "like x" includes the element type.
+///
+/// Two f16 and f32 operands meet only where that is said: in elementwise functions of a broadcast vector ([`BinaryOp`]), a
+/// normalisation with its parameters, a mean with its mask, and a loss. Everywhere else it is an error, and
+/// [`Graph::cast`](super::Graph::cast) resolves it.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Op {
@@ -39,27 +79,29 @@ pub enum Op {
     /// x, counter `[1]` → like x: x/(1 − rate) where the element is kept, else 0. Srivastava et al., JMLR 15 (2014).
     ///
     /// Element (r, c) is dropped where its draw, 32 random bits, is less than rate·2³². The draws of columns 4i to 4i + 3 are the four
-    /// results of pcg4d (Jarzynski & Olano, JCGT 9(3), 2020) for (r·⌈C/4⌉ + i, stream, counter, 0), modulo 2³². So they depend on the
-    /// place in x and on nothing else: equal in every kernel and element type, and not stored for the gradient, which is the same
-    /// operation on dy. The counter, an integer below 2²⁴, has no gradient.
+    /// results of pcg4d (Jarzynski & Olano, JCGT 9(3), 2020) for (r·⌈C/4⌉ + i, stream, counter, 0), modulo 2³². They depend only on the
+    /// place in x, so they are equal in every kernel and element type. They are not stored for the gradient, which is the same
+    /// operation on dy. The counter is an integer below 2²⁴ and has no gradient.
     Dropout {
         /// Share of the elements that is dropped, in [0, 1).
         rate: f32,
         /// Draws of other streams are independent.
         stream: u32,
     },
-    /// x → same elements in another shape with the same number of rows and columns; moves nothing.
+    /// x → the same elements in row-major order under another shape. Moves nothing while the numbers of rows and columns stay the same,
+    /// and copies otherwise; see [`Graph::reshape`](super::Graph::reshape).
     Reshape,
-    /// a, b → [M, N] in `out`, or, of operands [batch, ..], [batch, M, N]: a product of each pair of matrices. Sums in f32.
+    /// a, b → [M, N] in `out`. With a batch, one product per pair of matrices: operands [batch, ..] → [batch, M, N]. Both operands have one
+    /// element type. Sums are f32.
     MatMul {
-        /// Number of products; 1 for one product, whose operands may have any rank of 2 or more.
+        /// Number of products. The operands of a single product may have rank 2 or 3.
         batch: usize,
         /// Stored orientation of the operands.
         trans: Trans,
         /// Element type of the product.
         out: DType,
     },
-    /// x, gamma `[C]`, beta `[C]` → y like x, statistics [2, rows]: mean, then 1/√(variance + eps) of each row.
+    /// x (f32 or f16), gamma `[C]`, beta `[C]` → y like x, statistics [2, rows]: mean, then 1/√(variance + eps) of each row.
     /// y = (x − mean)·rstd·gamma + beta. Ba, Kiros & Hinton, arXiv:1607.06450.
     LayerNorm {
         /// Added to the (biased) variance.
@@ -70,14 +112,15 @@ pub enum Op {
     LayerNormGrad,
     /// x, statistics, dy → dgamma `[C]` = Σ_r dy·x̂, dbeta `[C]` = Σ_r dy.
     LayerNormParamGrad,
-    /// x [B, L, C] → [B·L', k·C] like x, L' being the window's steps: column j·C + c of row (b, t) is
-    /// x[b, t·stride + j·dilation − before, c], zero outside of the sample.
+    /// x [B, L, C] → [B·L', k·C] like x, where L' is the number of steps of the window. Column j·C + c of row (b, t) is
+    /// x[b, t·stride + j·dilation − before, c], or zero outside of the sample.
     Im2col(Window),
     /// columns [B·L', k·C] → [B, L, C]: the transpose of [`Op::Im2col`] (overlapping windows add up).
     Col2im(Window),
-    /// x [B, L, C], weight [H, k·C] → [B, L', H] in `out`: the product of [`Op::Im2col`] of x and weightᵀ, sums in f32.
+    /// x [B, L, C], weight [H, k·C] → [B, L', H] in `out`: the product of [`Op::Im2col`] of x and weightᵀ. Both operands have one element
+    /// type. Sums are f32.
     Conv {
-        /// What a step looks at.
+        /// Which steps of x a step of the result reads.
         window: Window,
         /// Element type of the result.
         out: DType,
@@ -119,7 +162,7 @@ pub enum Op {
         /// Rows added into one.
         period: usize,
     },
-    /// x [B, L, C], mask [B·L] → [B, C] like x: Σ_t mask·x / max(Σ_t mask, 1).
+    /// x [B, L, C] (f32 or f16), mask [B·L] → [B, C] like x: Σ_t mask·x / max(Σ_t mask, 1).
     MaskedMean,
     /// dy [B, C], mask [B·L] → [B, L, C] like dy: mask·dy / max(Σ_t mask, 1).
     MaskedMeanGrad {
@@ -175,9 +218,9 @@ pub enum Op {
     },
     /// gradients (any number, f32) → `[1]`: √ Σ g².
     GlobalNorm,
-    /// gradients (one a parameter, f32), hyper `[5]` → nothing; updates `params` and their moments in place.
-    /// hyper = lr, c1 = 1 − β1ᵗ, c2 = 1 − β2ᵗ, scale, apply. Nothing changes when apply is 0; else with g = scale·gradient:
-    /// m ← β1·m + (1 − β1)·g, v ← β2·v + (1 − β2)·g², p ← p − lr·wd·p − lr·(m/c1)/(√(v/c2) + eps).
+    /// gradients (one per parameter, f32), hyper `[5]` → nothing; updates `params` and their moments in place.
+    /// hyper = lr, c1 = 1 − β1ᵗ, c2 = 1 − β2ᵗ, scale, apply. Nothing changes when apply is 0; else with g = scale·gradient and
+    /// r = lr·lr_scale: m ← β1·m + (1 − β1)·g, v ← β2·v + (1 − β2)·g², p ← p − r·wd·p − r·(m/c1)/(√(v/c2) + eps).
     /// Loshchilov & Hutter, arXiv:1711.05101.
     AdamW {
         /// The parameters, in the order of the gradients.
@@ -188,21 +231,21 @@ pub enum Op {
         beta2: f32,
         /// Added to √v̂.
         eps: f32,
-        /// Decoupled weight decay wd.
-        weight_decay: f32,
+        /// Learning-rate factor and weight decay of each parameter, in the same order.
+        rates: Vec<Rates>,
     },
-    /// gradients (one a parameter, f32), weight `[1]` → nothing; adds weight·gradient to what the session accumulates for each of
+    /// gradients (one per parameter, f32), weight `[1]` → nothing. Adds weight·gradient to the sum that the session keeps for each of
     /// `params`, which begins as zero.
     Accumulate {
         /// The parameters, in the order of the gradients.
         params: Vec<ValueId>,
     },
-    /// nothing → what has been accumulated for each of `params`, f32. It is zero again when the run ends.
+    /// nothing → the sum that has been accumulated for each of `params`, f32. It is zero again when the run ends.
     TakeAccumulated {
         /// The parameters, in the order of the results.
         params: Vec<ValueId>,
     },
-    /// value → nothing; the state takes the value when all nodes before this one have read it.
+    /// value → nothing. The state takes the value when the run ends. So every node and reshape that was declared before sees the old one.
     Assign {
         /// The state.
         state: ValueId,

@@ -1,4 +1,4 @@
-//! Recomputation (gradient checkpointing): segments of a graph whose values are computed again for the backward pass, instead of kept for it.
+//! Recomputation (gradient checkpointing): segments of a graph whose values are computed again for the backward pass instead of being kept.
 //! Chen et al., Training Deep Nets with Sublinear Memory Cost, arXiv:1604.06174.
 
 use std::collections::HashMap;
@@ -25,8 +25,8 @@ impl Recomputed {
         segments.find(|segment| segment.end == last + 1).cloned()
     }
 
-    /// Where the copies begin that node `index` is one of. They must not run before that place, or what they compute would
-    /// live as long as what they are there to replace.
+    /// First node of the recomputed segment that contains `index`. Its nodes must not run earlier: their results would live as long as
+    /// the results that they replace.
     pub fn start_of_copies(&self, index: usize) -> Option<usize> {
         let after = self.copies.partition_point(|range| range.start <= index);
         let range = self.copies[..after].last()?;
@@ -34,23 +34,35 @@ impl Recomputed {
     }
 }
 
+/// Closes the segment, also when the closure panics.
+struct Open<'a>(&'a mut Graph);
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.recomputed.open = false;
+    }
+}
+
 impl Graph {
-    /// Runs `build`, and makes the nodes that it adds a segment: [`Graph::gradients`] computes anew what it needs of the segment's
-    /// values, right before it differentiates the segment, so that only the values that the segment reads have to be kept from the
-    /// forward to the backward pass. The gradients are the same.
+    /// Runs `build` and makes the nodes that it adds a segment.
+    ///
+    /// [`Graph::gradients`] computes the values of the segment again right before it differentiates the segment. So only the values that
+    /// the segment reads are kept from the forward to the backward pass. The gradients are the same.
     ///
     /// # Errors
-    /// [`Error::Graph`] inside another segment, and what `build` returns; the nodes that were added are no segment then.
+    /// [`Error::Graph`] inside of another segment, and what `build` returns. If `build` fails or panics, the nodes that it added are no
+    /// segment.
     pub fn recompute<T>(&mut self, build: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
         if self.recomputed.open {
             return Err(Error::Graph(
-                "a recomputed segment inside another one".into(),
+                "a recomputed segment cannot be inside of another one".into(),
             ));
         }
         let start = self.nodes.len();
         self.recomputed.open = true;
-        let result = build(self);
-        self.recomputed.open = false;
+        let open = Open(self);
+        let result = build(open.0);
+        drop(open);
         let segment = start..self.nodes.len();
         if result.is_ok() && !segment.is_empty() {
             self.recomputed.segments.push(segment);
@@ -58,10 +70,10 @@ impl Graph {
         result
     }
 
-    /// Adds the nodes of a segment again. They read the same values from outside and each other's results.
+    /// Adds the nodes of a segment again. The copies read the same values from outside of the segment, and each other's results.
     ///
-    /// Returns the copies, and by value of the segment its copy. Nodes without results, whose effects must not happen twice,
-    /// are left out; what nobody reads costs nothing, like any other node.
+    /// Returns the copies, and by value of the segment its copy. Nodes without results are left out, because their effects must not
+    /// happen twice. A copy that nobody reads costs nothing, like any other node.
     pub(crate) fn copy_segment(
         &mut self,
         segment: Range<usize>,
@@ -82,7 +94,9 @@ impl Graph {
             let results = outputs
                 .map(|&id| (self.shape(id).clone(), self.dtype(id)))
                 .collect();
-            let copies = self.push_node(node.op, inputs, results);
+            let copies = self.scope_as(node.scope, |graph| {
+                graph.push_node(node.op, inputs, results)
+            });
             copy_of.extend(node.outputs.into_iter().zip(copies));
         }
         let copies = start..self.nodes.len();

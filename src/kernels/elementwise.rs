@@ -1,6 +1,8 @@
-//! Programs that stand alone.
+//! Programs that stand alone, and copies.
 
-use super::{Kernel, Program, Target};
+use super::{Kernel, Program, Target, View};
+use crate::gpu::Layout;
+use crate::types::DType;
 
 /// An invocation takes several `vec4`s where there are enough of them: starting invocations costs more than they do.
 pub(crate) fn elementwise(program: Program, target: Target) -> Kernel {
@@ -16,4 +18,23 @@ pub(crate) fn elementwise(program: Program, target: Target) -> Kernel {
         .with("rows", rows)
         .with("width", width)
         .finish(program)
+}
+
+/// The elements of x in row-major order as those of y. Both have the same number of elements and the same element type.
+pub(crate) fn reshape(x: Layout, y: Layout) -> Kernel {
+    const SIZE: usize = 64;
+    let width = y.row_stride() / 4;
+    let number = match x.dtype() {
+        DType::U32 => "u32",
+        _ => "f32",
+    };
+    Kernel::new("reshape")
+        .items(y.rows() * width, SIZE)
+        .with("rows", y.rows())
+        .with("cols", y.cols())
+        .with("width", width)
+        .with("from", x.cols())
+        .with("number", number)
+        .read("x", x, View::Scalar)
+        .write("y", y, View::Vec4)
 }

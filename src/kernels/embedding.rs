@@ -1,6 +1,6 @@
 //! Rows of a table by id, and the deterministic gradient of the table.
 
-use super::{Kernel, Program, Target, View};
+use super::{BLOCK, Kernel, Program, Target, View};
 use crate::gpu::Layout;
 
 const SIZE: usize = 64;
@@ -29,14 +29,34 @@ pub(crate) fn links(ids: Layout, links: Layout, padding: Option<u32>) -> Kernel 
         .write("links", links, View::Scalar)
 }
 
-/// How many places [`sort`] sorts at a time; `None` where comparing every id with every other is better: without barriers.
-pub(crate) fn run_length(vocabulary: usize, target: Target) -> Option<usize> {
+/// How the gradient of a table of so many rows finds the places of every id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Search {
+    /// Every id is compared with every other, without barriers. One invocation adds up the rows of an id.
+    Compare,
+    /// [`sort`] sorts so many places at a time, and the runs are searched. One invocation adds up the rows of an id.
+    Runs(usize),
+    /// [`sort`] sorts so many places at a time, [`merge`] all of them. The rows of an id are shared out, however many there are.
+    Sort(usize),
+}
+
+/// For `count` ids.
+pub(crate) fn search(vocabulary: usize, count: usize, target: Target) -> Search {
     /// 4 KiB of workgroup memory.
     const LONGEST: usize = 1024;
+    /// Places that are compared with each other, and that one invocation may have to add up.
+    const COMPARED: usize = 4096;
+    const ALONE: usize = 32_768;
     // A key holds an id and a place, and the largest of all is left for places that do not exist.
     let largest = (1_u64 << 32) / (vocabulary as u64 + 1);
     let run = LONGEST.min((largest as usize + 1).next_power_of_two() / 2);
-    (!target.barrier_free && run > 1).then_some(run)
+    match target.barrier_free {
+        // A table of so many rows is larger than any buffer.
+        _ if run < 2 => Search::Compare,
+        true if count <= COMPARED => Search::Compare,
+        false if count <= ALONE => Search::Runs(run),
+        _ => Search::Sort(run),
+    }
 }
 
 /// ids `[N]` → keys of sorted runs, see the template.
@@ -67,6 +87,74 @@ pub(crate) fn links_sorted(
         .write("links", links, View::Scalar)
 }
 
+/// ids `[N]`, places in sorted runs of length `run` → places in sorted runs of twice the length. `keys`: as [`sort`] leaves them.
+pub(crate) fn merge(ids: Layout, [sorted, merged]: [Layout; 2], run: usize, keys: bool) -> Kernel {
+    Kernel::new("gather_merge")
+        .items(sorted.cols(), SIZE)
+        .with("count", ids.cols())
+        .with("total", sorted.cols())
+        .with("run", run)
+        .with("keys", keys)
+        .read("ids", ids, View::Scalar)
+        .read("sorted", sorted, View::Scalar)
+        .write("merged", merged, View::Scalar)
+}
+
+/// What [`segments`] adds up.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Rows {
+    /// ids `[N]`, places in the order of their ids, dy [N, C].
+    Places([Layout; 3]),
+    /// What an earlier pass left: ids `[n]` and sums [n, C].
+    Parts([Layout; 2]),
+}
+
+/// Blocks into which [`segments`] cuts so many rows. Each leaves two rows, unless there is only one.
+pub(crate) fn blocks(rows: usize) -> usize {
+    rows.div_ceil(BLOCK)
+}
+
+/// `count` rows, equal ids side by side → sums of the rows of each id into a zeroed table, and what is not complete into `left`.
+pub(crate) fn segments(
+    rows: Rows,
+    count: usize,
+    table: Layout,
+    left: Option<[Layout; 2]>,
+    padding: Option<u32>,
+) -> Kernel {
+    let used = table.cols().div_ceil(4);
+    let blocks = blocks(count);
+    let kernel = Kernel::new("gather_segments")
+        .items(blocks * used, SIZE)
+        .with("count", count)
+        .with("blocks", blocks)
+        .with("each", BLOCK)
+        .with("used", used)
+        .with("vocabulary", table.rows())
+        .with("padding", padding.map_or(-1, i64::from))
+        .flops((count * table.cols()) as f64);
+    let kernel = match rows {
+        Rows::Places([ids, places, dy]) => kernel
+            .with("from_parts", false)
+            .read("ids", ids, View::Scalar)
+            .read("places", places, View::Scalar)
+            .read("dy", dy, View::Vec4),
+        Rows::Parts([keys, parts]) => kernel
+            .with("from_parts", true)
+            .read("keys", keys, View::Scalar)
+            .read("parts", parts, View::Vec4),
+    };
+    let kernel = kernel.write("table", table, View::Vec4);
+    match left {
+        Some([keys, parts]) => {
+            kernel
+                .write("next_keys", keys, View::Scalar)
+                .write("next_parts", parts, View::Vec4)
+        }
+        None => kernel,
+    }
+}
+
 /// ids, links, dy [N, C] → adds the rows of each id into a zeroed table.
 pub(crate) fn gather_grad([ids, links, dy]: [Layout; 3], table: Layout) -> Kernel {
     let used = table.cols().div_ceil(4);
@@ -84,7 +172,7 @@ pub(crate) fn gather_grad([ids, links, dy]: [Layout; 3], table: Layout) -> Kerne
 
 #[cfg(test)]
 mod tests {
-    use super::{Target, run_length};
+    use super::{Search, Target, search};
 
     #[test]
     fn keys_of_every_vocabulary_fit_and_leave_one() {
@@ -96,13 +184,17 @@ mod tests {
             cores: 1,
         };
         for vocabulary in [1, 30_522, (1 << 22) - 1, 1 << 22, 1 << 26, 1 << 30] {
-            let run = run_length(vocabulary, target).unwrap();
+            let Search::Runs(run) = search(vocabulary, 4096, target) else {
+                panic!("{vocabulary} rows are not sorted");
+            };
+            assert_eq!(search(vocabulary, 70_000, target), Search::Sort(run));
             assert!(run.is_power_of_two() && run <= 1024, "{run}");
             let last = vocabulary * run - 1;
             assert!(last < u32::MAX as usize, "{vocabulary} {run}");
         }
-        assert_eq!(run_length((1 << 22) - 1, target), Some(1024));
-        assert_eq!(run_length(1 << 22, target), Some(512));
-        assert_eq!(run_length(usize::MAX >> 8, target), None);
+        let run = |vocabulary| search(vocabulary, 1, target);
+        assert_eq!(run((1 << 22) - 1), Search::Runs(1024));
+        assert_eq!(run(1 << 22), Search::Runs(512));
+        assert_eq!(run(usize::MAX >> 8), Search::Compare);
     }
 }

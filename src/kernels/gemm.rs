@@ -2,10 +2,10 @@
 
 use std::fmt;
 
-use super::gemm_choice::{Extents, Machine, Speed, rank};
+use super::gemm_choice::{Extents, Machine, Parts, Speed, rank};
 use super::gemm_cooperative::{self as cooperative, Work};
 use super::gemm_windows::Windows;
-use super::{Instruction, Kernel, Program, Target, View};
+use super::{BLOCK, Instruction, Kernel, Program, Target, View};
 use crate::error::{Error, Result};
 use crate::gpu::{Layout, MatrixUnits};
 use crate::types::Trans;
@@ -99,6 +99,17 @@ struct Operands {
 
 /// Rows of A up to which B is not worth a tile.
 const SKINNY: usize = 8;
+/// Invocations that share K then, and the longest K that they may share.
+const SKINNY_LANES: usize = 64;
+const SKINNY_DEPTH: usize = 1 << 22;
+
+/// Longest part of K that one invocation multiplies and adds up, where K has several: a software driver ends its loops after 65 535 steps
+/// ([`BLOCK`]). Of a longer K a tile keeps its sums aside every so many steps, 512 terms: added up in one go, 16 384 equal terms lose
+/// up to 2e-4, blocks of 512 less than 1e-5. Shorter products, which are nearly all, do without.
+const PART: usize = 16_384;
+const FLUSH: usize = 64;
+/// The same for matrix units, which take 16 or more of K a step and whose sums are not kept aside.
+const COOPERATIVE_PART: usize = 1 << 20;
 
 impl Gemm {
     /// a·b, whose result has `width` `vec4`s a row, padding included.
@@ -164,13 +175,13 @@ impl Gemm {
         Ok(Self {
             operands,
             target,
-            choice: choices(operands, width, target)[0],
+            choice: choices(operands, width, target, u64::MAX)[0],
         })
     }
 
-    /// Ways to compute the same product, the built-in choice first.
-    pub fn candidates(&self, program: &Program) -> Vec<Self> {
-        choices(self.operands, program.width(), self.target)
+    /// Ways to compute the same product whose parts take no more than `most_bytes`, the built-in choice first.
+    pub fn candidates(&self, program: &Program, most_bytes: u64) -> Vec<Self> {
+        choices(self.operands, program.width(), self.target, most_bytes)
             .into_iter()
             .map(|choice| Self { choice, ..*self })
             .collect()
@@ -186,7 +197,7 @@ impl Gemm {
         self.kernel(program)
     }
 
-    /// The first of two passes: part s of K goes to rows s·m .. of `partial` [splits·m, n], f32.
+    /// The first of two passes: part s of K goes to rows s·batch·m .. of `partial` [splits·batch·m, n], f32.
     pub fn partial(&self, partial: Layout) -> Kernel {
         self.kernel(Program {
             rows: partial.rows(),
@@ -197,12 +208,12 @@ impl Gemm {
         })
     }
 
-    /// The second pass: adds the parts up in their order.
+    /// The second pass: adds the parts up in a fixed order.
     pub fn add_up(&self, partial: Layout, program: Program) -> Kernel {
         let width = program.width();
         Kernel::new("split_sums")
-            .items(self.operands.m * width, 64)
-            .with("rows", self.operands.m)
+            .items(program.rows * width, 64)
+            .with("rows", program.rows)
             .with("used", program.cols.div_ceil(4))
             .with("width", width)
             .with("splits", self.choice.splits)
@@ -224,13 +235,21 @@ impl Gemm {
         } = self.operands;
         let (n, width) = (program.cols, program.width());
         let kernel = match self.choice.tier {
-            Tier::Direct => direct(m, width).layers(batch),
-            Tier::Skinny => Kernel::new("gemm_skinny").groups(width).with("size", 64),
+            Tier::Direct => direct(m, width)
+                .layers(splits * batch)
+                .with("splits", splits)
+                .with("chunk", direct_steps(trans, k).div_ceil(splits))
+                .with("block", 2 * BLOCK),
+            Tier::Skinny => Kernel::new("gemm_skinny")
+                .groups(width)
+                .with("size", SKINNY_LANES)
+                .with("block", BLOCK),
             Tier::Tiled(tile) => {
                 let chunk = k.div_ceil(DEPTH).div_ceil(splits);
                 tiled(tile, m, width, splits)
-                    .layers(splits.max(batch))
+                    .layers(splits * batch)
                     .with("chunk", chunk)
+                    .with("flush", if k > PART { FLUSH } else { 0 })
             }
             Tier::Cooperative(tile, units) => {
                 let work = Work {
@@ -274,10 +293,12 @@ impl fmt::Display for Gemm {
 }
 
 /// Kernels and numbers of parts of K that are worth trying for a product, the one expected to be the fastest first; at least one.
-fn choices(x: Operands, width: usize, target: Target) -> Vec<Choice> {
+/// `most_bytes`: of the parts, if there are several.
+fn choices(x: Operands, width: usize, target: Target, most_bytes: u64) -> Vec<Choice> {
     let Operands { batch, m, k, .. } = x;
     let plain = x.windows.is_none() && batch == 1;
-    if x.trans == Trans::NT && plain && m <= SKINNY && !target.barrier_free {
+    let skinny = m <= SKINNY && k <= SKINNY_DEPTH;
+    if x.trans == Trans::NT && plain && skinny && !target.barrier_free {
         return vec![Choice {
             tier: Tier::Skinny,
             splits: 1,
@@ -289,15 +310,24 @@ fn choices(x: Operands, width: usize, target: Target) -> Vec<Choice> {
         n: 4 * width,
         k,
     };
+    // Rows of matrices have a multiple of 64 bytes.
+    let part = (batch * m * width.next_multiple_of(4) * 16) as u64;
+    let fit = usize::try_from(most_bytes / part.max(1)).unwrap_or(usize::MAX);
+    let parts = |longest| Parts {
+        least: k.div_ceil(longest),
+        most: fit.min(super::MAX_GRID as usize / batch),
+    };
     if let Some(units) = target.matrix_units
         && x.a.dtype() == x.b.dtype()
+        && (batch == 1 || k <= COOPERATIVE_PART)
     {
         let tiles = cooperative::tiles(x.trans, x.a.dtype(), units);
         let machine = Machine {
             cores: target.cores,
             rate: cooperative::RATE,
         };
-        let ranked = rank(tiles, cooperative::Tile::speed, extents, machine);
+        let parts = parts(COOPERATIVE_PART);
+        let ranked = rank(tiles, cooperative::Tile::speed, extents, parts, machine);
         if !ranked.is_empty() {
             let choice = |(tile, splits)| Choice {
                 tier: Tier::Cooperative(tile, units),
@@ -306,23 +336,32 @@ fn choices(x: Operands, width: usize, target: Target) -> Vec<Choice> {
             return ranked.into_iter().map(choice).collect();
         }
     }
+    let parts = parts(PART);
     if target.barrier_free {
         return vec![Choice {
             tier: Tier::Direct,
-            splits: 1,
+            splits: parts.nearest(1, direct_steps(x.trans, k)),
         }];
     }
     let machine = Machine {
         cores: target.cores,
         rate: RATE,
     };
-    rank(TILES.into_iter(), Tile::speed, extents, machine)
+    rank(TILES.into_iter(), Tile::speed, extents, parts, machine)
         .into_iter()
         .map(|(tile, splits)| Choice {
             tier: Tier::Tiled(tile),
             splits,
         })
         .collect()
+}
+
+/// Whole steps of 4 that K has without workgroup memory; of A·Bᵀ the last may reach into the padding.
+fn direct_steps(trans: Trans, k: usize) -> usize {
+    match trans {
+        Trans::NT => k.div_ceil(4),
+        Trans::NN | Trans::TN => k / 4,
+    }
 }
 
 /// Tile and workgroup by measurement on llvmpipe: neighbours in a row of 8 read the same rows of `a`, which are then loaded once.

@@ -24,6 +24,15 @@ pub(super) struct Extents {
     pub k: usize,
 }
 
+/// How many parts K may be cut into.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Parts {
+    /// Fewer would be too long.
+    pub least: usize,
+    /// More would not fit a binding. This goes first.
+    pub most: usize,
+}
+
 /// What runs them.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Machine {
@@ -65,29 +74,39 @@ fn time(tile: Speed, splits: usize, x: Extents, machine: Machine) -> f64 {
     work * rounds + second_pass
 }
 
+impl Parts {
+    /// The nearest number of parts, each of which has a step.
+    pub fn nearest(self, wanted: usize, steps: usize) -> usize {
+        let parts = wanted.max(self.least).min(self.most).clamp(1, steps.max(1));
+        steps.div_ceil(steps.div_ceil(parts).max(1)).max(1)
+    }
+}
+
 /// Tiles with numbers of parts of K, the pair expected to be the fastest first. Large tiles reuse more; small ones and parts keep
 /// more of the machine busy.
 pub(super) fn rank<T: Copy>(
     tiles: impl Iterator<Item = T>,
     speed: impl Fn(T) -> Speed,
     x: Extents,
+    parts: Parts,
     machine: Machine,
 ) -> Vec<(T, usize)> {
     let mut ranked: Vec<(f64, T, usize)> = Vec::new();
     for tile in tiles {
         let speed = speed(tile);
-        // Layers of the grid are either products of a batch or parts of K.
         let steps = x.k.div_ceil(speed.depth);
+        let fewest = parts.nearest(1, steps);
+        // A batch keeps the machine busy without parts.
         let worth = |splits: &usize| {
             // Every part has a step.
             let last = (splits - 1) * steps.div_ceil(*splits);
             x.batch == 1 && steps >= splits * MIN_STEPS && last < steps
         };
-        let split = (2..=MAX_SPLITS)
+        let split = (fewest + 1..=MAX_SPLITS.min(parts.most))
             .filter(worth)
             .map(|splits| (time(speed, splits, x, machine), tile, splits))
             .min_by(|(a, ..), (b, ..)| a.total_cmp(b));
-        ranked.push((time(speed, 1, x, machine), tile, 1));
+        ranked.push((time(speed, fewest, x, machine), tile, fewest));
         ranked.extend(split);
     }
     ranked.sort_by(|(a, ..), (b, ..)| a.total_cmp(b));
@@ -115,6 +134,10 @@ mod tests {
         busy: 0.5,
         resident: 16,
     };
+    const FREE: Parts = Parts {
+        least: 1,
+        most: usize::MAX,
+    };
     const MACHINE: Machine = Machine {
         cores: 132,
         rate: 1.6e5,
@@ -122,7 +145,7 @@ mod tests {
 
     fn best(m: usize, n: usize, k: usize) -> (Speed, usize) {
         let x = Extents { batch: 1, m, n, k };
-        rank([LARGE, SMALL].into_iter(), |tile| tile, x, MACHINE)[0]
+        rank([LARGE, SMALL].into_iter(), |tile| tile, x, FREE, MACHINE)[0]
     }
 
     #[test]
@@ -156,7 +179,31 @@ mod tests {
             n: 64,
             k: 65_536,
         };
-        let ranked = rank([LARGE, SMALL].into_iter(), |tile| tile, x, MACHINE);
+        let ranked = rank([LARGE, SMALL].into_iter(), |tile| tile, x, FREE, MACHINE);
         assert!(ranked.iter().all(|(_, splits)| *splits == 1));
+    }
+
+    #[test]
+    fn bounds_on_parts_are_kept() {
+        let parts = |batch, k, least, most| -> Vec<usize> {
+            let (m, n) = (64, 64);
+            let x = Extents { batch, m, n, k };
+            let parts = Parts { least, most };
+            let ranked = rank([LARGE, SMALL].into_iter(), |tile| tile, x, parts, MACHINE);
+            ranked.into_iter().map(|(_, splits)| splits).collect()
+        };
+        assert!(parts(1, 65_536, 1, 3).iter().all(|&splits| splits <= 3));
+        assert!(parts(1, 65_536, 1, 1).iter().all(|&splits| splits == 1));
+        assert!(
+            parts(1, 1 << 20, 64, 1000)
+                .iter()
+                .all(|&splits| splits >= 64)
+        );
+        assert!(
+            parts(3, 1 << 20, 64, 1000)
+                .iter()
+                .all(|&splits| splits == 64)
+        );
+        assert!(parts(1, 1 << 20, 64, 9).iter().all(|&splits| splits <= 9));
     }
 }

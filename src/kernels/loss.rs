@@ -1,6 +1,6 @@
 //! Knowledge-distillation loss and cross entropy.
 
-use super::{Kernel, Program, Target, View, row_lanes};
+use super::{ALONE, BLOCK, Kernel, Program, Target, View, row_lanes};
 use crate::gpu::Layout;
 use crate::types::DType;
 
@@ -16,33 +16,102 @@ pub(crate) fn kd_rows(y: Layout, t: Layout, rows: Layout, target: Target) -> Ker
         .with("rows", y.rows())
         .with("cols", y.cols())
         .with("used", used)
+        .with("block", BLOCK)
         .read("y", y, View::Vec4)
         .read("t", t, View::Vec4)
         .write("rows", rows, View::Vec4)
         .flops(9.0 * y.len() as f64)
 }
 
-/// rows [B, 4] → loss, cosine, mse; `width` is E.
-pub(crate) fn kd_total(
-    rows: Layout,
-    scalars: [Layout; 3],
-    width: usize,
-    [alpha, beta]: [f32; 2],
-    target: Target,
-) -> Kernel {
-    let lanes = if target.barrier_free { 1 } else { 64 };
-    Kernel::new("kd_loss_total")
-        .with("lanes", lanes)
-        .with("size", lanes)
-        .with("rows", rows.rows())
-        .with("cols", 4)
-        .with("elements", rows.rows() * width)
-        .with("alpha", f64::from(alpha))
-        .with("beta", f64::from(beta))
-        .read("rows", rows, View::Vec4)
-        .write("loss", scalars[0], View::Vec4)
-        .write("cosine", scalars[1], View::Vec4)
-        .write("mse", scalars[2], View::Vec4)
+/// How the rows of a loss are shared out for their sum.
+#[derive(Clone, Copy, Debug)]
+struct Shares {
+    /// Invocations of a workgroup.
+    lanes: usize,
+    /// Rows of a workgroup.
+    each: usize,
+    groups: usize,
+}
+
+impl Shares {
+    fn new(rows: usize, lanes: usize, target: Target) -> Self {
+        let lanes = if target.barrier_free { 1 } else { lanes };
+        let groups = rows.div_ceil(lanes * BLOCK * BLOCK);
+        let each = rows.div_ceil(groups);
+        Self {
+            lanes,
+            each,
+            groups,
+        }
+    }
+
+    fn kernel(self, template: &'static str, rows: usize) -> Kernel {
+        Kernel::new(template)
+            .groups(self.groups)
+            .with("lanes", self.lanes)
+            .with("size", self.lanes)
+            .with("each", self.each)
+            .with("groups", self.groups)
+            .with("block", BLOCK)
+            .with("rows", rows)
+            .with("cols", 4)
+    }
+}
+
+/// Mean cosine and mean squared error from their rows.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct KdTotal {
+    /// B
+    pub samples: usize,
+    /// E
+    pub width: usize,
+    pub alpha: f32,
+    pub beta: f32,
+}
+
+/// Invocations that share the rows of a distillation loss, and of a cross entropy.
+const KD_LANES: usize = 64;
+const ENTROPY_LANES: usize = 256;
+
+impl KdTotal {
+    /// Sums of rows that come first, on their own; with 1 a single pass is enough.
+    pub fn parts(&self, target: Target) -> usize {
+        Shares::new(self.samples, KD_LANES, target).groups
+    }
+
+    /// The first of two passes. rows [B, 4] → `sums` [parts, 4].
+    pub fn first(&self, rows: Layout, sums: Layout, target: Target) -> Kernel {
+        let shares = Shares::new(self.samples, KD_LANES, target);
+        self.kernel(shares, rows, false)
+            .write("parts", sums, View::Vec4)
+    }
+
+    /// rows [B, 4], or, `from_parts`, the sum `[4]` of the first pass → loss, cosine, mse.
+    pub fn last(
+        &self,
+        rows: Layout,
+        from_parts: bool,
+        scalars: [Layout; 3],
+        target: Target,
+    ) -> Kernel {
+        let rest = if from_parts { 1 } else { self.samples };
+        let shares = Shares::new(rest, KD_LANES, target);
+        self.kernel(shares, rows, from_parts)
+            .write("loss", scalars[0], View::Vec4)
+            .write("cosine", scalars[1], View::Vec4)
+            .write("mse", scalars[2], View::Vec4)
+    }
+
+    fn kernel(&self, shares: Shares, rows: Layout, from_parts: bool) -> Kernel {
+        shares
+            .kernel("kd_loss_total", rows.rows())
+            .with("from_parts", from_parts)
+            .with("samples", self.samples)
+            .with("elements", self.samples * self.width)
+            .with("alpha", f64::from(self.alpha))
+            .with("beta", f64::from(self.beta))
+            .read("rows", rows, View::Vec4)
+    }
 }
 
 /// y, t, rows, dloss → program(dy).
@@ -70,7 +139,7 @@ pub(crate) fn kd_grad(
 
 /// What the kernels of a cross entropy have in common.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct CrossEntropy {
+pub(crate) struct CrossEntropyKernel {
     pub ignore: Option<u32>,
     pub smoothing: f32,
 }
@@ -84,7 +153,7 @@ pub(crate) enum Count {
     Value(Layout),
 }
 
-impl CrossEntropy {
+impl CrossEntropyKernel {
     fn ignoring(self, kernel: Kernel) -> Kernel {
         kernel.with("ignore", self.ignore.map_or(-1, i64::from))
     }
@@ -112,7 +181,35 @@ impl CrossEntropy {
             .flops(5.0 * logits.len() as f64)
     }
 
-    /// rows, targets → loss, count.
+    /// Sums of so many targets that come first, on their own; with 1 a single pass is enough.
+    pub fn parts(self, targets: usize, target: Target) -> usize {
+        Shares::new(targets, ENTROPY_LANES, target).groups
+    }
+
+    /// The first of two passes of the total. rows [2, N], targets `[N]` → `sums` [parts, 4].
+    pub fn total_parts(
+        self,
+        [rows, targets]: [Layout; 2],
+        sums: Layout,
+        vocabulary: usize,
+        target: Target,
+    ) -> Kernel {
+        self.over_rows([rows, targets], vocabulary, target)
+            .write("parts", sums, View::Vec4)
+    }
+
+    /// The last of two passes of the total. The sum `[4]` of the first → loss, count.
+    pub fn total_of_parts(self, sum: Layout, scalars: [Layout; 2], target: Target) -> Kernel {
+        let kernel = Shares::new(1, ENTROPY_LANES, target).kernel("cross_entropy_total", 1);
+        self.ignoring(kernel)
+            .with("from_parts", true)
+            .with("vocabulary", 0)
+            .read("parts", sum, View::Vec4)
+            .write("loss", scalars[0], View::Vec4)
+            .write("count", scalars[1], View::Vec4)
+    }
+
+    /// rows, targets → loss, count, in a single pass.
     pub fn total(
         self,
         rows: Layout,
@@ -121,29 +218,26 @@ impl CrossEntropy {
         vocabulary: usize,
         target: Target,
     ) -> Kernel {
-        self.single("cross_entropy_total", targets, target)
-            .with("vocabulary", vocabulary)
-            .read("rows", rows, View::Scalar)
-            .read("targets", targets, View::Scalar)
+        self.over_rows([rows, targets], vocabulary, target)
             .write("loss", scalars[0], View::Vec4)
             .write("count", scalars[1], View::Vec4)
     }
 
-    /// targets → count; without an ignored target it is N, and no kernel is needed.
-    pub fn count(self, targets: Layout, count: Layout, target: Target) -> Kernel {
-        self.single("cross_entropy_count", targets, target)
+    fn over_rows(self, [rows, targets]: [Layout; 2], vocabulary: usize, target: Target) -> Kernel {
+        let shares = Shares::new(targets.cols(), ENTROPY_LANES, target);
+        self.ignoring(shares.kernel("cross_entropy_total", targets.cols()))
+            .with("from_parts", false)
+            .with("vocabulary", vocabulary)
+            .read("rows", rows, View::Scalar)
             .read("targets", targets, View::Scalar)
-            .write("count", count, View::Vec4)
     }
 
-    /// A kernel of one workgroup over the targets.
-    fn single(self, template: &'static str, targets: Layout, target: Target) -> Kernel {
-        let lanes = if target.barrier_free { 1 } else { 256 };
-        self.ignoring(Kernel::new(template))
-            .with("lanes", lanes)
-            .with("size", lanes)
-            .with("rows", targets.cols())
-            .with("cols", 4)
+    /// targets → count: `[1]`, or [parts, 1] if there are several. Without an ignored target it is N, and no kernel is needed.
+    pub fn count(self, targets: Layout, count: Layout, target: Target) -> Kernel {
+        let shares = Shares::new(targets.cols(), ENTROPY_LANES, target);
+        self.ignoring(shares.kernel("cross_entropy_count", targets.cols()))
+            .read("targets", targets, View::Scalar)
+            .write("count", count, View::Vec4)
     }
 
     /// logits, targets, rows, count, dloss → program(dlogits).
@@ -188,9 +282,9 @@ impl CrossEntropy {
         let (lanes, steps) = blocks(cover, logits.rows(), target);
         let pairs = parts == 2 && program.stores_pairs();
         let kernel = self.kernel("cross_entropy_value_grad", logits);
-        let kernel = match target.barrier_free {
-            true => kernel.items(logits.rows(), 16),
-            false => kernel.groups(logits.rows()).with("size", lanes),
+        let kernel = match lanes {
+            1 => kernel.items(logits.rows(), 16),
+            _ => kernel.groups(logits.rows()).with("size", lanes),
         };
         let kernel = kernel
             .with("lanes", lanes)
@@ -235,7 +329,7 @@ fn blocks(row: usize, rows: usize, target: Target) -> (usize, usize) {
     const SOME: usize = 16;
     /// Four registers a block: with 512 invocations three quarters of the register file of current GPUs.
     const MOST: usize = 24;
-    if target.barrier_free {
+    if target.barrier_free && row <= ALONE {
         return (1, 0);
     }
     let most_lanes = (target.invocations as usize).min(512);

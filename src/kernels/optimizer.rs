@@ -1,34 +1,37 @@
 //! Work over runs of the flat arenas: norm, accumulation and AdamW.
 
-use super::{Instruction, Kernel, Operand, Program, Target, View, elementwise};
+use super::{BLOCK, Instruction, Kernel, Operand, Program, Target, View, elementwise};
 use crate::error::Result;
 use crate::gpu::{Alignment, Layout};
-use crate::types::{BinaryOp, Broadcast, DType};
+use crate::types::{BinaryOp, Broadcast, DType, Rates};
 
 const SIZE: usize = 64;
-/// `vec4`s whose squares one row of invocations adds up.
-const EACH: usize = 4096;
+/// Invocations that share a partial sum of squares, and its `vec4`s.
+fn norm_shares(target: Target) -> (usize, usize) {
+    match target.barrier_free {
+        true => (1, BLOCK * BLOCK),
+        false => (256, 4096),
+    }
+}
 
 /// Partial sums that [`norm_partial`] writes for a run of `elements`.
-pub(crate) fn norm_parts(elements: usize) -> usize {
-    (elements / 4).div_ceil(EACH)
+pub(crate) fn norm_parts(elements: usize, target: Target) -> usize {
+    (elements / 4).div_ceil(norm_shares(target).1)
 }
 
 /// Squares of `x` `[n]` → elements `first..` of `parts`.
 pub(crate) fn norm_partial(x: Layout, parts: Layout, first: usize, target: Target) -> Kernel {
     let count = x.row_stride() / 4;
-    let groups = norm_parts(x.row_stride());
-    let (lanes, each) = if target.barrier_free {
-        (1, 4)
-    } else {
-        (256, 1)
-    };
+    let groups = norm_parts(x.row_stride(), target);
+    let (lanes, each) = norm_shares(target);
+    let together = if target.barrier_free { 4 } else { 1 };
     Kernel::new("norm_partial")
-        .items(groups * lanes, each * lanes)
+        .items(groups * lanes, together * lanes)
         .with("lanes", lanes)
         .with("cols", 4)
         .with("count", count)
-        .with("each", EACH)
+        .with("each", each)
+        .with("block", BLOCK)
         .with("parts", groups)
         .with("first", first)
         .with("last", first + groups == parts.cols())
@@ -37,19 +40,46 @@ pub(crate) fn norm_partial(x: Layout, parts: Layout, first: usize, target: Targe
         .flops(2.0 * x.len() as f64)
 }
 
-/// What AdamW keeps constant.
+/// Constants of AdamW that are the same for all parameters.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct AdamW {
+pub(crate) struct AdamWConstants {
     pub beta1: f32,
     pub beta2: f32,
     pub eps: f32,
-    pub weight_decay: f32,
 }
 
+/// Rates that hold from element `start`, a multiple of 4, of a run up to the next stretch.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Stretch {
+    pub start: usize,
+    pub rates: Rates,
+}
+
+/// Upper bound on the stretches of one dispatch: every `vec4` is compared with the start of each.
+pub(crate) const STRETCHES: usize = 32;
+
 /// g, hyper → p, m, v in place, over runs of equal layout, and p rounded to f16 where there is a `shadow`.
-pub(crate) fn adamw(run: Layout, hyper: Layout, shadow: Option<Layout>, options: AdamW) -> Kernel {
+/// The first of `stretches` (1 to [`STRETCHES`], in order) starts at 0.
+///
+/// Parameters with different rates alternate in the arenas, as weights and biases do. One dispatch handles several
+/// stretches, because a dispatch per stretch would cost more than the comparisons, which hide behind the memory traffic.
+pub(crate) fn adamw(
+    run: Layout,
+    hyper: Layout,
+    shadow: Option<Layout>,
+    options: AdamWConstants,
+    stretches: &[Stretch],
+) -> Kernel {
     let count = run.row_stride() / 4;
     let (beta1, beta2) = (f64::from(options.beta1), f64::from(options.beta2));
+    let decays = stretches
+        .iter()
+        .map(|stretch| f64::from(stretch.rates.weight_decay));
+    let scales = stretches
+        .iter()
+        .map(|stretch| f64::from(stretch.rates.lr_scale));
+    let starts = stretches.iter().map(|stretch| stretch.start / 4);
+    let same_rate = scales.clone().all(|scale| scale == 1.0);
     let kernel = Kernel::new("adamw")
         .items(count, SIZE)
         .with("count", count)
@@ -58,7 +88,10 @@ pub(crate) fn adamw(run: Layout, hyper: Layout, shadow: Option<Layout>, options:
         .with("beta2", beta2)
         .with("one_minus_beta2", 1.0 - beta2)
         .with("eps", f64::from(options.eps))
-        .with("weight_decay", f64::from(options.weight_decay))
+        .with("starts", starts.collect::<Vec<_>>())
+        .with("decays", decays.collect::<Vec<_>>())
+        .with("scales", scales.collect::<Vec<_>>())
+        .with("same_rate", same_rate)
         .read("g", run, View::Vec4)
         .read("hyper", hyper, View::Scalar)
         .write("p", run, View::Vec4)

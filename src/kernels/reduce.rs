@@ -1,7 +1,11 @@
 //! Sums over rows, columns, groups of rows and everything. Fixed order, no atomics.
 
-use super::{Kernel, Program, Target, View, row_lanes};
+use super::{
+    BLOCK, Instruction, Kernel, MAX_BINDINGS, Operand, Program, Target, View, elementwise,
+    row_lanes,
+};
 use crate::gpu::Layout;
+use crate::types::{BinaryOp, Broadcast};
 
 const SIZE: usize = 64;
 /// Columns of a matrix and how their sums are shared out.
@@ -30,19 +34,31 @@ impl ColumnSums {
         }
     }
 
-    /// Runs of rows whose sums are added up by [`sum_parts`](super::parts::sum_parts); with 1 there is nothing to add.
+    /// Parts that one invocation of [`sum_parts`](super::parts::sum_parts) adds up.
+    pub const MOST: usize = 64;
+
+    /// Runs of rows whose sums are added up by [`sum_parts`](super::parts::sum_parts); with 1 there is nothing to add. More than
+    /// [`Self::MOST`] are a multiple of it: sums of so many neighbours come first, as often as it takes.
     pub fn chunks(&self, rows: usize, cols: usize) -> usize {
         /// Workgroups that keep a large GPU busy.
         const BUSY: usize = 1024;
-        /// Parts that one invocation adds up.
-        const MOST: usize = 64;
-        if self.down == 1 {
-            return rows.div_ceil(64);
+        let wanted = match self.down {
+            1 => rows.div_ceil(64),
+            down => {
+                let tiles = cols.div_ceil(4 * self.across);
+                let most = BUSY.div_ceil(tiles).min(Self::MOST);
+                // An invocation with less than four rows waits more than it adds.
+                let few = rows.div_ceil(4 * down).min(most);
+                // Blocks of blocks of four rows each are enough.
+                few.max(rows.div_ceil(4 * down * BLOCK * BLOCK))
+            }
+        };
+        let (mut last, mut each) = (wanted, 1);
+        while last > Self::MOST {
+            last = last.div_ceil(Self::MOST);
+            each *= Self::MOST;
         }
-        let tiles = cols.div_ceil(4 * self.across);
-        // An invocation with less than four rows waits more than it adds.
-        let most = BUSY.div_ceil(tiles).min(MOST);
-        rows.div_ceil(4 * self.down).min(most)
+        last * each
     }
 
     /// x → y: sums over runs of rows, one row of y a run.
@@ -78,32 +94,70 @@ impl ColumnSums {
             .with("width", width)
             .with("chunks", chunks)
             .with("chunk", rows.div_ceil(chunks))
+            .with("block", BLOCK)
             .with("param_grad", false)
             .flops(x.len() as f64)
     }
 }
 
-/// x [.., C] → y `[rows]`.
-pub(crate) fn row_sums(x: Layout, y: Layout, target: Target) -> Kernel {
-    let used = x.cols().div_ceil(4);
-    let (lanes, rows) = row_lanes(used, x.rows(), target);
-    Kernel::new("row_sums")
-        .items(x.rows() * lanes, rows * lanes)
-        .with("lanes", lanes)
-        .with("rows", x.rows())
-        .with("cols", x.cols())
-        .with("used", used)
-        .read("x", x, View::Vec4)
-        .write("y", y, View::Scalar)
-        .flops(x.len() as f64)
+/// How the rows of a matrix are shared out for their sums.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RowSums {
+    /// Invocations that share a piece.
+    lanes: usize,
+    /// Pieces a workgroup.
+    together: usize,
+    /// `vec4`s of a piece.
+    each: usize,
+    /// Pieces of a row. With several, sums of the pieces are summed again.
+    pub pieces: usize,
 }
 
-/// A vector `[n]` → `[1]`: its sum, or the root of it.
+impl RowSums {
+    /// For matrices with the layout of `x`.
+    pub fn new(x: Layout, target: Target) -> Self {
+        let used = x.cols().div_ceil(4);
+        let (lanes, together, most) = match target.barrier_free {
+            true => (1, 16, BLOCK * BLOCK),
+            false => {
+                let (lanes, together) = row_lanes(used, x.rows(), target);
+                (lanes, together, 2 * BLOCK * lanes)
+            }
+        };
+        let pieces = used.div_ceil(most);
+        Self {
+            lanes,
+            together,
+            each: used.div_ceil(pieces),
+            pieces,
+        }
+    }
+
+    /// x [.., C] → y: `[rows]`, or [rows, pieces] if there are several.
+    pub fn sums(&self, x: Layout, y: Layout) -> Kernel {
+        let tasks = x.rows() * self.pieces;
+        Kernel::new("row_sums")
+            .items(tasks * self.lanes, self.together * self.lanes)
+            .with("lanes", self.lanes)
+            .with("pieces", self.pieces)
+            .with("each", self.each)
+            .with("block", BLOCK)
+            .with("rows", x.rows())
+            .with("cols", x.cols())
+            .with("used", x.cols().div_ceil(4))
+            .read("x", x, View::Vec4)
+            .write("y", y, View::Scalar)
+            .flops(x.len() as f64)
+    }
+}
+
+/// A vector `[n]` of a single [piece](RowSums::pieces) → `[1]`: its sum, or the root of it.
 pub(crate) fn total(x: Layout, y: Layout, root: bool, target: Target) -> Kernel {
     let lanes = if target.barrier_free { 1 } else { 256 };
     Kernel::new("total")
         .with("lanes", lanes)
         .with("size", lanes)
+        .with("block", BLOCK)
         .with("cols", x.cols())
         .with("used", x.cols().div_ceil(4))
         .with("root", root)
@@ -112,47 +166,144 @@ pub(crate) fn total(x: Layout, y: Layout, root: bool, target: Target) -> Kernel 
         .flops(x.len() as f64)
 }
 
-/// x [rows·period, C] → program([rows, C]): sums over runs of rows.
-pub(crate) fn group_sums(x: Layout, period: usize, program: Program, target: Target) -> Kernel {
-    groups(x, period, false, program, target)
+/// Sums over each run of `period` rows, or means of the rows that a mask counts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct GroupSums {
+    pub period: usize,
+    pub mask: Mask,
 }
 
-/// x [B·L, C], mask [B·L] → program([B, C]).
-pub(crate) fn masked_mean(
-    [x, mask]: [Layout; 2],
-    period: usize,
-    program: Program,
-    target: Target,
-) -> Kernel {
-    let kernel = groups(x, period, true, program, target);
-    kernel.read("mask", mask, View::Scalar)
+/// What a sum over runs of rows knows of a mask.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Mask {
+    /// Sums of all rows.
+    None,
+    /// Means of the rows, each weighed with its element of this vector.
+    Weighs(Layout),
+    /// Means of rows that are sums already, of so many rows each.
+    Counts(Layout),
 }
 
-fn groups(x: Layout, period: usize, masked: bool, program: Program, target: Target) -> Kernel {
-    let width = program.width();
-    let across = width.next_power_of_two().min(16);
-    let down = match target.barrier_free {
-        true => 1,
-        // Four rows each, or there is more waiting than adding.
-        false => period.div_ceil(4).next_power_of_two().min(256 / across),
+impl GroupSums {
+    /// How many invocations share columns and rows.
+    fn shares(width: usize, period: usize, target: Target) -> (usize, usize) {
+        let across = width.next_power_of_two().min(16);
+        let down = match target.barrier_free {
+            true => 1,
+            // Four rows each, or there is more waiting than adding.
+            false => period.div_ceil(4).next_power_of_two().min(256 / across),
+        };
+        (across, down)
+    }
+
+    /// Pieces of every run of a matrix of `cols` columns that are summed first, on their own; 1 where one pass is enough.
+    pub fn pieces(&self, cols: usize, target: Target) -> usize {
+        let (_, down) = Self::shares(cols.div_ceil(4), self.period, target);
+        let most = match target.barrier_free {
+            true => 4 * BLOCK * BLOCK,
+            false => 4 * down * 2 * BLOCK,
+        };
+        self.period.div_ceil(most)
+    }
+
+    /// The first of two passes. x [rows·period, C] → `sums` [rows·pieces, C], f32, and of a mask the `counts` `[rows·pieces]`.
+    pub fn first(&self, x: Layout, sums: Layout, counts: Option<Layout>, target: Target) -> Kernel {
+        let pieces = sums.rows() / (x.rows() / self.period);
+        let program = Program {
+            rows: sums.rows(),
+            cols: sums.cols(),
+            operands: Vec::new(),
+            instructions: vec![Instruction::Sum],
+            results: vec![(0, sums)],
+        };
+        let kernel = self.kernel(x, pieces, program, target).with("leaves", true);
+        match counts {
+            Some(counts) => kernel.write("counts", counts, View::Scalar),
+            None => kernel,
+        }
+    }
+
+    /// The only pass or the last. x [rows·period, C] → program([rows, C]).
+    pub fn last(&self, x: Layout, program: Program, target: Target) -> Kernel {
+        self.kernel(x, 1, program, target).with("leaves", false)
+    }
+
+    fn kernel(&self, x: Layout, pieces: usize, program: Program, target: Target) -> Kernel {
+        let width = program.width();
+        let (across, down) = Self::shares(width, self.period, target);
+        let tiles = width.div_ceil(across);
+        let kernel = Kernel::new("group_sums")
+            .groups(program.rows * tiles)
+            .with("across", across)
+            .with("down", down)
+            .with("tiles", tiles)
+            .with("rows", program.rows)
+            .with("used", program.cols.div_ceil(4))
+            .with("width", width)
+            .with("period", self.period)
+            .with("pieces", pieces)
+            .with("each", self.period.div_ceil(pieces))
+            .with("block", BLOCK)
+            .with("masked", !matches!(self.mask, Mask::None))
+            .with("carried", matches!(self.mask, Mask::Counts(_)))
+            .read("x", x, View::Vec4)
+            .flops(2.0 * x.len() as f64)
+            .finish(program);
+        match self.mask {
+            Mask::None => kernel,
+            Mask::Weighs(mask) | Mask::Counts(mask) => kernel.read("mask", mask, View::Scalar),
+        }
+    }
+}
+
+/// Steps of a sample up to which every invocation of [`masked_mean_grad`] counts the mask for itself.
+pub(crate) const COUNTED: usize = BLOCK * BLOCK;
+
+/// `counts` [B·n] → y `[B·pieces]`: sums of n / pieces neighbours each, of which [`COUNTED`] are enough.
+pub(crate) fn mask_counts(x: Layout, y: Layout, period: usize, target: Target) -> Kernel {
+    let samples = x.cols() / period;
+    let pieces = y.cols() / samples;
+    let (lanes, together) = match target.barrier_free {
+        true => (1, 16),
+        false => (64, 2),
     };
-    let tiles = width.div_ceil(across);
-    Kernel::new("group_sums")
-        .groups(program.rows * tiles)
-        .with("across", across)
-        .with("down", down)
-        .with("tiles", tiles)
-        .with("rows", program.rows)
-        .with("used", program.cols.div_ceil(4))
-        .with("width", width)
+    Kernel::new("mask_counts")
+        .items(y.cols() * lanes, together * lanes)
+        .with("lanes", lanes)
+        .with("cols", 4)
+        .with("tasks", y.cols())
         .with("period", period)
-        .with("masked", masked)
-        .read("x", x, View::Vec4)
-        .flops(2.0 * x.len() as f64)
-        .finish(program)
+        .with("pieces", pieces)
+        .with("each", period.div_ceil(pieces))
+        .with("block", BLOCK)
+        .read("x", x, View::Scalar)
+        .write("y", y, View::Scalar)
+        .flops(x.len() as f64)
 }
 
-/// dy [B, C], mask [B·L] → program([B·L, C]).
+/// dy, counts `[B]` → y [B, C], f32: dy / max(count, 1).
+pub(crate) fn over_counts(dy: Layout, counts: Layout, y: Layout, target: Target) -> Kernel {
+    let operand = |layout, broadcast| Operand { layout, broadcast };
+    let program = Program {
+        rows: y.rows(),
+        cols: y.cols(),
+        operands: vec![
+            operand(dy, Broadcast::Same),
+            operand(counts, Broadcast::Rows),
+        ],
+        instructions: vec![
+            Instruction::Load(0),
+            Instruction::Load(1),
+            Instruction::Constant(1.0),
+            Instruction::Binary(BinaryOp::Max, 1, 2),
+            Instruction::Binary(BinaryOp::Div, 0, 3),
+        ],
+        results: vec![(4, y)],
+    };
+    elementwise::elementwise(program, target)
+}
+
+/// dy [B, C], mask [B·L] → program([B·L, C]). Of more than [`COUNTED`] steps dy must be [over its counts](over_counts) already.
 pub(crate) fn masked_mean_grad(dy: Layout, mask: Layout, program: Program) -> Kernel {
     let time = program.rows / dy.rows();
     let steps = 8;
@@ -166,16 +317,24 @@ pub(crate) fn masked_mean_grad(dy: Layout, mask: Layout, program: Program) -> Ke
         .with("time", time)
         .with("steps", steps)
         .with("runs", runs)
+        .with("counts", time <= COUNTED)
+        .with("block", BLOCK)
         .read("dy", dy, View::Vec4)
         .read("mask", mask, View::Scalar)
         .flops(program.rows as f64 * program.cols as f64)
         .finish(program)
 }
 
-/// Scalars side by side.
-pub(crate) fn stack(scalars: &[Layout], y: Layout) -> Kernel {
-    const NAMES: [&str; 7] = ["s0", "s1", "s2", "s3", "s4", "s5", "s6"];
-    let mut kernel = Kernel::new("stack").with("count", scalars.len());
+/// Scalars that one dispatch of [`stack`] takes.
+pub(crate) const STACKED: usize = MAX_BINDINGS - 1;
+
+/// At most [`STACKED`] scalars side by side, as elements `first`.. of y; the others are left as they are, but for what follows the last.
+pub(crate) fn stack(scalars: &[Layout], first: usize, y: Layout) -> Kernel {
+    const NAMES: [&str; STACKED] = ["s0", "s1", "s2", "s3", "s4", "s5", "s6"];
+    let mut kernel = Kernel::new("stack")
+        .with("count", scalars.len())
+        .with("first", first)
+        .with("last", first + scalars.len() == y.cols());
     for (name, layout) in NAMES.into_iter().zip(scalars) {
         kernel = kernel.read(name, *layout, View::Scalar);
     }

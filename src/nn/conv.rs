@@ -1,26 +1,27 @@
 //! 1-D convolution.
 
-use super::weight_like;
+use super::{uniform, weight_like};
 use crate::error::{Error, Result};
-use crate::graph::{Graph, Init, ValueId};
+use crate::graph::{Graph, ValueId};
 use crate::types::{Padding, Trans, Window};
 
-/// How windows meet the weight.
+/// How a convolution is computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ConvMethod {
-    /// They are gathered while the product loads its tiles, [`Op::Conv`](crate::graph::Op::Conv).
+    /// The product gathers windows while it loads its tiles, [`Op::Conv`](crate::graph::Op::Conv).
     #[default]
     Implicit,
-    /// As a matrix in memory, [`Op::Im2col`](crate::graph::Op::Im2col): k times the memory of the operand, and a check of the other.
+    /// Windows are stored as a matrix, [`Op::Im2col`](crate::graph::Op::Im2col), which takes k times the memory of the operand. Tests compare
+    /// the other method with it.
     Columns,
 }
 
-/// `y[t] = bias + Σ_j weight[.., .., j]·x[t − (kernel − 1 − j)·dilation]`, zeros before the start, or what
-/// [`stride`](Self::stride) and [`padding`](Self::padding) make of it ([`Window`]).
+/// `y[t] = bias + Σ_j weight[.., .., j]·x[t − (kernel − 1 − j)·dilation]`, with zeros before the start of a sample.
 ///
-/// The weight is [outputs, inputs, kernel] for the host, as in PyTorch, the last tap being the current step of a causal convolution.
-/// Equivalent to PyTorch's `Conv1d`, if causal after padding (kernel − 1)·dilation steps on the left.
+/// [`stride`](Self::stride) and [`padding`](Self::padding) change which steps are read, see [`Window`]. The host sees the weight as
+/// [outputs, inputs, kernel], as in PyTorch. The last tap is the current step of a causal convolution. A causal convolution
+/// is PyTorch's `Conv1d` after padding with (kernel − 1)·dilation steps on the left.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Conv1d {
@@ -32,45 +33,54 @@ pub struct Conv1d {
     pub kernel: usize,
     /// Time steps between taps.
     pub dilation: usize,
-    /// Time steps between windows, 1 at first.
+    /// Time steps between windows, 1 unless set.
     pub stride: usize,
-    /// Zeros around a sample, at first before its start only.
+    /// Zeros around a sample, before its start only unless set.
     pub padding: Padding,
     /// How it is computed.
     pub method: ConvMethod,
 }
 
 impl Conv1d {
-    /// Declares the parameters, both uniform in ±1/√(inputs·kernel).
+    /// Declares `NAME.weight` and, with `bias`, `NAME.bias`. Both are uniform in ±1/√(inputs·kernel). The convolution is causal, with
+    /// dilation and stride 1.
     ///
     /// # Errors
-    /// [`Error::Graph`] for a taken name or an extent of zero.
+    /// [`Error::Graph`] for a taken name, [`Error::Shape`] for an extent of zero.
     pub fn new(
         graph: &mut Graph,
         name: &str,
-        [inputs, outputs]: [usize; 2],
+        inputs: usize,
+        outputs: usize,
         kernel: usize,
-        dilation: usize,
         bias: bool,
     ) -> Result<Self> {
-        let init = Init::Uniform(1.0 / ((inputs * kernel) as f32).sqrt());
-        let shape = [outputs, inputs, kernel];
-        let weight = graph.conv_parameter(&format!("{name}.weight"), shape, init)?;
-        let bias = bias
-            .then(|| graph.parameter(&format!("{name}.bias"), &[outputs], init))
-            .transpose()?;
-        Ok(Self {
-            weight,
-            bias,
-            kernel,
-            dilation,
-            stride: 1,
-            padding: Padding::Causal,
-            method: ConvMethod::Implicit,
+        let init = uniform(inputs.saturating_mul(kernel));
+        graph.declaring("Conv1d", name, |graph| {
+            let shape = [outputs, inputs, kernel];
+            let weight = graph.conv_parameter(&format!("{name}.weight"), shape, init)?;
+            let bias = bias
+                .then(|| graph.parameter(&format!("{name}.bias"), &[outputs], init))
+                .transpose()?;
+            Ok(Self {
+                weight,
+                bias,
+                kernel,
+                dilation: 1,
+                stride: 1,
+                padding: Padding::Causal,
+                method: ConvMethod::Implicit,
+            })
         })
     }
 
-    /// With so many time steps between windows.
+    /// With this distance between taps, in time steps.
+    #[must_use]
+    pub fn dilation(self, dilation: usize) -> Self {
+        Self { dilation, ..self }
+    }
+
+    /// With this distance between windows, in time steps.
     #[must_use]
     pub fn stride(self, stride: usize) -> Self {
         Self { stride, ..self }
@@ -88,15 +98,27 @@ impl Conv1d {
         Self { method, ..self }
     }
 
-    /// x [B, L, inputs] → [B, L', outputs], L' being [`Window::steps`]. A single tap needs no windows: it is a matrix product.
+    /// x [B, L, inputs] → [B, L', outputs], L' being [`Window::steps`]. A convolution of one tap and stride 1 is computed as a matrix
+    /// product.
     ///
     /// # Errors
     /// [`Error::Shape`] when x is no [B, L, inputs], [`Error::Config`] when no window fits.
     pub fn forward(&self, graph: &mut Graph, x: ValueId) -> Result<ValueId> {
+        graph.scoped_like(self.weight, |graph| self.apply(graph, x))
+    }
+
+    fn apply(&self, graph: &mut Graph, x: ValueId) -> Result<ValueId> {
         let shape = &graph.value(x)?.shape;
-        let [batch, time, _] = *shape.dims() else {
+        let [batch, time, channels] = *shape.dims() else {
             return Err(Error::shape("conv1d", &[shape], "x must be [B, L, C]"));
         };
+        let weight = &graph.value(self.weight)?.shape;
+        // As a check of its own, because the product of taps and channels says less.
+        if channels.checked_mul(self.kernel) != Some(weight.cols()) {
+            let inputs = weight.cols() / self.kernel.max(1);
+            let reason = format!("{shape}: x has {channels} channels, the layer takes {inputs}");
+            return Err(Error::shape("conv1d", &[shape], reason));
+        }
         let window = Window::new(time, self.kernel, self.dilation, self.stride, self.padding)?;
         let weight = weight_like(graph, self.weight, x)?;
         let mut y = match (self.kernel, self.stride, self.method) {

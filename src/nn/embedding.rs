@@ -4,7 +4,7 @@ use crate::error::Result;
 use crate::graph::{Graph, Init, ValueId};
 use crate::types::DType;
 
-/// A table of rows, one a token.
+/// A table with one row per token.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Embedding {
@@ -18,7 +18,7 @@ impl Embedding {
     /// Declares the table.
     ///
     /// # Errors
-    /// [`Error::Graph`](crate::Error::Graph) for a taken name or an extent of zero.
+    /// [`Error::Graph`](crate::Error::Graph) for a taken name, [`Error::Shape`](crate::Error::Shape) for an extent of zero.
     pub fn new(
         graph: &mut Graph,
         name: &str,
@@ -27,7 +27,10 @@ impl Embedding {
         padding: Option<u32>,
         init: Init,
     ) -> Result<Self> {
-        let weight = graph.parameter(&format!("{name}.weight"), &[vocabulary, width], init)?;
+        let shape = [vocabulary, width];
+        let weight = graph.declaring("Embedding", name, |graph| {
+            graph.parameter(&format!("{name}.weight"), &shape, init)
+        })?;
         Ok(Self { weight, padding })
     }
 
@@ -36,8 +39,10 @@ impl Embedding {
     /// # Errors
     /// [`Error::Shape`](crate::Error::Shape) when `ids` is no vector of indices.
     pub fn forward(&self, graph: &mut Graph, ids: ValueId, dtype: DType) -> Result<ValueId> {
-        // Gathered before the cast: N rows are cast instead of the whole table.
-        let rows = graph.gather(self.weight, ids, self.padding)?;
-        graph.cast(rows, dtype)
+        graph.scoped_like(self.weight, |graph| {
+            // Gathered before the cast: N rows are cast instead of the whole table.
+            let rows = graph.gather(self.weight, ids, self.padding)?;
+            graph.cast(rows, dtype)
+        })
     }
 }

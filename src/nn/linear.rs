@@ -1,8 +1,8 @@
 //! The linear layer.
 
-use super::weight_like;
+use super::{uniform, weight_like};
 use crate::error::Result;
-use crate::graph::{Graph, Init, ValueId};
+use crate::graph::{Graph, ValueId};
 use crate::types::{DType, Trans};
 
 /// y = x·weightᵀ + bias, weight [outputs, inputs].
@@ -16,10 +16,10 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// Declares the parameters, both uniform in ±1/√inputs.
+    /// Declares `NAME.weight` and, with `bias`, `NAME.bias`. Both are uniform in ±1/√inputs.
     ///
     /// # Errors
-    /// [`Error::Graph`](crate::Error::Graph) for a taken name or an extent of zero.
+    /// [`Error::Graph`](crate::Error::Graph) for a taken name, [`Error::Shape`](crate::Error::Shape) for an extent of zero.
     pub fn new(
         graph: &mut Graph,
         name: &str,
@@ -27,15 +27,17 @@ impl Linear {
         outputs: usize,
         bias: bool,
     ) -> Result<Self> {
-        let init = Init::Uniform(1.0 / (inputs as f32).sqrt());
-        let weight = graph.parameter(&format!("{name}.weight"), &[outputs, inputs], init)?;
-        let bias = bias
-            .then(|| graph.parameter(&format!("{name}.bias"), &[outputs], init))
-            .transpose()?;
-        Ok(Self { weight, bias })
+        let init = uniform(inputs);
+        graph.declaring("Linear", name, |graph| {
+            let weight = graph.parameter(&format!("{name}.weight"), &[outputs, inputs], init)?;
+            let bias = bias
+                .then(|| graph.parameter(&format!("{name}.bias"), &[outputs], init))
+                .transpose()?;
+            Ok(Self { weight, bias })
+        })
     }
 
-    /// x [.., inputs] → [rows, outputs] in the element type of x.
+    /// x [.., inputs] → [rows, outputs] in the element type of x. [`Graph::reshape`] gives the result the leading extents of x again.
     ///
     /// # Errors
     /// [`Error::Shape`](crate::Error::Shape) when x has another number of columns.
@@ -49,11 +51,13 @@ impl Linear {
     /// # Errors
     /// As [`Linear::forward`].
     pub fn forward_as(&self, graph: &mut Graph, x: ValueId, out: DType) -> Result<ValueId> {
-        let weight = weight_like(graph, self.weight, x)?;
-        let y = graph.matmul_as(x, weight, Trans::NT, out)?;
-        match self.bias {
-            Some(bias) => graph.add_bias(y, bias),
-            None => Ok(y),
-        }
+        graph.scoped_like(self.weight, |graph| {
+            let weight = weight_like(graph, self.weight, x)?;
+            let y = graph.matmul_as(x, weight, Trans::NT, out)?;
+            match self.bias {
+                Some(bias) => graph.add_bias(y, bias),
+                None => Ok(y),
+            }
+        })
     }
 }

@@ -1,27 +1,33 @@
-//! Layers: each declares its parameters in a graph once and adds its nodes wherever it is applied.
+//! Layers. Each declares its parameters in a graph once and adds its nodes wherever it is applied.
 //!
-//! Names of parameters are the layer's name and `.weight` or `.bias`, shapes and starting values those of PyTorch, so that
-//! weights interchange. A layer computes in the element type of its input: f32 parameters are cast where that is f16.
+//! Arguments come in one order: the graph, the name, the widths of input and output, then options; further options are builder
+//! methods. Parameters are called like the layer, with `.weight` or `.bias` at the end. Their shapes and initial values are those of
+//! PyTorch, so that weights interchange. Graphs of one session that declare the same names share the parameters.
+//!
+//! A layer computes in the element type of its input: f32 weights are cast where the input is f16, biases stay f32.
+//! Nodes of a layer and errors carry its name, see [`Graph::scoped`].
 
 mod conv;
 mod dropout;
 mod embedding;
 mod linear;
+mod mode;
 mod norm;
 mod tcn;
 
 pub use conv::{Conv1d, ConvMethod};
-pub use dropout::{Draws, Dropout, Training};
+pub use dropout::{Draws, Dropout};
 pub use embedding::Embedding;
 pub use linear::Linear;
+pub use mode::Mode;
 pub use norm::LayerNorm;
 pub use tcn::{Tcn, TcnBlock, TcnOptions};
 
 use crate::error::Result;
-use crate::graph::{Graph, ValueId};
+use crate::graph::{Graph, Init, ValueId};
 use crate::types::UnaryOp;
 
-/// Which form of GELU.
+/// The form of GELU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Gelu {
@@ -44,6 +50,11 @@ impl Gelu {
         };
         graph.unary(op, x)
     }
+}
+
+/// Uniform in ±1/√n for n inputs per output. Extents of zero and infinite ones are refused with the shape.
+fn uniform(inputs: usize) -> Init {
+    Init::Uniform(1.0 / (inputs.max(1) as f32).sqrt())
 }
 
 /// `weight` in the element type of `x`.

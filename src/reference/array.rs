@@ -14,7 +14,7 @@ impl Array {
     /// An array of the extents `dims` over `data` in row-major order.
     ///
     /// # Errors
-    /// [`Error::Graph`] when `dims` is no shape, [`Error::Shape`] when `data` has another length.
+    /// [`Error::Shape`] when `dims` is no shape or `data` has another length.
     pub fn new(dims: &[usize], data: Vec<f64>) -> Result<Self> {
         Self::with_shape(Shape::new(dims)?, data)
     }
@@ -38,7 +38,7 @@ impl Array {
     /// The same number everywhere.
     ///
     /// # Errors
-    /// [`Error::Graph`] when `dims` is no shape.
+    /// [`Error::Shape`] when `dims` is no shape.
     pub fn filled(dims: &[usize], number: f64) -> Result<Self> {
         Ok(Self::splat(Shape::new(dims)?, number))
     }
@@ -121,7 +121,7 @@ mod tests {
         ));
         assert!(matches!(
             Array::from_u32(&[2, 0], &[]),
-            Err(Error::Graph(_))
+            Err(Error::Shape { .. })
         ));
     }
 

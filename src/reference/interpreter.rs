@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::array::Array;
-use super::optimizer::{AdamW, Hyper};
+use super::optimizer::{Constants, Hyper};
 use super::{conv, dropout, elementwise, embedding, gemm, layer_norm, loss, precision, reduce};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Init, Op, Source, Value, ValueId};
@@ -55,18 +55,19 @@ impl Interpreter {
         &self.variables
     }
 
-    /// Runs `graph` once and returns its named outputs. An output that is a parameter or state has its value after the run.
+    /// Runs `graph` once and returns its named outputs. An output that is a parameter or state has its value after the run; one that was
+    /// declared before an update became a copy when the update was declared.
     ///
     /// # Errors
-    /// [`Error::Data`] names an input that is missing, unknown, given twice, of the wrong shape or not a valid index, or a
-    /// variable that has no value or the wrong shape; [`Error::Shape`] reports an index outside its table.
+    /// [`Error::Data`] names an input that is missing though a result depends on it, unknown, given twice, of the wrong shape or not a
+    /// valid index, or a variable that has no value or the wrong shape; [`Error::Shape`] reports an index outside of its table.
     /// A failed run leaves all variables as they were.
     pub fn run(
         &mut self,
         graph: &Graph,
         inputs: &[(&str, Array)],
     ) -> Result<HashMap<String, Array>> {
-        let values = self.run_values(graph, inputs)?;
+        let values = self.compute(graph, inputs, &graph.wanted())?;
         let outputs = graph.outputs().iter().map(|(name, id)| {
             let array = lookup(&values, *id)?;
             Ok((name.clone(), array.clone()))
@@ -74,7 +75,7 @@ impl Interpreter {
         outputs.collect()
     }
 
-    /// As [`Interpreter::run`], but returns every value of the graph.
+    /// As [`Interpreter::run`], but returns every value of the graph, so that no input may be left out.
     ///
     /// # Errors
     /// As [`Interpreter::run`].
@@ -83,7 +84,17 @@ impl Interpreter {
         graph: &Graph,
         inputs: &[(&str, Array)],
     ) -> Result<HashMap<ValueId, Array>> {
-        let mut values = self.load(graph, inputs)?;
+        self.compute(graph, inputs, &vec![true; graph.values().len()])
+    }
+
+    /// Every value that does not depend on an input that was left out. Inputs in `wanted` must be there.
+    fn compute(
+        &mut self,
+        graph: &Graph,
+        inputs: &[(&str, Array)],
+        wanted: &[bool],
+    ) -> Result<HashMap<ValueId, Array>> {
+        let mut values = self.load(graph, inputs, wanted)?;
         // Moments and accumulated gradients are collected apart, so that an error further on leaves the variables untouched.
         let mut moments = HashMap::new();
         for node in graph.nodes() {
@@ -108,6 +119,8 @@ impl Interpreter {
                     let shape = graph.value(*state)?.shape.clone();
                     values.insert(*state, Array::with_shape(shape, data)?);
                 }
+                // It reads an input that was left out, and no result depends on it.
+                (_, operands) if operands.iter().any(|id| !values.contains_key(id)) => {}
                 (op, operands) => {
                     let operands = operands.iter().map(|&id| lookup(&values, id));
                     let results = evaluate(op, &operands.collect::<Result<Vec<_>>>()?)?;
@@ -128,7 +141,12 @@ impl Interpreter {
     }
 
     /// The values that no node computes.
-    fn load(&self, graph: &Graph, inputs: &[(&str, Array)]) -> Result<HashMap<ValueId, Array>> {
+    fn load(
+        &self,
+        graph: &Graph,
+        inputs: &[(&str, Array)],
+        wanted: &[bool],
+    ) -> Result<HashMap<ValueId, Array>> {
         let mut given = HashMap::new();
         for (name, array) in inputs {
             if given.insert(*name, array).is_some() {
@@ -142,9 +160,14 @@ impl Interpreter {
             let array = match value.source {
                 Source::Input { below } => {
                     known.insert(name);
-                    let array = given
-                        .get(name)
-                        .ok_or_else(|| data_error(name, "this input is not given"))?;
+                    let Some(array) = given.get(name) else {
+                        if !wanted[id.index()] {
+                            continue;
+                        }
+                        let (shape, dtype) = (&value.shape, value.dtype);
+                        let reason = format!("input {name:?} is not given: {name} {shape} {dtype}");
+                        return Err(data_error(name, &reason));
+                    };
                     check_shape(value, array)?;
                     check_indices(value, below, array)?;
                     stored(value, array.data().to_vec())?
@@ -165,7 +188,16 @@ impl Interpreter {
             values.insert(id, array);
         }
         match given.keys().find(|name| !known.contains(*name)) {
-            Some(name) => Err(data_error(name, "the graph has no such input")),
+            Some(name) => {
+                let inputs = graph.values();
+                let inputs = inputs.filter(|(_, v)| matches!(v.source, Source::Input { .. }));
+                let inputs: Vec<String> = inputs
+                    .map(|(_, v)| format!("{} {} {}", v.name, v.shape, v.dtype))
+                    .collect();
+                let known = inputs.join(", ");
+                let reason = format!("unknown input {name:?}; inputs are: {known}");
+                Err(data_error(name, &reason))
+            }
             None => Ok(values),
         }
     }
@@ -222,7 +254,7 @@ impl Interpreter {
                 beta1,
                 beta2,
                 eps,
-                weight_decay,
+                rates,
             },
             Some((&hyper, gradients)),
         ) = (op, operands.split_last())
@@ -236,13 +268,13 @@ impl Interpreter {
             return Ok(());
         }
         let hyper = Hyper { lr, c1, c2, scale };
-        let adamw = AdamW {
-            beta1: *beta1,
-            beta2: *beta2,
-            eps: *eps,
-            weight_decay: *weight_decay,
-        };
-        for (&param, &gradient) in params.iter().zip(gradients) {
+        for ((&param, &gradient), &rates) in params.iter().zip(gradients).zip(rates) {
+            let constants = Constants {
+                beta1: *beta1,
+                beta2: *beta2,
+                eps: *eps,
+                rates,
+            };
             let value = graph.value(param)?;
             let [m_name, v_name] = ["m", "v"].map(|kind| format!("{}.adamw.{kind}", value.name));
             let moment = |name: &String| match moments.get(name).or(self.variables.get(name)) {
@@ -256,7 +288,7 @@ impl Interpreter {
             let mut v = moment(&v_name)?;
             let mut p = lookup(values, param)?.clone();
             let gradient = lookup(values, gradient)?.data();
-            adamw.step(&hyper, gradient, p.data_mut(), m.data_mut(), v.data_mut());
+            constants.step(&hyper, gradient, p.data_mut(), m.data_mut(), v.data_mut());
             values.insert(param, p);
             moments.extend([(m_name, m), (v_name, v)]);
         }

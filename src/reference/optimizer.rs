@@ -1,11 +1,13 @@
 //! AdamW on one parameter.
 
-/// The constants of [`Op::AdamW`](crate::graph::Op::AdamW).
-pub(super) struct AdamW {
+use crate::types::Rates;
+
+/// The constants of [`Op::AdamW`](crate::graph::Op::AdamW) for one parameter.
+pub(super) struct Constants {
     pub beta1: f32,
     pub beta2: f32,
     pub eps: f32,
-    pub weight_decay: f32,
+    pub rates: Rates,
 }
 
 /// The operand `hyper` of [`Op::AdamW`](crate::graph::Op::AdamW).
@@ -16,7 +18,7 @@ pub(super) struct Hyper {
     pub scale: f64,
 }
 
-impl AdamW {
+impl Constants {
     /// One step of the parameter `p` and its moments `m` and `v`.
     pub(super) fn step(
         &self,
@@ -28,13 +30,14 @@ impl AdamW {
     ) {
         let beta1 = f64::from(self.beta1);
         let beta2 = f64::from(self.beta2);
+        let rate = hyper.lr * f64::from(self.rates.lr_scale);
         for (i, gradient) in gradient.iter().enumerate() {
             let g = hyper.scale * gradient;
             m[i] = beta1 * m[i] + (1.0 - beta1) * g;
             v[i] = beta2 * v[i] + (1.0 - beta2) * g * g;
-            let decay = f64::from(self.weight_decay) * p[i];
+            let decay = f64::from(self.rates.weight_decay) * p[i];
             let update = (m[i] / hyper.c1) / ((v[i] / hyper.c2).sqrt() + f64::from(self.eps));
-            p[i] -= hyper.lr * (decay + update);
+            p[i] -= rate * (decay + update);
         }
     }
 }

@@ -1,13 +1,19 @@
 //! What an executable encodes, and what it reads from the host.
 
+use std::fmt;
+use std::sync::Arc;
+
 use crate::error::Result;
 use crate::gpu::{self, BufferSlice, Gpu, Tensor};
 use crate::kernels::{Cost, Kernel, Target};
+use crate::types::Shape;
 
 /// A kernel with its bindings.
 #[derive(Debug)]
 pub(crate) struct Dispatch {
     pub name: &'static str,
+    /// The layer that it is for, if it is for one.
+    pub layer: Option<Arc<str>>,
     pub work: gpu::Dispatch,
     pub cost: Cost,
 }
@@ -26,9 +32,23 @@ impl Dispatch {
             .collect::<Result<_>>()?;
         Ok(Self {
             name: kernel.name(),
+            layer: None,
             work: gpu::Dispatch::new(gpu, pipeline, bind_groups, kernel.workgroups())?,
             cost: kernel.cost(),
         })
+    }
+
+    pub fn layer(self, layer: Option<Arc<str>>) -> Self {
+        Self { layer, ..self }
+    }
+
+    /// Layer and kernel, for profiles.
+    pub fn label(&self) -> String {
+        let key = self.work.pipeline.key();
+        match &self.layer {
+            Some(layer) => format!("{layer}: {key}"),
+            None => key.to_owned(),
+        }
     }
 }
 
@@ -36,6 +56,17 @@ impl Dispatch {
 #[derive(Debug)]
 pub(crate) struct Input {
     pub name: String,
+    pub shape: Shape,
     pub tensor: Tensor,
     pub below: Option<u32>,
+    /// Whether a run needs it.
+    pub is_read: bool,
+}
+
+/// Name, shape and element type.
+impl fmt::Display for Input {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let dtype = self.tensor.layout().dtype();
+        write!(f, "{} {} {dtype}", self.name, self.shape)
+    }
 }

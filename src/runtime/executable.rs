@@ -75,7 +75,8 @@ impl Executable {
                 }
             }
             let turns = memory.turns(slices)?;
-            dispatches.push(Dispatch::new(gpu, target, kernel, &turns)?);
+            let dispatch = Dispatch::new(gpu, target, kernel, &turns)?;
+            dispatches.push(dispatch.layer(step.layer.clone()));
         }
         let inputs = memory.inputs(graph);
         let mut bundle = Bundle::new(gpu, "run");
@@ -224,7 +225,7 @@ impl Executable {
         self.dispatches
             .iter()
             .map(|dispatch| ProfileStep {
-                label: dispatch.work.pipeline.key().to_owned(),
+                label: dispatch.label(),
                 pipeline: Arc::clone(&dispatch.work.pipeline),
                 bind_group: dispatch.work.bind_group(turn).clone(),
                 workgroups: dispatch.work.workgroups,
@@ -233,7 +234,7 @@ impl Executable {
     }
 }
 
-/// The dispatches: kernel, grid, work.
+/// The dispatches: kernel, grid, work, layer.
 impl fmt::Display for Executable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}", self.plan)?;
@@ -245,7 +246,7 @@ impl fmt::Display for Executable {
                 dispatch.name,
                 dispatch.cost.flops / 1e6,
                 dispatch.cost.bytes / 1e6,
-                dispatch.work.pipeline.key()
+                dispatch.label()
             )?;
         }
         Ok(())

@@ -178,12 +178,15 @@ impl<'a> Memory<'a> {
     /// In the order of their declaration.
     pub(crate) fn inputs(&self, graph: &Graph) -> Vec<Input> {
         let mut inputs = Vec::new();
+        let wanted = graph.wanted();
         for (id, value) in graph.values() {
             if let (Source::Input { below }, Some(tensor)) = (&value.source, self.inputs.get(&id)) {
                 inputs.push(Input {
                     name: value.name.clone(),
+                    shape: value.shape.clone(),
                     tensor: tensor.clone(),
                     below: *below,
+                    is_read: wanted[id.index()],
                 });
             }
         }

@@ -255,6 +255,7 @@ impl Parameters {
             .min(limits.max_buffer_size);
         let mut blocks: Vec<u64> = Vec::new();
         let mut entries: Vec<(Entry, Init)> = Vec::new();
+        self.check_kinds(graph)?;
         for (_, value) in graph.parameters() {
             if let Some(&known) = self.by_name.get(&value.name) {
                 let known = &self.entries[known];
@@ -298,6 +299,24 @@ impl Parameters {
             entries.push((entry, init));
         }
         Ok(NewParameters { blocks, entries })
+    }
+
+    /// A name is that of a parameter or of a state, in all graphs of the session.
+    fn check_kinds(&self, graph: &Graph) -> Result<()> {
+        for (_, value) in graph.values() {
+            let name = &value.name;
+            let (kind, other, taken) = match value.source {
+                Source::Parameter(_) => ("parameter", "state", self.states.contains_key(name)),
+                Source::State(_) => ("state", "parameter", self.by_name.contains_key(name)),
+                _ => continue,
+            };
+            if taken {
+                return Err(Error::Graph(format!(
+                    "{kind} {name:?} is a {other} in another graph of this session; give one of them another name"
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// These parameters and states with those that a graph adds, and with the arenas that its dispatches use. What is here already
@@ -369,8 +388,12 @@ impl Parameters {
             Init::Uniform(bound) if bound > 0.0 => {
                 let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
                 rng.set_stream(fnv1a(entry.name.as_bytes()));
+                // The generator needs a finite width: wider ranges are drawn at half their size.
+                let factor = if bound > f32::MAX / 2.0 { 2.0 } else { 1.0 };
+                let half = bound / factor;
+                let draws = (0..n).map(|_| factor * rng.random_range(-half..half));
                 // Drawn in host order, so that the storage order does not show.
-                let data: Vec<f32> = (0..n).map(|_| rng.random_range(-bound..bound)).collect();
+                let data: Vec<f32> = draws.collect();
                 entry.to_storage(&data)
             }
             Init::Uniform(_) => vec![0.0; n],
@@ -387,11 +410,10 @@ impl Parameters {
             if let Some(known) = self.states.get(&value.name)
                 && *known.layout() != layout
             {
+                let (rows, cols) = (known.layout().rows(), known.layout().cols());
                 return Err(Error::Graph(format!(
-                    "state {:?} has shape {} here, but {} elements in this session",
-                    value.name,
-                    value.shape,
-                    known.layout().len()
+                    "state {:?} has shape {} here, but {rows} rows of {cols} in this session",
+                    value.name, value.shape
                 )));
             }
         }

@@ -67,6 +67,15 @@ impl Host<'_> {
         }
     }
 
+    /// Element type of the data.
+    fn dtype(&self) -> DType {
+        match self {
+            Self::F32(_) => DType::F32,
+            Self::F16(_) => DType::F16,
+            Self::U32(_) => DType::U32,
+        }
+    }
+
     /// These elements alone, which must exist.
     pub(crate) fn part(self, range: Range<usize>) -> Self {
         match self {
@@ -90,7 +99,11 @@ impl Executable {
     /// device's queue is bounded, and inputs need no more staging memory than that.
     pub const IN_FLIGHT: usize = IN_FLIGHT;
 
-    /// Uploads the inputs, submits everything at once (or in pieces, see [`Session::max_submission`](super::Session::max_submission)), returns; at once, unless [`Executable::IN_FLIGHT`] runs are under way.
+    /// Writes the inputs, submits all dispatches and returns without waiting for them. It waits only while
+    /// [`Executable::IN_FLIGHT`] runs are under way. An input that neither an output nor an update depends on may be left out.
+    ///
+    /// A run is one submission, or several where it would take longer than
+    /// [`Session::max_submission`](super::Session::max_submission).
     ///
     /// The first run makes staging memory for results, and for inputs unless kernels read them where they are written
     /// ([`Plan::inputs_in_place`](super::Plan::inputs_in_place)). After that a run and taking its results allocate nothing, on the device or
@@ -132,30 +145,31 @@ impl Executable {
                 reason,
             })
         };
-        for Input { name, .. } in &self.inputs {
-            let given = inputs.iter().filter(|(given, _)| given == name).count();
-            if given != 1 {
-                return fail(name, format!("the input is given {given} times"));
-            }
-        }
         for (name, data) in inputs {
             let Some(input) = self.input(name) else {
-                return fail(name, "the graph has no such input".into());
+                let known: Vec<String> = self.inputs.iter().map(Input::to_string).collect();
+                let known = match known.is_empty() {
+                    true => "the graph has none".to_owned(),
+                    false => format!("inputs are: {}", known.join(", ")),
+                };
+                return fail(name, format!("unknown input {name:?}; {known}"));
             };
             let layout = input.tensor.layout();
-            let len = data.len();
-            let fits = match data {
-                Host::F32(_) => layout.dtype() != DType::U32,
-                Host::F16(_) => layout.dtype() == DType::F16,
-                Host::U32(_) => layout.dtype() == DType::U32,
-            };
+            let shape = &input.shape;
+            let (len, given) = (data.len(), data.dtype());
+            let dtype = layout.dtype();
+            let fits = given == dtype || (given, dtype) == (DType::F32, DType::F16);
             if !fits || len != layout.len() {
+                let needs = match dtype {
+                    DType::F16 => "f16 or f32",
+                    DType::F32 => "f32",
+                    DType::U32 => "u32",
+                };
                 return fail(
                     name,
                     format!(
-                        "needs {} elements of {}, got {len} of another kind or number",
+                        "input {name:?} {shape}: needs {} {needs}, got {len} {given}",
                         layout.len(),
-                        layout.dtype()
                     ),
                 );
             }
@@ -164,8 +178,20 @@ impl Executable {
             {
                 return fail(
                     name,
-                    format!("element {i} is {}, the bound is {below}", data[i]),
+                    format!(
+                        "input {name:?} {shape}: element {i} is {}, the bound is {below}",
+                        data[i]
+                    ),
                 );
+            }
+        }
+        for input in &self.inputs {
+            let name = &input.name;
+            match inputs.iter().filter(|(given, _)| given == name).count() {
+                1 => {}
+                0 if !input.is_read => {}
+                0 => return fail(name, format!("input {name:?} is not given: {input}")),
+                n => return fail(name, format!("input {name:?} is given {n} times")),
             }
         }
         Ok(())
@@ -241,9 +267,11 @@ impl Outputs {
             Some((download, output))
         });
         let Some((download, output)) = found else {
+            let all = self.0.iter().flat_map(|(_, all)| all.iter());
+            let names: Vec<&str> = all.map(|output| output.name.as_str()).collect();
             return Err(Error::Data {
                 name: name.to_owned(),
-                reason: "the graph has no such output".into(),
+                reason: format!("no such output {name:?}; outputs are: {}", names.join(", ")),
             });
         };
         download.read(output.range.clone(), |bytes| read(&output.layout, bytes))

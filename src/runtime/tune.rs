@@ -286,7 +286,12 @@ mod tests {
         };
         let kernel = elementwise(program, TARGET);
         let places = vec![Place::Scratch(0)];
-        Ok(vec![Step { kernel, places }])
+        let layer = None;
+        Ok(vec![Step {
+            kernel,
+            places,
+            layer,
+        }])
     }
 
     const TARGET: Target = Target {

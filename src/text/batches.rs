@@ -6,14 +6,15 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use crate::error::{Error, Result};
 
 use super::dataset::Dataset;
+use super::sample::SampleBuffer;
 
 /// One batch of B samples, cut or padded to L tokens; its buffers are filled again by the next one.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Batch {
-    /// Token ids `[B·L]`, 0 where padded.
+    /// Token ids `[B·L]`, the padding id after the end of a text.
     pub ids: Vec<u32>,
-    /// Mask `[B·L]`, 1 for tokens that count, 0 for the rest and where padded.
+    /// Mask `[B·L]`, 1 for tokens that count, 0 for the rest and after the end of a text.
     pub mask: Vec<f32>,
     /// Teacher embeddings `[B·E]`.
     pub targets: Vec<f32>,
@@ -34,7 +35,10 @@ pub struct Batches {
     order: Vec<usize>,
     /// Batches of this epoch that were given out.
     position: usize,
+    padding: u32,
     batch: Batch,
+    /// Reused from one sample to the next.
+    buffer: SampleBuffer,
 }
 
 impl Batches {
@@ -81,6 +85,7 @@ impl Batches {
             epoch: 0,
             order: (0..dataset.len()).collect(),
             position: 0,
+            padding: 0,
             batch: Batch {
                 ids: zeros("length", batch, length)?,
                 mask: zeros("length", batch, length)?,
@@ -88,8 +93,17 @@ impl Batches {
                 samples: zeros("batch", batch, 1)?,
                 valid: 0,
             },
+            buffer: SampleBuffer::default(),
             dataset,
         })
+    }
+
+    /// Fills texts up with this id from the next batch on, instead of 0. Any id of the vocabulary serves, since the mask is 0 there;
+    /// that of [`EncoderOptions::padding`](super::EncoderOptions::padding) is the cheapest.
+    #[must_use]
+    pub fn padding(mut self, id: u32) -> Self {
+        self.padding = id;
+        self
     }
 
     /// The dataset.
@@ -141,9 +155,13 @@ impl Batches {
     }
 
     /// The next batch of this epoch, `None` when it is over.
-    pub fn next_batch(&mut self) -> Option<&Batch> {
+    ///
+    /// # Errors
+    /// [`Error::Io`] and [`Error::Format`] if the file can no longer be read, for example because it has become shorter. The position stays
+    /// where it was, so that the next call reads the same batch again.
+    pub fn next_batch(&mut self) -> Result<Option<&Batch>> {
         if self.position == self.per_epoch() {
-            return None;
+            return Ok(None);
         }
         let size = self.batch_size();
         let rest = &self.order[self.position * size..];
@@ -155,13 +173,16 @@ impl Batches {
         for (row, ((ids, mask), target)) in rows.zip(targets).enumerate() {
             let index = rest[row.min(last)];
             self.batch.samples[row] = index;
-            let sample = self.dataset.sample(index)?;
-            // Neither fails: the rows have the lengths that they ask for.
-            sample.copy_tokens(ids, mask).ok()?;
-            sample.copy_target(target).ok()?;
+            // The last sample fills up the batch: it is in the buffer already.
+            if row <= last {
+                self.dataset.read(index, false, &mut self.buffer)?;
+            }
+            let sample = &self.buffer.sample;
+            sample.copy_tokens(ids, mask, self.padding)?;
+            sample.copy_target(target)?;
         }
         self.position += 1;
-        Some(&self.batch)
+        Ok(Some(&self.batch))
     }
 }
 

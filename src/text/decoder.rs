@@ -2,15 +2,17 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::encoder::{PADDING, check};
+use super::encoder::check;
 use crate::error::{Error, Result};
 use crate::graph::{CrossEntropy, Graph, Init, ValueId};
-use crate::nn::{Embedding, Gelu, Linear, Tcn, TcnBlock, TcnOptions, Training};
+use crate::nn::{Embedding, Gelu, Linear, Mode, Tcn, TcnBlock, TcnOptions};
+use crate::setters::setters;
 use crate::types::DType;
 
 /// Sizes of a [`Decoder`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct DecoderOptions {
     /// Token ids are less than this, V.
     pub vocabulary: usize,
@@ -33,6 +35,13 @@ pub struct DecoderOptions {
     /// Share of the elements that the blocks drop in training, in [0, 1).
     #[serde(default)]
     pub dropout: f32,
+    /// An id whose row of the token table is never trained, like PyTorch's `padding_idx`. `None`: every row is trained.
+    ///
+    /// The mask alone says which positions count. But texts that are filled up with this id make the gradient of the table
+    /// cheaper, since the row of the id need not be summed over all padded positions. Give the id of the tokenizer's padding
+    /// token ([`Tokenizer::padding_id`](super::Tokenizer::padding_id)).
+    #[serde(default)]
+    pub padding: Option<u32>,
 }
 
 impl Default for DecoderOptions {
@@ -49,11 +58,33 @@ impl Default for DecoderOptions {
             gelu: Gelu::Tanh,
             table_bound: 0.02,
             dropout: 0.0,
+            padding: None,
         }
     }
 }
 
 impl DecoderOptions {
+    setters! {
+        vocabulary: usize,
+        length: usize,
+        width: usize,
+        hidden: usize,
+        kernel: usize,
+        dilations: Vec<usize>,
+        embedding: usize,
+        gelu: Gelu,
+        table_bound: f32,
+        dropout: f32,
+        padding: Option<u32>,
+    }
+
+    /// The target of a position that has none to learn: V, which is no token.
+    #[must_use]
+    pub fn ignored_target(&self) -> u32 {
+        // `Decoder::new` refuses a vocabulary that does not fit.
+        u32::try_from(self.vocabulary).unwrap_or(u32::MAX)
+    }
+
     /// Sizes of the blocks.
     #[must_use]
     pub fn tcn(&self) -> TcnOptions {
@@ -87,13 +118,15 @@ pub struct Decoder {
     length: usize,
     width: usize,
     vocabulary: usize,
+    ignored: u32,
 }
 
 impl Decoder {
     /// Declares the parameters.
     ///
     /// # Errors
-    /// [`Error::Config`] for sizes of zero or no blocks, [`Error::Graph`] for taken names.
+    /// [`Error::Config`] for sizes of zero, no blocks, a padding outside the vocabulary or a vocabulary of 2³² − 1 or more;
+    /// [`Error::Graph`] for taken names.
     pub fn new(graph: &mut Graph, options: &DecoderOptions) -> Result<Self> {
         Self::build(graph, options, None)
     }
@@ -119,7 +152,15 @@ impl Decoder {
                 ("embedding", options.embedding),
             ],
             options.table_bound,
+            options.padding,
         )?;
+        let ignored = options.ignored_target();
+        if ignored == u32::MAX {
+            return Err(Error::Config {
+                field: "vocabulary",
+                reason: "must be below 2^32 - 1".into(),
+            });
+        }
         let (vocabulary, width) = (options.vocabulary, options.width);
         Ok(Self {
             embedding: Embedding::new(
@@ -127,7 +168,7 @@ impl Decoder {
                 "decoder.embedding",
                 vocabulary,
                 width,
-                Some(PADDING),
+                options.padding,
                 Init::Uniform(options.table_bound),
             )?,
             condition: Linear::new(graph, "decoder.condition", options.embedding, width, true)?,
@@ -136,6 +177,7 @@ impl Decoder {
             length: options.length,
             width,
             vocabulary,
+            ignored,
         })
     }
 
@@ -153,10 +195,10 @@ impl Decoder {
         mask: Option<ValueId>,
         dtype: DType,
     ) -> Result<ValueId> {
-        self.forward_in(graph, [ids, z], mask, dtype, &Training::default())
+        self.forward_in(graph, [ids, z], mask, dtype, Mode::Eval)
     }
 
-    /// As [`Decoder::forward`], in training.
+    /// As [`Decoder::forward`], in evaluation or training.
     ///
     /// # Errors
     /// As [`Decoder::forward`].
@@ -166,7 +208,7 @@ impl Decoder {
         [ids, z]: [ValueId; 2],
         mask: Option<ValueId>,
         dtype: DType,
-        training: &Training,
+        mode: Mode,
     ) -> Result<ValueId> {
         let shape = &graph.value(ids)?.shape;
         if !shape.cols().is_multiple_of(self.length) {
@@ -178,12 +220,17 @@ impl Decoder {
         let z = self.condition.forward(graph, z)?;
         let x = self.embedding.forward(graph, ids, dtype)?;
         let x = graph.reshape(x, &[batch, self.length, self.width])?;
-        let x = graph.add_over_time(x, z)?;
-        self.tcn.forward_in(graph, x, mask, training)
+        let mut x = graph.add_over_time(x, z)?;
+        if let Some(mask) = mask {
+            // Or a masked token before a counted one would reach it through the first convolution.
+            x = graph.mul_rows(x, mask)?;
+        }
+        self.tcn.forward_in(graph, x, mask, mode)
     }
 
     /// Mean cross entropy of the next tokens over the targets that count: states from [`Decoder::forward`], targets u32 [B·L] as
-    /// [`next_tokens`] makes them, of which [`PADDING`] does not count. The logits never exist as a whole.
+    /// [`next_tokens`] makes them. A target that is [`DecoderOptions::ignored_target`] does not count; declare the input of the
+    /// targets with a bound above it. The matrix of logits is never materialised; it is computed in chunks of rows.
     ///
     /// # Errors
     /// [`Error::Shape`] when the operands do not fit, or `smoothing` is not in [0, 1).
@@ -201,7 +248,7 @@ impl Decoder {
             weight,
             self.head.bias,
             targets,
-            Some(PADDING),
+            Some(self.ignored),
             smoothing,
         )
     }
@@ -242,26 +289,41 @@ fn blocks(graph: &mut Graph, mut options: TcnOptions, last: Option<TcnBlock>) ->
     Ok(tcn)
 }
 
-/// Writes the target of every position of `ids`, texts of `length` tokens: the token after it, or [`PADDING`] where there is none to
-/// learn: at the last position of a text, where the position or the token after it does not count (mask 0), and where that token is
-/// padding.
+/// Writes the target of every position of `ids`, texts of `length` tokens: the token after it, or `ignored` where there is none to
+/// learn: at the last position of a text, and where the position or the token after it does not count (mask 0).
+///
+/// `ignored` must be no token: [`DecoderOptions::ignored_target`].
 ///
 /// # Errors
-/// [`Error::Data`] when the three differ in length, or are no whole texts.
-pub fn next_tokens(ids: &[u32], mask: &[f32], length: usize, targets: &mut [u32]) -> Result<()> {
+/// [`Error::Data`] when the lengths differ or are no whole texts, or a token that counts is `ignored`.
+pub fn next_tokens(
+    ids: &[u32],
+    mask: &[f32],
+    length: usize,
+    ignored: u32,
+    targets: &mut [u32],
+) -> Result<()> {
+    let fail = |name: &str, reason: String| {
+        Err(Error::Data {
+            name: name.into(),
+            reason,
+        })
+    };
     let n = ids.len();
     if mask.len() != n || targets.len() != n || length == 0 || !n.is_multiple_of(length) {
         let (m, t) = (mask.len(), targets.len());
-        return Err(Error::Data {
-            name: "targets".into(),
-            reason: format!("{t} for {n} ids and {m} mask values in texts of {length}"),
-        });
+        let reason = format!("{t} for {n} ids and {m} mask values in texts of {length}");
+        return fail("targets", reason);
     }
     for (i, target) in targets.iter_mut().enumerate() {
+        if mask[i] > 0.0 && ids[i] == ignored {
+            let reason = format!("element {i} is {ignored}, which stands for no target");
+            return fail("ids", reason);
+        }
         let last = (i + 1) % length == 0;
         *target = match !last && mask[i] > 0.0 && mask[i + 1] > 0.0 {
             true => ids[i + 1],
-            false => PADDING,
+            false => ignored,
         };
     }
     Ok(())

@@ -1,43 +1,55 @@
 //! Mode B: a decoder learns to continue a text, given the embedding of the whole.
 
-use std::sync::Arc;
-
 use super::batches::{Batch, Batches};
 use super::dataset::Dataset;
 use super::decoder::{Decoder, DecoderOptions, next_tokens};
-use super::encoder::PADDING;
-use super::steps::{self, Step, Whole};
+use super::steps::{self, Common, Objective, Pass, StepMetrics, Trainer, Whole};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::graph::{CrossEntropy, Graph};
-use crate::nn::Training;
 use crate::runtime::{Executable, Host, Outputs, Pending, Session};
+use crate::setters::setters;
 use crate::train::{AdamW, Checkpoint, StepOutputs, Weights};
 use crate::types::{DType, Precision};
 
 /// How to train a decoder.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct DecoderTraining {
-    /// Samples a step, B.
+    /// Samples per step, B.
     pub batch: usize,
-    /// Parts of a batch whose gradients are computed one after the other and added up, each with B / micro-batches samples:
+    /// Number of parts of a batch. Their gradients are computed one after the other and added up, each of B / micro-batches samples:
     /// less memory for the same step up to rounding.
     pub micro_batches: usize,
-    /// Label smoothing in [0, 1), while training only.
+    /// Label smoothing in [0, 1), used only in training.
     pub smoothing: f32,
     /// Optimizer; [`Precision::Mixed`] adds a default loss scale where none is set.
     pub optimizer: AdamW,
-    /// Storage of activations.
+    /// Element type in which activations are stored.
     pub precision: Precision,
-    /// Start of the parameters, and what dropout draws from.
+    /// Seed of the parameters' initial values and of dropout.
     pub seed: u64,
-    /// Compute the values inside the blocks again for the backward pass, instead of keeping them: less memory, more time.
+    /// Whether the backward pass computes the values inside the blocks again, instead of keeping them: less memory, more time.
     pub recompute: bool,
-    /// Parameters that are not trained, by name or prefix: see [`trainable`](crate::train::trainable).
+    /// Parameters that are not trained, by name or prefix; see [`trainable`](crate::train::trainable).
     pub freeze: Vec<String>,
 }
 
+impl DecoderTraining {
+    setters! {
+        batch: usize,
+        micro_batches: usize,
+        smoothing: f32,
+        optimizer: AdamW,
+        precision: Precision,
+        seed: u64,
+        recompute: bool,
+        freeze: Vec<String>,
+    }
+}
+
 impl Default for DecoderTraining {
+    /// Batches of 64, no smoothing, AdamW with gradients clipped to 1, f32.
     fn default() -> Self {
         Self {
             batch: 64,
@@ -75,18 +87,19 @@ pub struct DecoderMetrics {
 
 impl DecoderMetrics {
     fn new(outputs: &Outputs) -> Result<Self> {
-        // Of micro-batches, the mean over all their tokens is the only metric, and their tokens are its weight.
+        // With micro-batches, the mean over all their tokens is the only metric, and their tokens are its weight.
         let [loss, tokens] = match outputs.contains(StepOutputs::METRICS) {
             true => [StepOutputs::METRICS, StepOutputs::WEIGHT],
             false => ["loss", "tokens"],
         };
+        let step = StepMetrics::new(outputs)?;
         Ok(Self {
             loss: outputs.scalar(loss)?,
             tokens: outputs.scalar(tokens)?,
-            gradient_norm: outputs.scalar(StepOutputs::GRADIENT_NORM)?,
-            learning_rate: outputs.scalar(StepOutputs::LEARNING_RATE)?,
-            loss_scale: outputs.scalar(StepOutputs::LOSS_SCALE)?,
-            skipped: outputs.scalar(StepOutputs::SKIPPED)?,
+            gradient_norm: step.gradient_norm,
+            learning_rate: step.learning_rate,
+            loss_scale: step.loss_scale,
+            skipped: step.skipped,
         })
     }
 }
@@ -114,11 +127,8 @@ impl DecoderEvaluation {
 #[derive(Debug)]
 pub struct DecoderTrainer {
     decoder: DecoderOptions,
-    batch: usize,
-    session: Session,
-    step: Step,
-    evaluate: Arc<Executable>,
-    /// Of the batch at hand.
+    trainer: Trainer,
+    /// Next tokens of the batch at hand.
     targets: Vec<u32>,
 }
 
@@ -126,39 +136,48 @@ impl DecoderTrainer {
     /// Builds and compiles the training step and the loss alone.
     ///
     /// # Errors
-    /// [`Error::Config`] for sizes or rates out of range; what [`Session::compile`] returns.
+    /// [`Error::Config`] for sizes or rates out of range, and names in `freeze` or in parameter groups that fit no parameter;
+    /// what [`Session::compile`] returns.
     pub fn new(gpu: &Gpu, decoder: &DecoderOptions, training: &DecoderTraining) -> Result<Self> {
-        let samples = Step::samples(training.batch, training.micro_batches)?;
-        if !(0.0..1.0).contains(&training.smoothing) {
+        let smoothing = training.smoothing;
+        if !(0.0..1.0).contains(&smoothing) {
             return Err(Error::Config {
                 field: "smoothing",
-                reason: "must be in [0, 1)".into(),
+                reason: format!("is {smoothing}, but must be in [0, 1)"),
             });
         }
-        let mut optimizer = training.optimizer;
-        let dtype = training.precision.prepare(&mut optimizer);
-        let mut session = Session::new(gpu, training.seed);
-        let graph = training_graph(decoder, training, samples, &optimizer, dtype)?;
-        let sizes = [training.batch, training.micro_batches];
-        let update = || {
-            let mut graph = Graph::new();
-            Decoder::new(&mut graph, decoder)?;
-            steps::update(graph, &optimizer, &training.freeze, 1)
-        };
-        let step = Step::new(&mut session, sizes, &graph, update)?;
-        let mut graph = Graph::new();
-        let mode = Training::default();
-        let ce = loss(&mut graph, decoder, training.batch, 0.0, (dtype, &mode))?;
-        graph.output("loss", ce.loss)?;
-        graph.output("tokens", ce.count)?;
-        let evaluate = session.compile(&graph)?;
-        Ok(Self {
-            decoder: decoder.clone(),
+        let common = Common {
             batch: training.batch,
-            session,
-            step,
-            evaluate,
-            targets: vec![PADDING; training.batch * decoder.length],
+            micro_batches: training.micro_batches,
+            optimizer: &training.optimizer,
+            precision: training.precision,
+            seed: training.seed,
+            recompute: training.recompute,
+            freeze: &training.freeze,
+            dropout: decoder.dropout,
+        };
+        let objective = |graph: &mut Graph, pass: &Pass| {
+            let ce = loss(graph, decoder, smoothing, pass)?;
+            let mut metrics = vec![("loss", ce.loss)];
+            if training.micro_batches == 1 {
+                // With several, their number is the sum of the weights.
+                metrics.push(("tokens", ce.count));
+            }
+            Ok(Objective {
+                loss: ce.loss,
+                weight: ce.count,
+                metrics,
+            })
+        };
+        let evaluate = |graph: &mut Graph, pass: &Pass| {
+            let ce = loss(graph, decoder, 0.0, pass)?;
+            graph.output("loss", ce.loss)?;
+            graph.output("tokens", ce.count)
+        };
+        Ok(Self {
+            trainer: Trainer::new(gpu, &common, objective, evaluate)?,
+            targets: vec![0; training.batch * decoder.length],
+            decoder: decoder.clone(),
         })
     }
 
@@ -168,16 +187,16 @@ impl DecoderTrainer {
         &self.decoder
     }
 
-    /// The compiled training step: its plan, its kernels. With micro-batches the part that every one of them goes through.
+    /// The compiled training step: its plan, its kernels. With micro-batches it is the part that every one of them goes through.
     #[must_use]
     pub fn training_step(&self) -> &Executable {
-        self.step.train()
+        self.trainer.training_step()
     }
 
     /// The parameters.
     #[must_use]
     pub fn session(&self) -> &Session {
-        &self.session
+        self.trainer.session()
     }
 
     /// Trains on one batch of shape [B, L] and embeddings [B, E]; the metrics arrive later.
@@ -185,26 +204,23 @@ impl DecoderTrainer {
     /// # Errors
     /// [`Error::Data`] for a batch of another shape, [`Error::OutOfMemory`], [`Error::DeviceLost`].
     pub fn submit(&mut self, batch: &Batch) -> Result<Pending> {
-        next_tokens(
-            &batch.ids,
-            &batch.mask,
-            self.decoder.length,
-            &mut self.targets,
-        )?;
+        let (length, ignored) = (self.decoder.length, self.decoder.ignored_target());
+        next_tokens(&batch.ids, &batch.mask, length, ignored, &mut self.targets)?;
         let inputs = inputs(&self.decoder, batch, &self.targets);
-        self.step.submit(&self.session, inputs)
+        self.trainer.submit(inputs)
     }
 
-    /// Trains on one batch and waits for its metrics.
+    /// Trains on one batch and waits for its metrics. A step that was skipped gives a warning in the log.
     ///
     /// # Errors
     /// As [`DecoderTrainer::submit`].
     pub fn step(&mut self, batch: &Batch) -> Result<DecoderMetrics> {
-        DecoderMetrics::new(&self.submit(batch)?.wait()?)
+        let step = self.submit(batch)?;
+        DecoderMetrics::new(&self.trainer.wait(step)?)
     }
 
     /// Trains on all remaining batches of the current epoch, [`Executable::IN_FLIGHT`] steps ahead of the reported metrics: the next
-    /// batch is prepared while the device works on earlier ones.
+    /// batch is prepared while the device works on earlier ones. Steps that were skipped give warnings in the log.
     ///
     /// # Errors
     /// As [`DecoderTrainer::submit`].
@@ -213,11 +229,10 @@ impl DecoderTrainer {
         batches: &mut Batches,
         mut report: impl FnMut(&DecoderMetrics),
     ) -> Result<()> {
-        let metrics = |outputs: &Outputs| {
-            report(&DecoderMetrics::new(outputs)?);
+        steps::epoch(batches, self, Self::submit, |trainer, step| {
+            report(&DecoderMetrics::new(&trainer.trainer.wait(step)?)?);
             Ok(())
-        };
-        steps::epoch(batches, |batch| self.submit(batch), metrics)
+        })
     }
 
     /// Cross entropy of a dataset's texts, each given its teacher's embedding.
@@ -226,23 +241,20 @@ impl DecoderTrainer {
     /// [`Error::Config`] when the dataset has another embedding width; [`Error::Data`] for an id outside the vocabulary or a dataset
     /// in which no target counts; [`Error::DeviceLost`].
     pub fn evaluate(&self, dataset: &Dataset) -> Result<DecoderEvaluation> {
-        let (width, length) = (self.decoder.embedding, self.decoder.length);
-        if dataset.width() != width {
-            return Err(Error::Config {
-                field: "embedding",
-                reason: format!("is {width}, but the data has {}", dataset.width()),
-            });
-        }
-        let mut batches = Batches::evaluation(dataset.clone(), self.batch, length)?;
-        let mut targets = vec![PADDING; self.batch * length];
+        steps::check_width(self.decoder.embedding, dataset)?;
+        let (size, length) = (self.trainer.batch(), self.decoder.length);
+        let ignored = self.decoder.ignored_target();
+        let mut batches = Batches::evaluation(dataset.clone(), size, length)?
+            .padding(self.decoder.padding.unwrap_or(0));
+        let mut targets = vec![ignored; size * length];
         let (mut sum, mut tokens) = (0.0, 0.0);
-        while let Some(batch) = batches.next_batch() {
-            next_tokens(&batch.ids, &batch.mask, length, &mut targets)?;
+        while let Some(batch) = batches.next_batch()? {
+            next_tokens(&batch.ids, &batch.mask, length, ignored, &mut targets)?;
             // What fills up the last batch does not count.
-            targets[batch.valid * length..].fill(PADDING);
+            targets[batch.valid * length..].fill(ignored);
             let inputs = inputs(&self.decoder, batch, &targets);
             let inputs = inputs.map(|(name, data, _)| (name, data));
-            let outputs = self.evaluate.run(&inputs)?.wait()?;
+            let outputs = self.trainer.forward(&inputs)?;
             let count = f64::from(outputs.scalar("tokens")?);
             sum += count * f64::from(outputs.scalar("loss")?);
             tokens += count;
@@ -250,7 +262,7 @@ impl DecoderTrainer {
         if tokens == 0.0 {
             return Err(Error::Data {
                 name: "targets".into(),
-                reason: "no text has a next token that counts".into(),
+                reason: "no text has a token that counts after another that counts".into(),
             });
         }
         Ok(DecoderEvaluation {
@@ -264,13 +276,7 @@ impl DecoderTrainer {
     /// # Errors
     /// [`Error::OutOfMemory`], [`Error::DeviceLost`]
     pub fn weights(&self) -> Result<Weights> {
-        let mut weights = Weights::from_session(&self.session)?;
-        weights.description =
-            serde_json::to_string(&self.decoder).map_err(|error| Error::Config {
-                field: "decoder",
-                reason: error.to_string(),
-            })?;
-        Ok(weights)
+        self.trainer.weights(&self.decoder)
     }
 
     /// Replaces all parameters.
@@ -278,15 +284,15 @@ impl DecoderTrainer {
     /// # Errors
     /// As [`Weights::apply`].
     pub fn set_weights(&mut self, weights: &Weights) -> Result<()> {
-        weights.apply(&mut self.session)
+        self.trainer.set_weights(weights)
     }
 
-    /// All that continues this training bit for bit, but the data: with the same batches from here on, in the same order.
+    /// Everything that continues this training bit for bit, except the position in the data: give the same batches from here on.
     ///
     /// # Errors
     /// As [`Checkpoint::from_session`].
     pub fn checkpoint(&self) -> Result<Checkpoint> {
-        Checkpoint::from_session(&self.session)
+        self.trainer.checkpoint()
     }
 
     /// Continues where a checkpoint of a training with the same options was taken.
@@ -294,7 +300,7 @@ impl DecoderTrainer {
     /// # Errors
     /// As [`Checkpoint::apply`].
     pub fn resume(&mut self, checkpoint: &Checkpoint) -> Result<()> {
-        checkpoint.apply(&mut self.session)
+        self.trainer.resume(checkpoint)
     }
 }
 
@@ -308,57 +314,22 @@ fn inputs<'a>(decoder: &DecoderOptions, batch: &'a Batch, targets: &'a [u32]) ->
     ]
 }
 
-fn training_graph(
-    decoder: &DecoderOptions,
-    options: &DecoderTraining,
-    batch: usize,
-    optimizer: &AdamW,
-    dtype: DType,
-) -> Result<Graph> {
-    let mut graph = Graph::new();
-    let (seed, recompute) = (options.seed, options.recompute);
-    let mode = steps::training(&mut graph, decoder.dropout, seed, recompute)?;
-    let ce = loss(
-        &mut graph,
-        decoder,
-        batch,
-        options.smoothing,
-        (dtype, &mode),
-    )?;
-    let mut metrics = vec![("loss", ce.loss)];
-    if options.micro_batches == 1 {
-        // Of several, their number is the sum of the weights.
-        metrics.push(("tokens", ce.count));
-    }
-    let options = (&*options.freeze, options.micro_batches);
-    steps::train_on(
-        &mut graph,
-        optimizer,
-        options,
-        [ce.loss, ce.count],
-        &metrics,
-    )?;
-    Ok(graph)
-}
-
 /// Adds inputs, decoder and loss.
 fn loss(
     graph: &mut Graph,
     options: &DecoderOptions,
-    batch: usize,
     smoothing: f32,
-    (dtype, training): (DType, &Training),
+    pass: &Pass,
 ) -> Result<CrossEntropy> {
     let decoder = Decoder::new(graph, options)?;
-    let n = batch * options.length;
-    let below = u32::try_from(options.vocabulary).map_err(|_| Error::Config {
-        field: "vocabulary",
-        reason: "must fit u32".into(),
-    })?;
-    let ids = graph.index_input("ids", n, below)?;
+    let n = steps::tokens(pass.samples, options.length)?;
+    let ids = graph.index_input("ids", n, steps::id_bound(options.vocabulary)?)?;
     let mask = graph.input("mask", &[n], DType::F32)?;
-    let z = graph.input("z", &[batch, options.embedding], DType::F32)?;
-    let targets = graph.index_input("targets", n, below)?;
-    let states = decoder.forward_in(graph, [ids, z], Some(mask), dtype, training)?;
-    decoder.loss(graph, states, targets, smoothing)
+    let z = graph.input("z", &[pass.samples, options.embedding], DType::F32)?;
+    // `Decoder::new` has refused a vocabulary without room for one more.
+    let targets = graph.index_input("targets", n, options.ignored_target() + 1)?;
+    graph.scoped("decoder", |graph| {
+        let states = decoder.forward_in(graph, [ids, z], Some(mask), pass.dtype, pass.mode)?;
+        decoder.loss(graph, states, targets, smoothing)
+    })
 }

@@ -1,26 +1,25 @@
 //! Mode A: an encoder learns to give a teacher's sentence embeddings.
 
-use std::sync::Arc;
-
 use super::batches::{Batch, Batches};
 use super::dataset::Dataset;
-use super::encoder::{Encoder, EncoderOptions, PADDING};
+use super::encoder::{Encoder, EncoderOptions};
 use super::metrics;
-use super::steps::{self, Step};
+use super::steps::{self, Common, Objective, Pass, StepMetrics, Trainer};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::graph::{Graph, ValueId};
-use crate::nn::Training;
 use crate::runtime::{Executable, Host, Outputs, Pending, Session};
+use crate::setters::setters;
 use crate::train::{AdamW, Checkpoint, StepOutputs, Weights};
 use crate::types::{DType, Precision};
 
 /// How to distil.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct DistillOptions {
-    /// Samples a step, B.
+    /// Samples per step, B.
     pub batch: usize,
-    /// Parts of a batch whose gradients are computed one after the other and added up, each with B / micro-batches samples:
+    /// Number of parts of a batch. Their gradients are computed one after the other and added up, each of B / micro-batches samples:
     /// less memory for the same step up to rounding.
     pub micro_batches: usize,
     /// Weight of 1 − cosine.
@@ -29,17 +28,32 @@ pub struct DistillOptions {
     pub beta: f32,
     /// Optimizer; [`Precision::Mixed`] adds a default loss scale where none is set.
     pub optimizer: AdamW,
-    /// Storage of activations.
+    /// Element type in which activations are stored.
     pub precision: Precision,
-    /// Start of the parameters, and what dropout draws from.
+    /// Seed of the parameters' initial values and of dropout.
     pub seed: u64,
-    /// Compute the values inside the blocks again for the backward pass, instead of keeping them: less memory, more time.
+    /// Whether the backward pass computes the values inside the blocks again, instead of keeping them: less memory, more time.
     pub recompute: bool,
-    /// Parameters that are not trained, by name or prefix: see [`trainable`](crate::train::trainable).
+    /// Parameters that are not trained, by name or prefix; see [`trainable`](crate::train::trainable).
     pub freeze: Vec<String>,
 }
 
+impl DistillOptions {
+    setters! {
+        batch: usize,
+        micro_batches: usize,
+        alpha: f32,
+        beta: f32,
+        optimizer: AdamW,
+        precision: Precision,
+        seed: u64,
+        recompute: bool,
+        freeze: Vec<String>,
+    }
+}
+
 impl Default for DistillOptions {
+    /// Batches of 64, alpha and beta 1, AdamW with gradients clipped to 1, f32.
     fn default() -> Self {
         Self {
             batch: 64,
@@ -91,14 +105,15 @@ impl Metrics {
             }
         }
         let [loss, cosine, mse] = means;
+        let step = StepMetrics::new(outputs)?;
         Ok(Self {
             loss,
             cosine,
             mse,
-            gradient_norm: outputs.scalar(StepOutputs::GRADIENT_NORM)?,
-            learning_rate: outputs.scalar(StepOutputs::LEARNING_RATE)?,
-            loss_scale: outputs.scalar(StepOutputs::LOSS_SCALE)?,
-            skipped: outputs.scalar(StepOutputs::SKIPPED)?,
+            gradient_norm: step.gradient_norm,
+            learning_rate: step.learning_rate,
+            loss_scale: step.loss_scale,
+            skipped: step.skipped,
         })
     }
 }
@@ -123,41 +138,44 @@ pub struct Evaluation {
 #[derive(Debug)]
 pub struct Distiller {
     encoder: EncoderOptions,
-    batch: usize,
-    session: Session,
-    step: Step,
-    embed: Arc<Executable>,
+    trainer: Trainer,
 }
 
 impl Distiller {
     /// Builds and compiles the training step and the forward pass.
     ///
     /// # Errors
-    /// [`Error::Config`] for sizes or rates out of range and names in `freeze` that fit no parameter, or all; what [`Session::compile`] returns.
+    /// [`Error::Config`] for sizes or rates out of range, and names in `freeze` or in parameter groups that fit no parameter;
+    /// what [`Session::compile`] returns.
     pub fn new(gpu: &Gpu, encoder: &EncoderOptions, options: &DistillOptions) -> Result<Self> {
-        let samples = Step::samples(options.batch, options.micro_batches)?;
-        let mut optimizer = options.optimizer;
-        let dtype = options.precision.prepare(&mut optimizer);
-        let mut session = Session::new(gpu, options.seed);
-        let training = training_graph(encoder, options, samples, &optimizer, dtype)?;
-        let sizes = [options.batch, options.micro_batches];
-        let update = || {
-            let mut graph = Graph::new();
-            Encoder::new(&mut graph, encoder)?;
-            steps::update(graph, &optimizer, &options.freeze, 3)
+        let common = Common {
+            batch: options.batch,
+            micro_batches: options.micro_batches,
+            optimizer: &options.optimizer,
+            precision: options.precision,
+            seed: options.seed,
+            recompute: options.recompute,
+            freeze: &options.freeze,
+            dropout: encoder.dropout,
         };
-        let step = Step::new(&mut session, sizes, &training, update)?;
-        let mut graph = Graph::new();
-        let training = Training::default();
-        let z = forward(&mut graph, encoder, options.batch, dtype, &training)?;
-        graph.output("z", z)?;
-        let embed = session.compile(&graph)?;
+        let objective = |graph: &mut Graph, pass: &Pass| {
+            let z = forward(graph, encoder, pass)?;
+            let target = graph.input("target", &[pass.samples, encoder.embedding], DType::F32)?;
+            let kd = graph.kd_loss(z, target, options.alpha, options.beta)?;
+            Ok(Objective {
+                loss: kd.loss,
+                // All micro-batches have the same number of samples.
+                weight: graph.constant(&[1], 1.0)?,
+                metrics: vec![("loss", kd.loss), ("cosine", kd.cosine), ("mse", kd.mse)],
+            })
+        };
+        let embed = |graph: &mut Graph, pass: &Pass| {
+            let z = forward(graph, encoder, pass)?;
+            graph.output("z", z)
+        };
         Ok(Self {
             encoder: encoder.clone(),
-            batch: options.batch,
-            session,
-            step,
-            embed,
+            trainer: Trainer::new(gpu, &common, objective, embed)?,
         })
     }
 
@@ -167,16 +185,16 @@ impl Distiller {
         &self.encoder
     }
 
-    /// The compiled training step: its plan, its kernels. With micro-batches the part that every one of them goes through.
+    /// The compiled training step: its plan, its kernels. With micro-batches it is the part that every one of them goes through.
     #[must_use]
     pub fn training_step(&self) -> &Executable {
-        self.step.train()
+        self.trainer.training_step()
     }
 
     /// The parameters.
     #[must_use]
     pub fn session(&self) -> &Session {
-        &self.session
+        self.trainer.session()
     }
 
     /// Trains on one batch of shape [B, L] and targets [B, E]; the metrics arrive later.
@@ -185,33 +203,32 @@ impl Distiller {
     /// [`Error::Data`] for a batch of another shape, [`Error::OutOfMemory`], [`Error::DeviceLost`].
     pub fn submit(&self, batch: &Batch) -> Result<Pending> {
         let length = self.encoder.length;
-        let inputs = [
+        self.trainer.submit([
             ("ids", Host::from(&batch.ids), length),
             ("mask", Host::from(&batch.mask), length),
             ("target", Host::from(&batch.targets), self.encoder.embedding),
-        ];
-        self.step.submit(&self.session, inputs)
+        ])
     }
 
-    /// Trains on one batch and waits for its metrics.
+    /// Trains on one batch and waits for its metrics. A step that was skipped gives a warning in the log.
     ///
     /// # Errors
     /// As [`Distiller::submit`].
     pub fn step(&self, batch: &Batch) -> Result<Metrics> {
-        Metrics::new(&self.submit(batch)?.wait()?)
+        Metrics::new(&self.trainer.wait(self.submit(batch)?)?)
     }
 
     /// Trains on all remaining batches of the current epoch, [`Executable::IN_FLIGHT`] steps ahead of the reported metrics: the next
-    /// batch is prepared while the device works on earlier ones.
+    /// batch is prepared while the device works on earlier ones. Steps that were skipped give warnings in the log.
     ///
     /// # Errors
     /// As [`Distiller::submit`].
     pub fn epoch(&self, batches: &mut Batches, mut report: impl FnMut(&Metrics)) -> Result<()> {
-        let metrics = |outputs: &Outputs| {
-            report(&Metrics::new(outputs)?);
+        let submit = |distiller: &mut &Self, batch: &Batch| distiller.submit(batch);
+        steps::epoch(batches, &mut &*self, submit, |distiller, step| {
+            report(&Metrics::new(&distiller.trainer.wait(step)?)?);
             Ok(())
-        };
-        steps::epoch(batches, |batch| self.submit(batch), metrics)
+        })
     }
 
     /// The embeddings [n, E] of `n` tokenised texts; longer texts are cut to L.
@@ -219,17 +236,17 @@ impl Distiller {
     /// # Errors
     /// [`Error::Data`] for a text without tokens or an id outside the vocabulary; [`Error::DeviceLost`].
     pub fn embed(&self, texts: &[impl AsRef<[u32]>]) -> Result<Vec<f32>> {
-        let length = self.encoder.length;
+        let (batch, length) = (self.trainer.batch(), self.encoder.length);
         let mut embeddings = Vec::with_capacity(texts.len() * self.encoder.embedding);
-        for chunk in texts.chunks(self.batch) {
-            let mut ids = vec![PADDING; self.batch * length];
-            let mut mask = vec![0.0; self.batch * length];
+        for (number, chunk) in texts.chunks(batch).enumerate() {
+            let mut ids = vec![self.encoder.padding.unwrap_or(0); batch * length];
+            let mut mask = vec![0.0; batch * length];
             for (i, text) in chunk.iter().enumerate() {
                 let text = text.as_ref();
                 if text.is_empty() {
                     return Err(Error::Data {
                         name: "ids".into(),
-                        reason: "a text has no tokens".into(),
+                        reason: format!("text {} has no tokens", number * batch + i),
                     });
                 }
                 let used = text.len().min(length);
@@ -248,16 +265,13 @@ impl Distiller {
     /// [`Error::Config`] when the dataset has another embedding width; as [`Distiller::embed`].
     pub fn evaluate(&self, dataset: &Dataset) -> Result<Evaluation> {
         let width = self.encoder.embedding;
-        if dataset.width() != width {
-            return Err(Error::Config {
-                field: "embedding",
-                reason: format!("is {width}, but the data has {}", dataset.width()),
-            });
-        }
-        let mut batches = Batches::evaluation(dataset.clone(), self.batch, self.encoder.length)?;
+        steps::check_width(width, dataset)?;
+        let (batch, length) = (self.trainer.batch(), self.encoder.length);
+        let mut batches = Batches::evaluation(dataset.clone(), batch, length)?
+            .padding(self.encoder.padding.unwrap_or(0));
         let mut embeddings = Vec::with_capacity(dataset.len() * width);
         let mut targets = Vec::with_capacity(dataset.len() * width);
-        while let Some(batch) = batches.next_batch() {
+        while let Some(batch) = batches.next_batch()? {
             let z = self.forward(&batch.ids, &batch.mask)?;
             embeddings.extend_from_slice(&z[..batch.valid * width]);
             targets.extend_from_slice(&batch.targets[..batch.valid * width]);
@@ -277,13 +291,7 @@ impl Distiller {
     /// # Errors
     /// [`Error::OutOfMemory`], [`Error::DeviceLost`]
     pub fn weights(&self) -> Result<Weights> {
-        let mut weights = Weights::from_session(&self.session)?;
-        weights.description =
-            serde_json::to_string(&self.encoder).map_err(|error| Error::Config {
-                field: "encoder",
-                reason: error.to_string(),
-            })?;
-        Ok(weights)
+        self.trainer.weights(&self.encoder)
     }
 
     /// Replaces all parameters.
@@ -291,15 +299,15 @@ impl Distiller {
     /// # Errors
     /// As [`Weights::apply`].
     pub fn set_weights(&mut self, weights: &Weights) -> Result<()> {
-        weights.apply(&mut self.session)
+        self.trainer.set_weights(weights)
     }
 
-    /// All that continues this training bit for bit, but the data: with the same batches from here on, in the same order.
+    /// Everything that continues this training bit for bit, except the position in the data: give the same batches from here on.
     ///
     /// # Errors
     /// As [`Checkpoint::from_session`].
     pub fn checkpoint(&self) -> Result<Checkpoint> {
-        Checkpoint::from_session(&self.session)
+        self.trainer.checkpoint()
     }
 
     /// Continues where a checkpoint of a training with the same options was taken.
@@ -307,50 +315,22 @@ impl Distiller {
     /// # Errors
     /// As [`Checkpoint::apply`].
     pub fn resume(&mut self, checkpoint: &Checkpoint) -> Result<()> {
-        checkpoint.apply(&mut self.session)
+        self.trainer.resume(checkpoint)
     }
 
     fn forward(&self, ids: &[u32], mask: &[f32]) -> Result<Vec<f32>> {
         let inputs = [("ids", Host::from(ids)), ("mask", Host::from(mask))];
-        self.embed.run(&inputs)?.wait()?.get("z")
+        self.trainer.forward(&inputs)?.get("z")
     }
 }
 
-fn forward(
-    graph: &mut Graph,
-    options: &EncoderOptions,
-    batch: usize,
-    dtype: DType,
-    training: &Training,
-) -> Result<ValueId> {
+/// Adds inputs and encoder.
+fn forward(graph: &mut Graph, options: &EncoderOptions, pass: &Pass) -> Result<ValueId> {
     let encoder = Encoder::new(graph, options)?;
-    let n = batch * options.length;
-    let below = u32::try_from(options.vocabulary).map_err(|_| Error::Config {
-        field: "vocabulary",
-        reason: "must fit u32".into(),
-    })?;
-    let ids = graph.index_input("ids", n, below)?;
+    let n = steps::tokens(pass.samples, options.length)?;
+    let ids = graph.index_input("ids", n, steps::id_bound(options.vocabulary)?)?;
     let mask = graph.input("mask", &[n], DType::F32)?;
-    encoder.forward_in(graph, ids, mask, dtype, training)
-}
-
-fn training_graph(
-    encoder: &EncoderOptions,
-    options: &DistillOptions,
-    batch: usize,
-    optimizer: &AdamW,
-    dtype: DType,
-) -> Result<Graph> {
-    let mut graph = Graph::new();
-    let (seed, recompute) = (options.seed, options.recompute);
-    let training = steps::training(&mut graph, encoder.dropout, seed, recompute)?;
-    let z = forward(&mut graph, encoder, batch, dtype, &training)?;
-    let target = graph.input("target", &[batch, encoder.embedding], DType::F32)?;
-    let kd = graph.kd_loss(z, target, options.alpha, options.beta)?;
-    // All micro-batches have the same number of samples.
-    let weight = graph.constant(&[1], 1.0)?;
-    let metrics = [("loss", kd.loss), ("cosine", kd.cosine), ("mse", kd.mse)];
-    let options = (&*options.freeze, options.micro_batches);
-    steps::train_on(&mut graph, optimizer, options, [kd.loss, weight], &metrics)?;
-    Ok(graph)
+    graph.scoped("encoder", |graph| {
+        encoder.forward_in(graph, ids, mask, pass.dtype, pass.mode)
+    })
 }

@@ -1,4 +1,4 @@
-//! EFB1: token ids and teacher embeddings in one file, little-endian, unaligned.
+//! EFB1: token ids and teacher embeddings in one file. All values are little-endian; nothing is aligned.
 //!
 //! | field | type |
 //! |---|---|
@@ -10,57 +10,54 @@
 //! | mask, 0 or 1 | u8 × L |
 //! | target, finite | f32 × E |
 
+use std::io::{BufReader, Read};
 use std::path::Path;
 
-use crate::error::Result;
+use safetensors::Dtype;
 
-use super::mapped::Mapped;
-use super::sample::{
-    Ids, OpenOptions, Sample, Target, check_sample, check_samples, check_width, data,
-};
-use crate::atomic::AtomicFile;
+use super::decode::At;
+use super::sample::{SampleBuffer, check_sample, check_samples, check_width, data};
+use crate::error::Result;
+use crate::file::{AtomicFile, InputFile, Sequential};
 
 /// First bytes of a file in this format.
 pub const MAGIC: [u8; 4] = *b"EFB1";
 
-const HEADER: usize = 12;
+const HEADER: u64 = 12;
 
-/// An EFB1 file, mapped into memory and checked whole.
+/// Bytes that are read at once while a file is checked.
+const WINDOW: usize = 1 << 20;
+
+/// An EFB1 file, checked whole when it is opened and again as its samples are read.
 #[derive(Debug)]
-pub struct Efb1 {
-    file: Mapped,
+pub(super) struct Efb1 {
+    file: InputFile,
     width: usize,
+    vocab: Option<u32>,
     /// Where each sample starts, and after them where the file ends.
-    starts: Vec<usize>,
+    starts: Vec<u64>,
 }
 
 impl Efb1 {
-    /// Opens and checks a file. It must not be changed while it is open.
-    ///
-    /// # Errors
-    /// [`Io`](crate::Error::Io), or [`Format`](crate::Error::Format) with the offset of the first thing wrong.
-    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        Self::open_with(path, OpenOptions::default())
-    }
+    pub fn new(file: InputFile, vocab: Option<u32>) -> Result<Self> {
+        let mut header = [0; HEADER as usize];
+        file.read_at(0, &mut header, "the header")?;
+        let [_, samples, width] = [0, 4, 8].map(|at| {
+            let word = [header[at], header[at + 1], header[at + 2], header[at + 3]];
+            u32::from_le_bytes(word)
+        });
+        if samples == 0 {
+            return Err(file.fail(4, "the number of samples is zero"));
+        }
+        if width == 0 {
+            return Err(file.fail(8, "the width of the targets is zero"));
+        }
 
-    /// [`open`](Self::open), with more to check.
-    ///
-    /// # Errors
-    /// As for [`open`](Self::open).
-    pub fn open_with(path: impl AsRef<Path>, options: OpenOptions) -> Result<Self> {
-        Self::check(Mapped::open(path.as_ref())?, options)
-    }
-
-    pub(super) fn check(file: Mapped, options: OpenOptions) -> Result<Self> {
-        file.expect_magic(MAGIC)?;
-        let samples = file.count(4, "the number of samples")?;
-        let width = file.count(8, "the width of the targets")?;
-
-        // Before anything is allocated by these counts: the smallest sample has one token.
+        // Checked before anything is allocated by these counts: the smallest sample has one token.
         let smallest = 4 + 5 + 4 * u64::from(width);
         let needed = u64::from(samples)
             .saturating_mul(smallest)
-            .saturating_add(HEADER as u64);
+            .saturating_add(HEADER);
         if needed > file.len() {
             let reason = format!(
                 "{samples} samples of width {width} take at least {needed} bytes, but the file has {}",
@@ -69,82 +66,80 @@ impl Efb1 {
             return Err(file.fail(4, reason));
         }
 
-        // Both fit: they are less than the size of the map.
-        let (samples, width) = (samples as usize, width as usize);
-        let mut starts = Vec::with_capacity(samples + 1);
-        let mut at = HEADER;
-        for index in 0..samples {
-            starts.push(at);
-            let length = file.count(at, "the length of a sample")? as usize;
-            let bytes = length
-                .checked_mul(5)
-                .and_then(|tokens| tokens.checked_add(4 * width));
-            let Some(bytes) = bytes else {
-                return Err(file.fail(at, format!("sample {index} claims {length} tokens")));
-            };
-            let ids_at = at + 4;
-            let body = file.slice(ids_at, bytes, "the rest of the sample")?;
-            let sample = split(body, length);
-            let mask_at = ids_at + 4 * length;
-            let target_at = mask_at + length;
-            file.check_ids(ids_at, 4, options.vocab, sample.ids())?;
-            file.check_mask(mask_at, &body[4 * length..5 * length])?;
-            file.check_target(target_at, 4, sample.target())?;
-            at = ids_at + bytes;
-        }
-        if at as u64 != file.len() {
-            let reason = format!("{} bytes follow the last sample", file.len() - at as u64);
-            return Err(file.fail(at, reason));
-        }
-        starts.push(at);
-        Ok(Self {
+        let mut efb1 = Self {
+            width: width as usize,
+            vocab,
+            starts: Vec::with_capacity(samples as usize + 1),
             file,
-            width,
-            starts,
-        })
+        };
+        let mut reader = BufReader::with_capacity(WINDOW, Sequential::new(&efb1.file));
+        let read = |reader: &mut BufReader<Sequential<&InputFile>>, bytes: &mut [u8]| {
+            let result = reader.read_exact(bytes);
+            result.map_err(|error| reader.get_ref().error(error))
+        };
+        read(&mut reader, &mut header)?;
+        let mut buffer = SampleBuffer::default();
+        let mut at = HEADER;
+        for _ in 0..samples {
+            efb1.starts.push(at);
+            let mut length = [0; 4];
+            efb1.file.check_range(at, 4, "the length of a sample")?;
+            read(&mut reader, &mut length)?;
+            let length = match u32::from_le_bytes(length) {
+                0 => return Err(efb1.file.fail(at, "the length of a sample is zero")),
+                length => length,
+            };
+            // At most 9 · 2^32.
+            let body = 5 * u64::from(length) + 4 * u64::from(width);
+            let rest = "the rest of the sample";
+            efb1.file.resize(at + 4, body, rest, &mut buffer.bytes)?;
+            read(&mut reader, &mut buffer.bytes)?;
+            efb1.decode(at + 4, &mut buffer)?;
+            at += 4 + body;
+        }
+        if at != efb1.file.len() {
+            let reason = format!("{} bytes follow the last sample", efb1.file.len() - at);
+            return Err(efb1.file.fail(at, reason));
+        }
+        efb1.starts.push(at);
+        Ok(efb1)
     }
 
     /// Number of samples, at least one.
-    #[must_use]
-    #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {
         self.starts.len() - 1
     }
 
-    /// Values in a target.
-    #[must_use]
     pub fn width(&self) -> usize {
         self.width
     }
 
-    /// The file.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        self.file.path()
+    /// Reads sample number `index`, which exists.
+    pub fn read(&self, index: usize, buffer: &mut SampleBuffer) -> Result<()> {
+        let (start, end) = (self.starts[index], self.starts[index + 1]);
+        let (what, bytes) = ("a sample", &mut buffer.bytes);
+        self.file.resize(start + 4, end - start - 4, what, bytes)?;
+        self.file.read_at(start + 4, bytes, what)?;
+        self.decode(start + 4, buffer)
     }
 
-    /// Sample number `index`, `None` past the end.
-    #[must_use]
-    pub fn sample(&self, index: usize) -> Option<Sample<'_>> {
-        let (&start, &end) = (self.starts.get(index)?, self.starts.get(index + 1)?);
-        let body = self.file.bytes().get(start + 4..end)?;
-        Some(split(body, (body.len() - 4 * self.width) / 5))
-    }
-}
-
-/// Views the bytes after a sample's length, which are exactly ids, mask and target.
-fn split(body: &[u8], length: usize) -> Sample<'_> {
-    let (ids, rest) = body.split_at(4 * length);
-    let (mask, target) = rest.split_at(length);
-    Sample {
-        ids: Ids::U32(ids.as_chunks().0),
-        mask: Some(mask),
-        target: Target::F32(target.as_chunks().0),
-        text: None,
+    /// Decodes ids, mask and target, which are all of the buffer's bytes.
+    fn decode(&self, offset: u64, buffer: &mut SampleBuffer) -> Result<()> {
+        let SampleBuffer { sample, bytes } = buffer;
+        let length = (bytes.len() - 4 * self.width) / 5;
+        let (ids, rest) = bytes.split_at(4 * length);
+        let (mask, target) = rest.split_at(length);
+        let at = |before: usize| At {
+            file: &self.file,
+            offset: offset + before as u64,
+        };
+        at(0).ids(ids, Dtype::U32, self.vocab, &mut sample.ids)?;
+        at(4 * length).mask(mask, &mut sample.mask)?;
+        at(5 * length).target(target, Dtype::F32, &mut sample.target)
     }
 }
 
-/// Writes an EFB1 file, sample by sample; the file appears when it is [finished](Self::finish).
+/// Writes an EFB1 file, sample by sample. The file appears under its name when it is [finished](Self::finish).
 pub struct Efb1Writer {
     file: AtomicFile,
     width: usize,
@@ -155,7 +150,8 @@ impl Efb1Writer {
     /// Starts a file whose targets have `width` values.
     ///
     /// # Errors
-    /// [`Io`](crate::Error::Io), or [`Data`](crate::Error::Data) if `width` is zero or does not fit 32 bits.
+    /// [`Io`](crate::Error::Io), also if `path` is a directory or a special file; [`Data`](crate::Error::Data) if `width` is zero or does not
+    /// fit 32 bits.
     pub fn create(path: impl AsRef<Path>, width: usize) -> Result<Self> {
         let stored_width = check_width(width)?;
         let mut file = AtomicFile::create(path.as_ref())?;

@@ -4,12 +4,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Init, ValueId};
-use crate::nn::{Embedding, Gelu, Linear, Tcn, TcnOptions, Training};
+use crate::nn::{Embedding, Gelu, Linear, Mode, Tcn, TcnOptions};
+use crate::setters::setters;
 use crate::types::{DType, UnaryOp};
 
 /// Sizes of an [`Encoder`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct EncoderOptions {
     /// Token ids are less than this, V.
     pub vocabulary: usize,
@@ -31,9 +33,16 @@ pub struct EncoderOptions {
     pub tanh: bool,
     /// The token table starts uniform in ± this.
     pub table_bound: f32,
-    /// Share of the elements that the blocks drop in training, in [0, 1). Not in older files: 0.
+    /// Share of the elements that the blocks drop in training, in [0, 1).
     #[serde(default)]
     pub dropout: f32,
+    /// An id whose row of the token table is never trained, like PyTorch's `padding_idx`. `None`: every row is trained.
+    ///
+    /// The mask alone says which positions count. But texts that are filled up with this id make the gradient of the table
+    /// cheaper, since the row of the id need not be summed over all padded positions. Give the id of the tokenizer's padding
+    /// token ([`Tokenizer::padding_id`](super::Tokenizer::padding_id)).
+    #[serde(default)]
+    pub padding: Option<u32>,
 }
 
 impl Default for EncoderOptions {
@@ -51,12 +60,27 @@ impl Default for EncoderOptions {
             tanh: false,
             table_bound: 0.02,
             dropout: 0.0,
+            padding: None,
         }
     }
 }
 
-/// The id that fills texts up to their static length.
-pub const PADDING: u32 = 0;
+impl EncoderOptions {
+    setters! {
+        vocabulary: usize,
+        length: usize,
+        width: usize,
+        hidden: usize,
+        kernel: usize,
+        dilations: Vec<usize>,
+        embedding: usize,
+        gelu: Gelu,
+        tanh: bool,
+        table_bound: f32,
+        dropout: f32,
+        padding: Option<u32>,
+    }
+}
 
 /// The layers of an encoder in one graph. Names: `embedding`, `blocks.N.norm|conv1|conv2`, `projection`.
 #[derive(Clone, Debug)]
@@ -77,7 +101,8 @@ impl Encoder {
     /// Declares the parameters.
     ///
     /// # Errors
-    /// [`Error::Config`] for sizes of zero, no blocks or a rate of dropout outside [0, 1), [`Error::Graph`] for taken names.
+    /// [`Error::Config`] for sizes of zero, no blocks, a padding outside the vocabulary or a rate of dropout outside [0, 1);
+    /// [`Error::Graph`] for taken names.
     pub fn new(graph: &mut Graph, options: &EncoderOptions) -> Result<Self> {
         check(
             &[
@@ -89,6 +114,7 @@ impl Encoder {
                 ("embedding", options.embedding),
             ],
             options.table_bound,
+            options.padding,
         )?;
         let tcn = TcnOptions {
             width: options.width,
@@ -105,7 +131,7 @@ impl Encoder {
                 "embedding",
                 options.vocabulary,
                 options.width,
-                Some(PADDING),
+                options.padding,
                 Init::Uniform(options.table_bound),
             )?,
             tcn: Tcn::new(graph, "blocks", &tcn)?,
@@ -118,6 +144,8 @@ impl Encoder {
 
     /// ids [B·L], mask [B·L] → z [B, E] in f32; the network between computes in `dtype`.
     ///
+    /// A position with mask 0 does not count, whatever its id is: it changes no result, and its id gets no gradient from it.
+    ///
     /// # Errors
     /// [`Error::Shape`] when the operands are not whole texts of length L.
     pub fn forward(
@@ -127,10 +155,10 @@ impl Encoder {
         mask: ValueId,
         dtype: DType,
     ) -> Result<ValueId> {
-        self.forward_in(graph, ids, mask, dtype, &Training::default())
+        self.forward_in(graph, ids, mask, dtype, Mode::Eval)
     }
 
-    /// As [`Encoder::forward`], in training.
+    /// As [`Encoder::forward`], in evaluation or training.
     ///
     /// # Errors
     /// As [`Encoder::forward`].
@@ -140,7 +168,7 @@ impl Encoder {
         ids: ValueId,
         mask: ValueId,
         dtype: DType,
-        training: &Training,
+        mode: Mode,
     ) -> Result<ValueId> {
         let shape = &graph.value(ids)?.shape;
         if !shape.cols().is_multiple_of(self.length) {
@@ -150,7 +178,9 @@ impl Encoder {
         let batch = shape.cols() / self.length;
         let x = self.embedding.forward(graph, ids, dtype)?;
         let x = graph.reshape(x, &[batch, self.length, self.width])?;
-        let x = self.tcn.forward_in(graph, x, Some(mask), training)?;
+        // Or a masked token before a counted one would reach it through the first convolution.
+        let x = graph.mul_rows(x, mask)?;
+        let x = self.tcn.forward_in(graph, x, Some(mask), mode)?;
         let pooled = graph.masked_mean(x, mask)?;
         let z = self.projection.forward_as(graph, pooled, DType::F32)?;
         match self.tanh {
@@ -160,8 +190,12 @@ impl Encoder {
     }
 }
 
-/// What encoder and decoder ask of their sizes and of the bound of their token table.
-pub(super) fn check(sizes: &[(&'static str, usize)], table_bound: f32) -> Result<()> {
+/// Checks the sizes, and the bound and padding of the token table, of encoder and decoder. The vocabulary is the first size.
+pub(super) fn check(
+    sizes: &[(&'static str, usize)],
+    table_bound: f32,
+    padding: Option<u32>,
+) -> Result<()> {
     if let Some(&(field, _)) = sizes.iter().find(|(_, size)| *size == 0) {
         return Err(Error::Config {
             field,
@@ -172,6 +206,13 @@ pub(super) fn check(sizes: &[(&'static str, usize)], table_bound: f32) -> Result
         return Err(Error::Config {
             field: "table_bound",
             reason: "must be positive".into(),
+        });
+    }
+    let vocabulary = sizes[0].1;
+    if let Some(id) = padding.filter(|&id| id as usize >= vocabulary) {
+        return Err(Error::Config {
+            field: "padding",
+            reason: format!("is {id}, but the ids of the vocabulary are below {vocabulary}"),
         });
     }
     Ok(())

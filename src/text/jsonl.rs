@@ -1,41 +1,46 @@
-//! JSON lines: one object a line with `text`, `input_ids`, `attention_mask` (each optional) and `target`.
+//! JSON lines: one object per line with `text`, `input_ids`, `attention_mask` (each optional) and `target`.
+//!
+//! A byte-order mark at the start, blank lines, and line ends of `\r\n` are accepted.
 
-use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::Deserialize;
 
-use crate::error::{Error, Result};
-
 use super::sample::OpenOptions;
+use super::samples::Samples;
+use crate::error::{Error, Result};
+use crate::file::{InputFile, Sequential};
 
-/// Longest line that is read, in bytes, so that a file without line ends is not loaded whole.
+/// Upper bound on the length of a line in bytes, so that a file without line ends is not loaded whole.
 pub const MAX_LINE: usize = 16 << 20;
+
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// One line.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[non_exhaustive]
 pub struct Record {
-    /// The text; there is a text or there are ids.
+    /// The text. A line has a text or ids, or both.
     pub text: Option<String>,
     /// Token ids, at least one.
     pub input_ids: Option<Vec<u32>>,
     /// Mask of 0 and 1, as long as the ids.
     pub attention_mask: Option<Vec<u8>>,
-    /// The teacher's embedding: finite, and as long in every line.
+    /// The teacher's embedding: finite, and of the same length in every line.
     pub target: Vec<f32>,
 }
 
-/// Reads JSON lines one by one; ends after the first bad one.
+/// Reads JSON lines one by one. The iterator ends after the first bad line.
 #[derive(Debug)]
 pub struct JsonLines {
-    path: PathBuf,
-    reader: BufReader<File>,
-    options: OpenOptions,
+    reader: BufReader<Sequential<InputFile>>,
+    vocab: Option<u32>,
     line: Vec<u8>,
     /// Number of the current line, from 1.
     number: u64,
+    /// Where the current line starts.
+    start: u64,
     /// Where the next line starts.
     offset: u64,
     /// Width of the first target.
@@ -47,61 +52,72 @@ impl JsonLines {
     /// Opens a file.
     ///
     /// # Errors
-    /// [`Error::Io`]. What is wrong with a line, the iterator tells.
+    /// [`Error::Io`], also for a directory or a special file. What is wrong with a line, the iterator tells: [`Error::Format`] with number
+    /// and byte offset of the line.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         Self::open_with(path, OpenOptions::default())
     }
 
-    /// [`open`](Self::open), with more to check.
+    /// [`open`](Self::open), with a vocabulary to check ids against. Texts are not tokenised here.
     ///
     /// # Errors
     /// As for [`open`](Self::open).
     pub fn open_with(path: impl AsRef<Path>, options: OpenOptions) -> Result<Self> {
-        let path = path.as_ref();
-        let file = File::open(path).map_err(|error| Error::io(path, error))?;
-        Ok(Self {
-            path: path.to_owned(),
-            reader: BufReader::new(file),
-            options,
+        Ok(Self::new(InputFile::open(path.as_ref())?, options.limit()))
+    }
+
+    fn new(file: InputFile, vocab: Option<u32>) -> Self {
+        Self {
+            reader: BufReader::with_capacity(1 << 16, Sequential::new(file)),
+            vocab,
             line: Vec::new(),
             number: 0,
+            start: 0,
             offset: 0,
             width: None,
             failed: false,
-        })
+        }
     }
 
+    /// The next line that is not blank, without what surrounds the object; `None` at the end.
     fn read(&mut self) -> Result<Option<Record>> {
-        self.line.clear();
-        let start = self.offset;
-        let read = (&mut self.reader)
-            .take(MAX_LINE as u64 + 1)
-            .read_until(b'\n', &mut self.line)
-            .map_err(|error| Error::io(&self.path, error))?;
-        if read == 0 {
-            return Ok(None);
+        loop {
+            self.line.clear();
+            self.start = self.offset;
+            let read = (&mut self.reader)
+                .take(MAX_LINE as u64 + 1)
+                .read_until(b'\n', &mut self.line)
+                .map_err(|error| self.reader.get_ref().error(error))?;
+            if read == 0 {
+                return Ok(None);
+            }
+            self.number += 1;
+            self.offset += read as u64;
+            if read > MAX_LINE {
+                return Err(self.fail(self.start, format!("longer than {MAX_LINE} bytes")));
+            }
+            let marked = self.number == 1 && self.line.starts_with(BYTE_ORDER_MARK);
+            let skipped = if marked { BYTE_ORDER_MARK.len() } else { 0 };
+            let line = self.line[skipped..].trim_ascii_end();
+            let start = self.start + skipped as u64;
+            match line.trim_ascii_start().first() {
+                None => continue,
+                Some(b'{') => {}
+                // Otherwise the derived reader would also take an array of the fields.
+                Some(_) => return Err(self.fail(start, "not an object")),
+            }
+            let record: Record = serde_json::from_slice(line).map_err(|error| {
+                let column = error.column().saturating_sub(1) as u64;
+                // The message counts lines from the start of this one, which is of no use.
+                let reason = error.to_string();
+                let reason = reason.split(" at line ").next().unwrap_or_default();
+                self.fail(start + column, reason)
+            })?;
+            self.check(&record)
+                .map_err(|reason| self.fail(self.start, reason))?;
+            self.width = Some(record.target.len());
+            return Ok(Some(record));
         }
-        self.number += 1;
-        self.offset += read as u64;
-        if read > MAX_LINE {
-            return Err(self.fail(start, format!("longer than {MAX_LINE} bytes")));
-        }
-        // Otherwise the derived reader would also take an array of the fields.
-        let line = self.line.trim_ascii_end();
-        if !matches!(line.trim_ascii_start().first(), None | Some(b'{')) {
-            return Err(self.fail(start, "not an object"));
-        }
-        let record: Record = serde_json::from_slice(line).map_err(|error| {
-            let column = error.column().saturating_sub(1) as u64;
-            // The message counts lines from the start of this one, which is of no use.
-            let reason = error.to_string();
-            let reason = reason.split(" at line ").next().unwrap_or_default();
-            self.fail(start + column, reason)
-        })?;
-        self.check(&record)
-            .map_err(|reason| self.fail(start, reason))?;
-        self.width = Some(record.target.len());
-        Ok(Some(record))
     }
 
     fn check(&self, record: &Record) -> Result<(), String> {
@@ -132,9 +148,9 @@ impl JsonLines {
                 Err("attention_mask has a value that is neither 0 nor 1".into())
             }
             (Some(ids), _) => {
-                let vocab = self.options.vocab.unwrap_or(u32::MAX);
+                let vocab = self.vocab.unwrap_or(u32::MAX);
                 match ids.iter().find(|&&id| id >= vocab) {
-                    Some(id) if self.options.vocab.is_some() => Err(format!(
+                    Some(id) if self.vocab.is_some() => Err(format!(
                         "token id {id} is not below the vocabulary size {vocab}"
                     )),
                     _ => Ok(()),
@@ -146,7 +162,7 @@ impl JsonLines {
 
     fn fail(&self, offset: u64, reason: impl std::fmt::Display) -> Error {
         Error::Format {
-            path: self.path.clone(),
+            path: self.reader.get_ref().file().path().to_owned(),
             offset,
             reason: format!("line {}: {reason}", self.number),
         }
@@ -164,4 +180,42 @@ impl Iterator for JsonLines {
         self.failed = record.is_err();
         record.transpose()
     }
+}
+
+/// Whether a file with these first bytes is meant to be JSON lines.
+pub(super) fn is_json_lines(start: &[u8]) -> bool {
+    let start = start.strip_prefix(BYTE_ORDER_MARK).unwrap_or(start);
+    start.trim_ascii_start().first() == Some(&b'{')
+}
+
+/// All lines as samples in memory. Texts without ids are tokenised.
+pub(super) fn read_all(file: InputFile, options: &OpenOptions) -> Result<Samples> {
+    let mut lines = JsonLines::new(file, options.limit());
+    let mut samples: Option<Samples> = None;
+    while let Some(record) = lines.read()? {
+        let fail = |reason: String| lines.fail(lines.start, reason);
+        let ids = match (record.input_ids, &record.text, options.tokenizer) {
+            (Some(ids), ..) => ids,
+            (None, Some(text), Some(tokenizer)) => {
+                let ids = tokenizer.encode(text);
+                ids.map_err(|error| fail(error.to_string()))?
+            }
+            _ => {
+                let reason = "a text without input_ids needs a tokenizer: OpenOptions::tokenizer";
+                return Err(fail(reason.into()));
+            }
+        };
+        let mask = match record.attention_mask {
+            Some(mask) => mask,
+            None => vec![1; ids.len()],
+        };
+        let samples = samples.get_or_insert_with(|| Samples::new(record.target.len()));
+        samples
+            .push(&ids, &mask, &record.target, record.text)
+            .map_err(|error| match error {
+                Error::Data { reason, .. } => fail(reason),
+                error => error,
+            })?;
+    }
+    samples.ok_or_else(|| lines.fail(lines.offset, "the file has no samples"))
 }

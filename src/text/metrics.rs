@@ -1,16 +1,16 @@
-//! How good embeddings are, on the host: cosine, squared error, retrieval, nearest neighbours.
+//! Quality of embeddings, computed on the host: cosine, squared error, retrieval, nearest neighbours.
 //!
-//! Matrices are dense and row-major, `[n, E]`; sums are f64. A zero vector has cosine 0 with everything, as norms are
-//! taken as at least [`MIN_NORM`]. A value that is not finite makes means NaN, and never a hit in retrieval.
+//! Matrices are dense and row-major, `[n, E]`. Sums are f64. Norms below [`MIN_NORM`] count as [`MIN_NORM`], so a zero vector has cosine 0
+//! with every other. A value that is not finite makes means NaN and never counts as a hit in retrieval.
 
 use crate::error::Result;
 
 use super::sample::data;
 
-/// Least norm that a cosine divides by.
+/// Lower bound on the norms that a cosine divides by.
 pub const MIN_NORM: f64 = 1e-6;
 
-/// Rows on either side of a tile of scores, so that each value read serves as many products.
+/// Rows and columns of a tile of scores: each value that is read serves this many products.
 const TILE: usize = 4;
 
 /// Mean over the rows of the cosine between `embeddings` and `targets`, both `[n, width]`.
@@ -39,14 +39,14 @@ pub fn mean_squared_error(embeddings: &[f32], targets: &[f32], width: usize) -> 
     Ok(squares.sum::<f64>() / embeddings.len() as f64)
 }
 
-/// For each row of `embeddings`, how many other rows of `targets` are at least as near by cosine as its own, both
-/// `[n, width]`. 0 is best; a tie counts against the row. Takes n² · width products.
+/// For each row of `embeddings`, the number of other rows of `targets` whose cosine to it is at least that of its own target. Both are
+/// `[n, width]`. The best rank is 0; a tie counts against the row. The cost is n² · width products.
 ///
 /// # Errors
 /// [`Data`](crate::Error::Data) if the two are not both `[n, width]` with n ≥ 1.
 pub fn retrieval_ranks(embeddings: &[f32], targets: &[f32], width: usize) -> Result<Vec<usize>> {
     let rows = check(embeddings, targets, width)?;
-    // The embedding's own norm scales all of its scores alike, so only the targets' are needed.
+    // The norm of an embedding scales all of its scores alike, so only the norms of the targets are needed.
     let inverse_norms: Vec<f64> = targets
         .chunks_exact(width)
         .map(|target| 1.0 / norm(target))
@@ -70,15 +70,15 @@ pub fn retrieval_ranks(embeddings: &[f32], targets: &[f32], width: usize) -> Res
     Ok(ranks)
 }
 
-/// P@k: the share of rows whose own target is among their `k` nearest, from [`retrieval_ranks`]. 0 without rows.
+/// P@k: the share of rows whose own target is among their `k` nearest, computed from [`retrieval_ranks`]. It is 0 without rows.
 #[must_use]
 pub fn precision_at(ranks: &[usize], k: usize) -> f64 {
     let hits = ranks.iter().filter(|&&rank| rank < k).count();
     hits as f64 / ranks.len().max(1) as f64
 }
 
-/// The `k` rows of `matrix` `[n, E]` nearest to `query` `[E]` by cosine, nearest first, with their cosines; the lower index
-/// first where they are equal. Fewer if the matrix has fewer.
+/// Indices and cosines of the `k` rows of `matrix` `[n, E]` that are nearest to `query` `[E]` by cosine, nearest first. Of rows with equal
+/// cosines the lower index comes first. If the matrix has fewer than `k` rows, all are returned.
 ///
 /// # Errors
 /// [`Data`](crate::Error::Data) if the query is empty or not finite, or the matrix is not `[n, E]`.
@@ -96,7 +96,7 @@ pub fn nearest(query: &[f32], matrix: &[f32], k: usize) -> Result<Vec<(usize, f3
         .map(|candidate| cosine(query, candidate) as f32)
         .enumerate()
         .collect();
-    // Rows that are not finite come last; adding zero makes the two zeros equal.
+    // Rows that are not finite come last. Adding zero turns −0 into +0, so that the two are equal.
     let key = |score: f32| {
         if score.is_nan() {
             f32::NEG_INFINITY
@@ -134,13 +134,13 @@ fn row(matrix: &[f32], index: usize, width: usize) -> &[f32] {
     &matrix[index * width..(index + 1) * width]
 }
 
-/// Rows `first` to `first + TILE`, past the end the last one again.
+/// Rows `first` to `first + TILE`; past the end the last row is repeated.
 fn tile(matrix: &[f32], first: usize, width: usize) -> [&[f32]; TILE] {
     let last = matrix.len() / width - 1;
     std::array::from_fn(|offset| row(matrix, (first + offset).min(last), width))
 }
 
-/// All dot products of two tiles, each summed in the order of [`dot`], so that equal rows have equal scores.
+/// All dot products of the rows of two tiles. Each is summed in the order of [`dot`], so that equal rows have equal scores.
 fn dot_tile(a: [&[f32]; TILE], b: [&[f32]; TILE]) -> [[f64; TILE]; TILE] {
     let mut sums = [[0.0; TILE]; TILE];
     for e in 0..a[0].len() {
@@ -164,7 +164,7 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
 
 fn norm(a: &[f32]) -> f64 {
     let norm = dot(a, a).sqrt();
-    // `max` would turn a norm that is no number into the least one.
+    // `max` would turn a NaN norm into the lower bound.
     if norm < MIN_NORM { MIN_NORM } else { norm }
 }
 

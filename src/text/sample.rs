@@ -1,110 +1,133 @@
-//! One sample of a dataset, borrowed from the mapped file, and what its reader and writer check.
+//! One sample of a dataset, and what its readers and writers check.
 
-use half::f16;
-
+use super::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 
-/// What a dataset is checked against when it is opened.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct OpenOptions {
-    /// Size of the vocabulary: token ids must be below it. `None` leaves them unchecked.
+/// What a dataset is checked against when it is opened, and how texts without tokens become samples.
+#[derive(Clone, Copy)]
+#[non_exhaustive]
+pub struct OpenOptions<'a> {
+    /// Size of the vocabulary: token ids must be below it. Where it is `None`, the tokenizer's size counts; without either, ids
+    /// are not checked.
     pub vocab: Option<u32>,
+    /// Makes the token ids of JSON lines that have only a text. Files that hold token ids do not need it.
+    pub tokenizer: Option<&'a dyn Tokenizer>,
+    /// Files of at most this many bytes are read into memory when they are opened; samples of larger files are read one by one,
+    /// two or three system calls each. 32 MiB by default.
+    pub in_memory: u64,
+}
+
+impl Default for OpenOptions<'_> {
+    fn default() -> Self {
+        Self {
+            vocab: None,
+            tokenizer: None,
+            in_memory: 32 << 20,
+        }
+    }
+}
+
+impl<'a> OpenOptions<'a> {
+    /// Sets the size of the vocabulary, which token ids must be below.
+    #[must_use]
+    pub fn vocab(mut self, vocab: u32) -> Self {
+        self.vocab = Some(vocab);
+        self
+    }
+
+    /// Sets the tokenizer of texts that have no token ids.
+    #[must_use]
+    pub fn tokenizer(mut self, tokenizer: &'a dyn Tokenizer) -> Self {
+        self.tokenizer = Some(tokenizer);
+        self
+    }
+
+    /// Sets up to how many bytes a file is read into memory; 0 reads samples of every file one by one.
+    #[must_use]
+    pub fn in_memory(mut self, bytes: u64) -> Self {
+        self.in_memory = bytes;
+        self
+    }
+
+    /// Exclusive upper bound of the ids, if they are checked.
+    pub(super) fn limit(&self) -> Option<u32> {
+        let size = self.tokenizer.map(Tokenizer::vocab_size);
+        self.vocab.or(size)
+    }
+}
+
+impl std::fmt::Debug for OpenOptions<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OpenOptions")
+            .field("vocab", &self.vocab)
+            .field("tokenizer", &self.tokenizer.map(|_| "…"))
+            .field("in_memory", &self.in_memory)
+            .finish()
+    }
 }
 
 /// One sample: token ids, mask, the teacher's embedding and, where the file has it, the text.
-///
-/// A view of the mapped file, cheap to copy. Values are decoded as they are read, because nothing in these files
-/// is aligned.
-#[derive(Clone, Copy, Debug)]
-pub struct Sample<'a> {
-    pub(super) ids: Ids<'a>,
-    /// `None`: every token counts.
-    pub(super) mask: Option<&'a [u8]>,
-    pub(super) target: Target<'a>,
-    pub(super) text: Option<&'a str>,
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Sample {
+    pub(super) ids: Vec<u32>,
+    /// As long as the ids.
+    pub(super) mask: Vec<u8>,
+    pub(super) target: Vec<f32>,
+    pub(super) text: Option<String>,
 }
 
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Ids<'a> {
-    U32(&'a [[u8; 4]]),
-    U16(&'a [[u8; 2]]),
-}
-
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Target<'a> {
-    F32(&'a [[u8; 4]]),
-    F16(&'a [[u8; 2]]),
-}
-
-impl<'a> Ids<'a> {
-    pub(super) fn iter(self) -> impl ExactSizeIterator<Item = u32> + use<'a> {
-        let length = match self {
-            Self::U32(ids) => ids.len(),
-            Self::U16(ids) => ids.len(),
-        };
-        (0..length).map(move |t| match self {
-            Self::U32(ids) => u32::from_le_bytes(ids[t]),
-            Self::U16(ids) => u16::from_le_bytes(ids[t]).into(),
-        })
-    }
-}
-
-impl<'a> Target<'a> {
-    pub(super) fn iter(self) -> impl ExactSizeIterator<Item = f32> + use<'a> {
-        let width = match self {
-            Self::F32(values) => values.len(),
-            Self::F16(values) => values.len(),
-        };
-        (0..width).map(move |e| match self {
-            Self::F32(values) => f32::from_le_bytes(values[e]),
-            Self::F16(values) => f16::from_le_bytes(values[e]).to_f32(),
-        })
-    }
+/// A sample and the bytes it is decoded from, reused from one sample to the next.
+#[derive(Clone, Debug, Default)]
+pub(super) struct SampleBuffer {
+    pub sample: Sample,
+    pub bytes: Vec<u8>,
 }
 
 // No `is_empty`: a sample without tokens is refused when the file is opened.
 #[allow(clippy::len_without_is_empty)]
-impl<'a> Sample<'a> {
+impl Sample {
     /// Number of tokens, at least one.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.ids.iter().len()
+        self.ids.len()
     }
 
     /// Token ids, as long as [`len`](Self::len).
-    pub fn ids(&self) -> impl ExactSizeIterator<Item = u32> + use<'a> {
-        self.ids.iter()
+    #[must_use]
+    pub fn ids(&self) -> &[u32] {
+        &self.ids
     }
 
     /// Mask, 1 for tokens that count and 0 for padding, as long as [`len`](Self::len).
-    pub fn mask(&self) -> impl ExactSizeIterator<Item = u8> + use<'a> {
-        let mask = self.mask;
-        (0..self.len()).map(move |t| mask.map_or(1, |mask| mask[t]))
+    #[must_use]
+    pub fn mask(&self) -> &[u8] {
+        &self.mask
     }
 
     /// The teacher's embedding, as long as the dataset's width.
-    pub fn target(&self) -> impl ExactSizeIterator<Item = f32> + use<'a> {
-        self.target.iter()
+    #[must_use]
+    pub fn target(&self) -> &[f32] {
+        &self.target
     }
 
     /// The text, where the file has texts.
     #[must_use]
-    pub fn text(&self) -> Option<&'a str> {
-        self.text
+    pub fn text(&self) -> Option<&str> {
+        self.text.as_deref()
     }
 
-    /// Copies ids and mask into rows of static length: longer samples are cut, shorter ones padded with id 0 and mask 0.
+    /// Copies ids and mask into rows of static length: longer samples are cut, shorter ones filled up with the id `padding` and mask 0.
     ///
     /// # Errors
     /// [`Error::Data`] if the two rows differ in length.
-    pub fn copy_tokens(&self, ids: &mut [u32], mask: &mut [f32]) -> Result<()> {
+    pub fn copy_tokens(&self, ids: &mut [u32], mask: &mut [f32], padding: u32) -> Result<()> {
         if ids.len() != mask.len() {
             let reason = format!("{} ids, but {} mask values", ids.len(), mask.len());
             return Err(data("tokens", reason));
         }
-        let mut source = self.ids().zip(self.mask());
+        let mut source = self.ids.iter().copied().zip(self.mask.iter().copied());
         for (id, keep) in ids.iter_mut().zip(mask) {
-            let (token, byte) = source.next().unwrap_or((0, 0));
+            let (token, byte) = source.next().unwrap_or((padding, 0));
             *id = token;
             *keep = f32::from(byte);
         }
@@ -116,18 +139,15 @@ impl<'a> Sample<'a> {
     /// # Errors
     /// [`Error::Data`] if `target` is not as long as the dataset is wide.
     pub fn copy_target(&self, target: &mut [f32]) -> Result<()> {
-        let source = self.target();
-        if target.len() != source.len() {
+        if target.len() != self.target.len() {
             let reason = format!(
                 "{} values, but the dataset has {}",
                 target.len(),
-                source.len()
+                self.target.len()
             );
             return Err(data("target", reason));
         }
-        for (to, from) in target.iter_mut().zip(source) {
-            *to = from;
-        }
+        target.copy_from_slice(&self.target);
         Ok(())
     }
 }
@@ -164,7 +184,7 @@ pub(super) fn check_width(width: usize) -> Result<u32> {
         .ok_or_else(|| {
             data(
                 "target",
-                format!("{width} values a sample, not 1 to 2^32 - 1"),
+                format!("{width} values per sample, not 1 to 2^32 - 1"),
             )
         })
 }

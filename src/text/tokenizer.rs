@@ -26,6 +26,17 @@ pub trait Tokenizer: Send + Sync {
 
     /// Id of a token, such as `[SEP]`, if the vocabulary has it.
     fn token_id(&self, token: &str) -> Option<u32>;
+
+    /// Id that fills texts up to a common length, if the vocabulary has one: that of `[PAD]` or `<pad>`, unless the tokeniser says
+    /// otherwise.
+    fn padding_id(&self) -> Option<u32> {
+        usual_padding(self)
+    }
+}
+
+fn usual_padding(tokenizer: &(impl Tokenizer + ?Sized)) -> Option<u32> {
+    let mut tokens = ["[PAD]", "<pad>"].into_iter();
+    tokens.find_map(|token| tokenizer.token_id(token))
 }
 
 /// Splits at white space and knows the words it was given; for tests and small experiments.
@@ -123,25 +134,31 @@ mod word_piece {
 
     use tokenizers::{PostProcessor, TruncationParams};
 
-    use super::{Error, Result, Tokenizer, check_max_length};
+    use super::{Error, Result, Tokenizer, check_max_length, usual_padding};
+    use crate::file::InputFile;
+
+    /// Upper bound on the size of a `tokenizer.json` in bytes; those of large vocabularies have some tens of megabytes.
+    const LARGEST: u64 = 1 << 30;
 
     /// A tokeniser as its `tokenizer.json` describes it, but for padding, which is off, and the longest length.
     #[derive(Clone, Debug)]
     pub struct WordPiece {
         inner: tokenizers::Tokenizer,
         vocab_size: u32,
+        /// As the file says, which may name another token than the usual ones.
+        padding: Option<u32>,
     }
 
     impl WordPiece {
         /// Loads a `tokenizer.json`. Texts are cut to `max_length` tokens, with those added at start and end.
         ///
         /// # Errors
-        /// [`Error::Io`]; [`Error::Tokenizer`] if the file does not describe a tokeniser with a vocabulary;
+        /// [`Error::Io`], also for a directory or a special file; [`Error::Format`] for a file of more than 1 GiB; [`Error::Tokenizer`] if the file does not describe a tokeniser with a vocabulary;
         /// [`Error::Config`] if `max_length` leaves no room for a token beside the added ones.
         pub fn from_file(path: impl AsRef<Path>, max_length: usize) -> Result<Self> {
             let path = path.as_ref();
             let fail = |reason: String| Error::Tokenizer(format!("{}: {reason}", path.display()));
-            let json = std::fs::read(path).map_err(|error| Error::io(path, error))?;
+            let json = InputFile::open(path)?.read_all(LARGEST)?;
             let mut inner =
                 tokenizers::Tokenizer::from_bytes(json).map_err(|error| fail(error.to_string()))?;
             // Checked here because `with_truncation` subtracts the two without looking.
@@ -153,6 +170,7 @@ mod word_piece {
                 max_length,
                 ..TruncationParams::default()
             };
+            let padding = inner.get_padding().map(|padding| padding.pad_id);
             inner.with_padding(None);
             inner
                 .with_truncation(Some(truncation))
@@ -164,7 +182,12 @@ mod word_piece {
                 .max()
                 .and_then(|id| id.checked_add(1))
                 .ok_or_else(|| fail("no vocabulary".into()))?;
-            Ok(Self { inner, vocab_size })
+            let padding = padding.filter(|&id| id < vocab_size);
+            Ok(Self {
+                inner,
+                vocab_size,
+                padding,
+            })
         }
     }
 
@@ -188,6 +211,10 @@ mod word_piece {
 
         fn token_id(&self, token: &str) -> Option<u32> {
             self.inner.token_to_id(token)
+        }
+
+        fn padding_id(&self) -> Option<u32> {
+            self.padding.or_else(|| usual_padding(self))
         }
     }
 }

@@ -1,15 +1,13 @@
 //! Checkpoints: all that a training needs to continue bit for bit, in one file.
 
-use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::path::Path;
 
-use safetensors::tensor::{Dtype, View};
-use serde::{Deserialize, Serialize};
+use safetensors::Dtype;
 
 use super::accumulation;
-use super::file::{self, File};
-use crate::error::{Error, Result};
+use super::stored::{self, Kind, Stored, Tensors, fail};
+use crate::error::Result;
+use crate::file::{AtomicFile, TensorFile, floats, write_tensors};
 use crate::fnv::fnv1a;
 use crate::runtime::Session;
 
@@ -17,46 +15,19 @@ use crate::runtime::Session;
 /// the caller: a configuration, a seed, an epoch, as JSON or otherwise.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Checkpoint {
-    /// By kind and name.
-    tensors: BTreeMap<(Kind, String), Stored>,
-    /// Free text that travels in the file's header.
+    tensors: Tensors,
+    /// Free text that is stored in the file's header.
     pub metadata: String,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Kind {
-    Parameter,
-    FirstMoment,
-    SecondMoment,
-    State,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-struct Stored {
-    shape: Vec<usize>,
-    data: Vec<f32>,
-}
-
-/// The key of the header in a file's metadata.
-const KEY: &str = "energyflow.checkpoint";
+const FORMAT: &str = "checkpoint";
 const VERSION: u32 = 1;
 
-#[derive(Serialize, Deserialize)]
-struct Header {
-    version: u32,
-    /// Of names, shapes, elements and metadata: against accidents, not against forgery.
-    checksum: String,
-    metadata: String,
-}
+/// Keys in a file's metadata. The checksum covers names, shapes, elements and the caller's text; it finds accidents, not forgery.
+const CHECKSUM: &str = "checksum";
+const METADATA: &str = "metadata";
 
 impl Kind {
-    const ALL: [Self; 4] = [
-        Self::Parameter,
-        Self::FirstMoment,
-        Self::SecondMoment,
-        Self::State,
-    ];
-
     /// What names in a file begin with.
     fn prefix(self) -> &'static str {
         match self {
@@ -66,57 +37,30 @@ impl Kind {
             Self::State => "state.",
         }
     }
-
-    fn what(self) -> &'static str {
-        match self {
-            Self::Parameter => "parameter",
-            Self::FirstMoment => "first moment of this parameter",
-            Self::SecondMoment => "second moment of this parameter",
-            Self::State => "state",
-        }
-    }
-}
-
-impl View for &Stored {
-    fn dtype(&self) -> Dtype {
-        Dtype::F32
-    }
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-    fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Borrowed(bytemuck::cast_slice(&self.data))
-    }
-    fn data_len(&self) -> usize {
-        4 * self.data.len()
-    }
-}
-
-fn fail<T>(name: &str, reason: impl Into<String>) -> Result<T> {
-    Err(Error::Data {
-        name: name.to_owned(),
-        reason: reason.into(),
-    })
 }
 
 impl Checkpoint {
     /// Reads everything from a session between two steps; waits for the device.
     ///
     /// # Errors
-    /// [`Error::Data`] for a parameter, moment or state that is not finite, and where gradients are accumulated that no step has used yet;
-    /// [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    /// [`Error::Data`](crate::Error::Data) for a parameter, moment or state that is not finite, and while gradients are accumulated that no step has used;
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory), [`Error::DeviceLost`](crate::Error::DeviceLost).
     pub fn from_session(session: &Session) -> Result<Self> {
         if let Some(name) = accumulation::pending(session)? {
-            return fail(name, "gradients are accumulated for a step; save behind it");
+            return fail(
+                name,
+                "gradients are accumulated that no step has used; save after the step",
+            );
         }
-        let mut tensors = BTreeMap::new();
-        let mut insert = |kind, name: &str, shape: &[usize], data: Vec<f32>| {
-            if let Some(i) = data.iter().position(|x| !x.is_finite()) {
-                let (what, x) = (Kind::what(kind), data[i]);
+        let mut checkpoint = Self::default();
+        let mut insert = |kind: Kind, name: &str, shape: &[usize], data: Vec<f32>| {
+            if let Some(i) = kind.find_bad(&data) {
+                let (what, x) = (kind.what(), data[i]);
                 return fail(name, format!("element {i} of the {what} is {x}"));
             }
             let shape = shape.to_vec();
-            tensors.insert((kind, name.to_owned()), Stored { shape, data });
+            let key = (kind, name.to_owned());
+            checkpoint.tensors.insert(key, Stored { shape, data });
             Ok(())
         };
         for (name, shape) in session.parameters() {
@@ -129,113 +73,74 @@ impl Checkpoint {
         for (name, len) in session.states() {
             insert(Kind::State, name, &[len], session.get(name)?)?;
         }
-        Ok(Self {
-            tensors,
-            metadata: String::new(),
-        })
+        Ok(checkpoint)
     }
 
-    /// Puts everything back into a session in which the same graphs are compiled. Gradients that were accumulated there are forgotten.
+    /// Puts everything back into a session in which the same graphs are compiled. Gradients that were accumulated there are discarded.
     ///
     /// # Errors
-    /// [`Error::Data`] naming the first parameter or state that is missing, unknown or of another shape; then nothing is changed.
-    /// [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    /// [`Error::Data`](crate::Error::Data) naming the first parameter, moment or state that is missing, unknown, of another shape or not finite. Everything
+    /// is checked before the first value is written, so the session is then unchanged.
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory) and [`Error::DeviceLost`](crate::Error::DeviceLost) from the device, after which some values may have been written.
     pub fn apply(&self, session: &mut Session) -> Result<()> {
-        let known = declared(session)?;
-        for (key, shape) in &known {
-            let (name, what) = (&key.1, key.0.what());
-            match self.tensors.get(key) {
-                None => return fail(name, format!("the checkpoint lacks the {what}")),
-                Some(stored) if stored.shape != *shape => {
-                    let stored = &stored.shape;
-                    return fail(
-                        name,
-                        format!(
-                            "the {what} has shape {stored:?} in the checkpoint, {shape:?} in the session"
-                        ),
-                    );
-                }
-                Some(_) => {}
-            }
-        }
-        if let Some((kind, name)) = self.tensors.keys().find(|key| !known.contains_key(key)) {
-            return fail(name, format!("the session has no such {}", kind.what()));
-        }
+        let no_hint = |_: &str| String::new();
+        stored::check(&self.tensors, session, "checkpoint", &Kind::ALL, no_hint)?;
         accumulation::discard(session)?;
-        let none = Vec::new();
-        for ((kind, name), stored) in &self.tensors {
-            match kind {
-                Kind::Parameter | Kind::State => session.set(name, &stored.data)?,
-                Kind::FirstMoment => {
-                    let second = self.tensors.get(&(Kind::SecondMoment, name.clone()));
-                    let second = second.map_or(&none, |stored| &stored.data);
-                    session.set_moments(name, [&stored.data, second])?;
-                }
-                // Together with the first.
-                Kind::SecondMoment => {}
-            }
-        }
-        Ok(())
+        stored::put(&self.tensors, session)
     }
 
     /// Writes a safetensors file, whole or not at all.
     ///
     /// # Errors
-    /// [`Error::Io`]
+    /// [`Error::Io`](crate::Error::Io), also if `path` is a directory or a special file.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        let path = path.as_ref();
-        let header = Header {
-            version: VERSION,
-            checksum: self.checksum(),
-            metadata: self.metadata.clone(),
-        };
-        let header = serde_json::to_string(&header)
-            .map_err(|error| Error::io(path, std::io::Error::other(error)))?;
-        let views = self
-            .tensors
-            .iter()
-            .map(|((kind, name), stored)| (format!("{}{name}", kind.prefix()), stored));
-        file::save(path, views, KEY, header)
+        let tensors = self.tensors.iter();
+        let tensors =
+            tensors.map(|((kind, name), stored)| stored.exact(format!("{}{name}", kind.prefix())));
+        let checksum = self.checksum();
+        let more = [(CHECKSUM, &*checksum), (METADATA, &*self.metadata)];
+        let file = AtomicFile::create(path.as_ref())?;
+        write_tensors(file, (FORMAT, VERSION), &more, tensors.collect())
     }
 
     /// Reads a file that [`Checkpoint::save`] has written.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Format`] for a file that is damaged, of another kind or of another version.
+    /// [`Error::Io`](crate::Error::Io), also for a special file; [`Error::Format`](crate::Error::Format) for a file that is damaged, of another kind or of a newer
+    /// version, and for values that no training can have.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
-        let file = File::read(path.as_ref())?;
-        let (views, header) = file.tensors(KEY)?;
-        let header = header.ok_or_else(|| file.fail(0, "this is no checkpoint"))?;
-        // Another version may have another header, but has its number.
-        let number: serde_json::Value =
-            serde_json::from_str(&header).map_err(|error| file.fail(0, error.to_string()))?;
-        if number["version"] != VERSION {
-            let found = &number["version"];
-            return Err(file.fail(0, format!("version {found}, this is version {VERSION}")));
+        let file = TensorFile::open(path.as_ref())?;
+        let fail = |reason: &str| file.file().fail(0, reason);
+        if file.version(FORMAT, VERSION)?.is_none() {
+            return Err(fail("this is no checkpoint"));
         }
-        let header: Header =
-            serde_json::from_value(number).map_err(|error| file.fail(0, error.to_string()))?;
-        let mut tensors = BTreeMap::new();
-        for (full, view) in views.tensors() {
+        let entry = |key| {
+            let missing = || fail("the checkpoint lacks its checksum or metadata");
+            file.metadata(key).ok_or_else(missing)
+        };
+        let mut checkpoint = Self {
+            tensors: Tensors::new(),
+            metadata: entry(METADATA)?.to_owned(),
+        };
+        for (full, place) in file.tensors() {
             let mut kinds = Kind::ALL.into_iter();
             let key =
                 kinds.find_map(|kind| Some((kind, full.strip_prefix(kind.prefix())?.to_owned())));
-            let (Some(key), Dtype::F32) = (key, view.dtype()) else {
+            let start = place.bytes.start;
+            let (Some(key), Dtype::F32) = (key, place.dtype) else {
                 let reason = format!("tensor {full:?} has no place in a checkpoint");
-                return Err(file.fail(file.offset(view.data()), reason));
+                return Err(file.file().fail(start, reason));
             };
-            let stored = Stored {
-                shape: view.shape().to_vec(),
-                data: file::floats(view.data()),
-            };
-            tensors.insert(key, stored);
+            let data: Vec<f32> = floats(&file.read(full, place)?).collect();
+            if let Some(i) = key.0.find_bad(&data) {
+                let reason = format!("tensor {full:?}: element {i} is {}", data[i]);
+                return Err(file.file().fail(start + 4 * i as u64, reason));
+            }
+            let shape = place.shape.clone();
+            checkpoint.tensors.insert(key, Stored { shape, data });
         }
-        let checkpoint = Self {
-            tensors,
-            metadata: header.metadata,
-        };
-        if checkpoint.checksum() != header.checksum {
-            return Err(file.fail(0, "the checksum is wrong: the file is damaged"));
+        if checkpoint.checksum() != entry(CHECKSUM)? {
+            return Err(fail("the checksum is wrong: the file is damaged"));
         }
         Ok(checkpoint)
     }
@@ -258,19 +163,119 @@ impl Checkpoint {
     }
 }
 
-/// What a checkpoint for a session holds, with shapes.
-fn declared(session: &Session) -> Result<BTreeMap<(Kind, String), Vec<usize>>> {
-    let mut declared = BTreeMap::new();
-    for (name, shape) in session.parameters() {
-        if session.has_moments(name)? {
-            for kind in [Kind::FirstMoment, Kind::SecondMoment] {
-                declared.insert((kind, name.to_owned()), shape.clone());
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Error;
+    use crate::gpu::{Gpu, GpuOptions};
+    use crate::graph::{Graph, Init};
+    use crate::train::{AdamW, Weights};
+
+    /// A session with two parameters, their moments and some states, after one step.
+    fn session() -> Session {
+        let mut graph = Graph::new();
+        let names = ["a.bias", "b.weight"];
+        let parameters = names.map(|name| {
+            let init = Init::Uniform(1.0);
+            graph.parameter(name, &[2, 3], init).unwrap()
+        });
+        let product = graph.mul(parameters[0], parameters[1]).unwrap();
+        let loss = graph.sum_all(product).unwrap();
+        AdamW::default()
+            .step(&mut graph, loss, &parameters)
+            .unwrap();
+        let mut session = Session::new(&Gpu::new(&GpuOptions::default()).unwrap(), 1);
+        let step = session.compile(&graph).unwrap();
+        step.run(&[]).unwrap().wait().unwrap();
+        session
+    }
+
+    /// A way to spoil a checkpoint: what is damaged, how, and what the error says of it.
+    type Damage = (
+        &'static str,
+        &'static str,
+        fn(&mut Tensors, &(Kind, String)),
+    );
+
+    #[test]
+    fn a_checkpoint_that_does_not_fit_changes_nothing() {
+        let mut session = session();
+        let before = Checkpoint::from_session(&session).unwrap();
+        let mut other = before.clone();
+        for stored in other.tensors.values_mut() {
+            stored.data.fill(0.25);
+        }
+        let damages: [Damage; 6] = [
+            ("is NaN", "element 0 is NaN", |tensors, key| {
+                tensors.get_mut(key).unwrap().data[0] = f32::NAN;
+            }),
+            ("is inf", "is inf", |tensors, key| {
+                *tensors.get_mut(key).unwrap().data.last_mut().unwrap() = f32::INFINITY;
+            }),
+            ("lacks the", "", |tensors, key| {
+                tensors.remove(key);
+            }),
+            ("has shape", "", |tensors, key| {
+                tensors.get_mut(key).unwrap().shape.push(1);
+            }),
+            ("has no such", "", |tensors, key| {
+                let stored = tensors[key].clone();
+                tensors.insert((key.0, format!("{}.more", key.1)), stored);
+            }),
+            ("is -1", "is -1", |tensors, key| {
+                tensors.get_mut(key).unwrap().data[0] = -1.0;
+            }),
+        ];
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("checkpoint");
+        for (in_session, in_file, damage) in damages {
+            for key in before.tensors.keys() {
+                if in_session == "is -1" && key.0 != Kind::SecondMoment {
+                    continue;
+                }
+                let mut spoiled = other.clone();
+                damage(&mut spoiled.tensors, key);
+                let error = spoiled.apply(&mut session).unwrap_err();
+                assert!(
+                    matches!(&error, Error::Data { name, reason }
+                        if name.starts_with(&key.1) && reason.contains(in_session)),
+                    "{key:?}: {error}"
+                );
+                assert!(
+                    Checkpoint::from_session(&session).unwrap() == before,
+                    "{key:?}: {error}"
+                );
+                // Values that no training can have are found when the file is read, whose checksum is right.
+                if !in_file.is_empty() {
+                    spoiled.save(&path).unwrap();
+                    let error = Checkpoint::load(&path).unwrap_err();
+                    assert!(
+                        matches!(&error, Error::Format { offset, reason, .. }
+                            if *offset > 0 && reason.contains(in_file)),
+                        "{key:?}: {error}"
+                    );
+                }
             }
         }
-        declared.insert((Kind::Parameter, name.to_owned()), shape);
+        other.apply(&mut session).unwrap();
+        assert!(Checkpoint::from_session(&session).unwrap() == other);
     }
-    for (name, len) in session.states() {
-        declared.insert((Kind::State, name.to_owned()), vec![len]);
+
+    #[test]
+    fn a_session_without_parameters_says_so() {
+        let full = session();
+        let checkpoint = Checkpoint::from_session(&full).unwrap();
+        let mut empty = Session::new(full.gpu(), 0);
+        for error in [
+            checkpoint.apply(&mut empty).unwrap_err(),
+            Weights::from_session(&full)
+                .unwrap()
+                .apply(&mut empty)
+                .unwrap_err(),
+        ] {
+            let text = error.to_string();
+            assert!(text.contains("compile a graph first"), "{text}");
+        }
+        Checkpoint::default().apply(&mut empty).unwrap();
     }
-    Ok(declared)
 }

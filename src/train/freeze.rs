@@ -1,12 +1,13 @@
 //! Which parameters are trained.
 
+use super::group::has_prefix;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, ValueId};
 
-/// The parameters of `graph`, in the order of their creation, but those that `frozen` names: by their whole name, or by what stands before a
-/// dot of it, such as `blocks.0` for `blocks.0.norm.weight` and all others of that block.
+/// The parameters of `graph` that `frozen` does not name, in the order of their creation. A parameter is named by its whole name or by
+/// what stands before a dot of it: `blocks.0` names `blocks.0.norm.weight` and all others of that block.
 ///
-/// What a step leaves out has no gradient, no moments, no weight decay, and keeps its bits.
+/// A parameter that a step leaves out has no gradient and no weight decay. Its value and its moments keep their bits.
 ///
 /// # Errors
 /// [`Error::Config`] for a name that fits no parameter, and when no parameter is left.
@@ -17,13 +18,9 @@ pub fn trainable(graph: &Graph, frozen: &[String]) -> Result<Vec<ValueId>> {
             reason,
         })
     };
-    let fits = |name: &str, prefix: &String| match name.strip_prefix(prefix.as_str()) {
-        Some(rest) => rest.is_empty() || (rest.starts_with('.') && !prefix.is_empty()),
-        None => false,
-    };
     for prefix in frozen {
         let mut parameters = graph.parameters();
-        if !parameters.any(|(_, value)| fits(&value.name, prefix)) {
+        if !parameters.any(|(_, value)| has_prefix(&value.name, prefix)) {
             return fail(format!(
                 "names {prefix:?}, which is no parameter and no prefix of one"
             ));
@@ -31,7 +28,7 @@ pub fn trainable(graph: &Graph, frozen: &[String]) -> Result<Vec<ValueId>> {
     }
     let trained: Vec<ValueId> = graph
         .parameters()
-        .filter(|(_, value)| !frozen.iter().any(|prefix| fits(&value.name, prefix)))
+        .filter(|(_, value)| !frozen.iter().any(|prefix| has_prefix(&value.name, prefix)))
         .map(|(id, _)| id)
         .collect();
     match trained.is_empty() && !frozen.is_empty() {

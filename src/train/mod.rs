@@ -2,16 +2,19 @@
 
 mod accumulation;
 mod checkpoint;
-mod file;
 mod freeze;
+mod group;
 mod optimizer;
 mod scale;
 mod schedule;
+mod stored;
 mod weights;
 
 pub(crate) use accumulation::discard;
 pub use checkpoint::Checkpoint;
 pub use freeze::trainable;
+pub use group::ParameterGroup;
+pub(crate) use optimizer::SKIPPED;
 pub use optimizer::{AdamW, StepOutputs};
 pub use scale::LossScale;
 pub use schedule::Schedule;

@@ -1,53 +1,77 @@
 //! From a loss to a training step: gradients, clipping, schedule, AdamW, counters.
 
-use super::{LossScale, Schedule};
+use super::{LossScale, ParameterGroup, Schedule};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Op, ValueId};
+use crate::setters::setters;
 use crate::types::UnaryOp;
 
-/// Names of the outputs that [`AdamW::step`] and [`AdamW::update`] add to a graph, `[1]` unless said otherwise.
+/// Number of steps that were not skipped.
+const STEP: &str = "train.step";
+/// Number of steps that were skipped.
+pub(crate) const SKIPPED: &str = "train.skipped";
+/// The present loss scale.
+pub(super) const LOSS_SCALE: &str = "train.loss_scale";
+
+/// Names of the outputs that [`AdamW::step`] and [`AdamW::update`] add to a graph. They are `[1]` unless said otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StepOutputs;
 
 impl StepOutputs {
-    /// Learning rate of the step.
+    /// Learning rate of the step, before the factors of parameter groups.
     pub const LEARNING_RATE: &'static str = "learning_rate";
-    /// Global norm of the gradients before clipping; not finite when the step was skipped.
+    /// Global norm of the gradients of all groups before clipping; not finite when the step was skipped.
     pub const GRADIENT_NORM: &'static str = "gradient_norm";
     /// Loss scale of the step; 1 without loss scaling.
     pub const LOSS_SCALE: &'static str = "loss_scale";
-    /// Steps skipped so far because a gradient was not finite.
+    /// Number of steps skipped so far because a gradient was not finite.
     pub const SKIPPED: &'static str = "skipped";
-    /// Of [`AdamW::update`] alone, `[metrics]`: means of the metrics over the micro-batches.
+    /// Means of the metrics over the micro-batches, `[metrics]`. Only [`AdamW::update`] adds it.
     pub const METRICS: &'static str = "metrics";
-    /// Of [`AdamW::update`] alone: the sum of the weights of the micro-batches.
+    /// Sum of the weights of the micro-batches. Only [`AdamW::update`] adds it.
     pub const WEIGHT: &'static str = "weight";
 }
 
-/// AdamW with decoupled weight decay (Loshchilov & Hutter, arXiv:1711.05101), bias-corrected.
+/// AdamW with decoupled weight decay (Loshchilov & Hutter, arXiv:1711.05101) and bias correction.
 ///
-/// A step whose gradients are not all finite changes no parameter, moment or counter but the number of skipped steps (and the
-/// loss scale, if there is one).
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// A step whose gradients are not all finite is skipped: it changes the number of skipped steps and the loss scale, but no
+/// parameter, moment or step counter.
+///
+/// A parameter that the loss does not depend on has no gradient. It does not change, and neither do its moments. A row of a
+/// token table that no id looked up has the gradient zero, and decays.
+///
+/// ```
+/// use energyflow::train::{AdamW, Schedule};
+///
+/// let optimizer = AdamW::default()
+///     .schedule(Schedule::Constant { rate: 1e-3 })
+///     .clip(Some(1.0))
+///     .no_decay_for_biases_and_norms();
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct AdamW {
-    /// Learning rate.
+    /// Learning rate of each step.
     pub schedule: Schedule,
-    /// Decay of the first moment.
+    /// Decay rate of the first moment, in [0, 1).
     pub beta1: f32,
-    /// Decay of the second moment.
+    /// Decay rate of the second moment, in [0, 1).
     pub beta2: f32,
     /// Added to the root of the second moment.
     pub eps: f32,
     /// Decoupled weight decay.
     pub weight_decay: f32,
-    /// Gradients are scaled down to this global norm.
+    /// Upper bound on the global norm of the gradients, which are scaled down to it.
     pub clip: Option<f32>,
-    /// For f16 gradients.
+    /// Dynamic loss scale, for f16 gradients.
     pub loss_scale: Option<LossScale>,
+    /// Parameters with rates of their own; see [`AdamW::group`].
+    pub groups: Vec<ParameterGroup>,
 }
 
 impl Default for AdamW {
+    /// A constant learning rate of 3e-4, betas 0.9 and 0.999, eps 1e-8, weight decay 0.01; no clipping, loss scale or groups.
     fn default() -> Self {
         Self {
             schedule: Schedule::Constant { rate: 3e-4 },
@@ -57,11 +81,22 @@ impl Default for AdamW {
             weight_decay: 0.01,
             clip: None,
             loss_scale: None,
+            groups: Vec::new(),
         }
     }
 }
 
 impl AdamW {
+    setters! {
+        schedule: Schedule,
+        beta1: f32,
+        beta2: f32,
+        eps: f32,
+        weight_decay: f32,
+        clip: Option<f32>,
+        loss_scale: Option<LossScale>,
+    }
+
     fn check(&self) -> Result<()> {
         let fail = |field: &'static str, reason: &str| {
             Err(Error::Config {
@@ -88,30 +123,43 @@ impl AdamW {
         if let Some(scale) = &self.loss_scale {
             scale.check()?;
         }
+        for group in &self.groups {
+            group.check()?;
+        }
         self.schedule.check()
     }
 
     /// Adds everything that turns `loss` `[1]` into an update of `parameters`, and the outputs named in [`StepOutputs`].
     ///
-    /// Counters are states named `train.*`. Works once a graph.
+    /// The counters are states with names that begin with `train.`. A graph has one step; parameters with rates of their own
+    /// are groups of it.
     ///
     /// # Errors
-    /// [`Error::Config`] for values out of range, [`Error::Graph`] when the loss has no gradient, no parameter is given or the
-    /// graph has a step already.
+    /// [`Error::Config`] for values out of range and groups that do not fit the graph; [`Error::Graph`] when the loss has no
+    /// gradient or depends on none of the parameters, or the graph has a step already. The graph is then as it was before.
     pub fn step(&self, graph: &mut Graph, loss: ValueId, parameters: &[ValueId]) -> Result<()> {
-        let scale = self.begin(graph, parameters)?;
-        let gradients = graph.gradients_from(loss, scale, parameters)?;
-        self.finish(graph, parameters, &gradients, [scale, scale])
+        whole(graph, |graph| {
+            let scale = self.begin(graph, parameters)?;
+            let (parameters, gradients) = reached(graph, [loss, scale], parameters)?;
+            self.finish(graph, &parameters, &gradients, [scale, scale])
+        })
     }
 
     /// What every graph with a part of a step begins with: the loss scale.
     pub(super) fn begin(&self, graph: &mut Graph, parameters: &[ValueId]) -> Result<ValueId> {
         self.check()?;
+        if graph.find(STEP).is_some() {
+            return Err(Error::Graph(
+                "this graph has an optimizer step already; put parameter groups into one step (AdamW::group)".into(),
+            ));
+        }
         if parameters.is_empty() {
             return Err(Error::Graph("there is no parameter to train".into()));
         }
+        // Also where only the update needs the rates, so that a mistake shows at once.
+        self.rates(graph, parameters)?;
         match &self.loss_scale {
-            Some(options) => graph.state("train.loss_scale", &[1], options.start),
+            Some(options) => graph.state(LOSS_SCALE, &[1], options.start),
             None => graph.constant(&[1], 1.0),
         }
     }
@@ -124,12 +172,13 @@ impl AdamW {
         gradients: &[ValueId],
         [scale, divisor]: [ValueId; 2],
     ) -> Result<()> {
+        let rates = self.rates(graph, parameters)?;
         let scaled_norm = graph.global_norm(gradients)?;
         let norm = graph.div(scaled_norm, divisor)?;
         let apply = graph.unary(UnaryOp::IsFinite, scaled_norm)?;
         let factor = self.factor(graph, norm, divisor)?;
 
-        let step = graph.state("train.step", &[1], 0.0)?;
+        let step = graph.state(STEP, &[1], 0.0)?;
         let next = graph.add(step, apply)?;
         // The number of this step; a skipped one does not count, so the next has the same number.
         let t = graph.affine(step, 1.0, 1.0)?;
@@ -138,7 +187,7 @@ impl AdamW {
             self.correction(graph, "train.correction1", self.beta1, apply)?,
             self.correction(graph, "train.correction2", self.beta2, apply)?,
         ];
-        let skipped = graph.state("train.skipped", &[1], 0.0)?;
+        let skipped = graph.state(SKIPPED, &[1], 0.0)?;
         let missed = graph.affine(apply, -1.0, 1.0)?;
         let missed = graph.add(skipped, missed)?;
         let hyper = graph.stack(&[rate, corrections[0], corrections[1], factor, apply])?;
@@ -155,7 +204,7 @@ impl AdamW {
             beta1: self.beta1,
             beta2: self.beta2,
             eps: self.eps,
-            weight_decay: self.weight_decay,
+            rates,
         };
         graph.apply(op, &[gradients, &[hyper]].concat())?;
 
@@ -194,5 +243,32 @@ impl AdamW {
         let kept = graph.add(state, change)?;
         graph.assign(state, kept)?;
         Ok(next)
+    }
+}
+
+/// Leaves the graph as it was when `build` fails.
+pub(super) fn whole<T>(
+    graph: &mut Graph,
+    build: impl FnOnce(&mut Graph) -> Result<T>,
+) -> Result<T> {
+    let before = graph.clone();
+    build(graph).inspect_err(|_| *graph = before)
+}
+
+/// The parameters that `loss` depends on, and their gradients times `scale`.
+pub(super) fn reached(
+    graph: &mut Graph,
+    [loss, scale]: [ValueId; 2],
+    parameters: &[ValueId],
+) -> Result<(Vec<ValueId>, Vec<ValueId>)> {
+    let gradients = graph.reached_gradients(loss, scale, parameters)?;
+    let pairs = parameters.iter().zip(gradients);
+    let reached = pairs.filter_map(|(&parameter, gradient)| Some((parameter, gradient?)));
+    let (parameters, gradients): (Vec<ValueId>, Vec<ValueId>) = reached.unzip();
+    match parameters.is_empty() {
+        true => Err(Error::Graph(
+            "the loss depends on none of the parameters that are to be trained".into(),
+        )),
+        false => Ok((parameters, gradients)),
     }
 }

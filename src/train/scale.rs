@@ -2,14 +2,16 @@
 
 use crate::error::{Error, Result};
 use crate::graph::{Graph, ValueId};
+use crate::setters::setters;
 use crate::types::{BinaryOp, Broadcast, UnaryOp};
 
-/// The loss is multiplied by a scale that doubles after `interval` good steps in a row, and halves when a gradient is not finite; that
-/// step is skipped. Micikevicius et al., arXiv:1710.03740.
+/// A factor on the loss. It doubles after `interval` good steps in a row. It halves when a gradient is not finite, and that step is
+/// skipped. Micikevicius et al., arXiv:1710.03740.
 ///
-/// The first step uses `start`, which may lie outside of `min..=max`, for instance to provoke an overflow. Every later one is
-/// within, so that after a first step at 2²⁴ the scale is at most `max`, whether the step was good or not.
+/// The first step uses `start`, which may lie outside of `min..=max`, for instance to provoke an overflow. The scale of every later
+/// step lies within.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct LossScale {
     /// Scale of the first step.
     pub start: f32,
@@ -17,11 +19,12 @@ pub struct LossScale {
     pub min: f32,
     /// Largest scale.
     pub max: f32,
-    /// Good steps in a row until the scale doubles, at most 2²³.
+    /// Number of good steps in a row until the scale doubles, at most 2²³.
     pub interval: u32,
 }
 
 impl Default for LossScale {
+    /// Starts at 1024, stays within 1 and 65 536, doubles after 2000 good steps.
     fn default() -> Self {
         Self {
             start: 1024.0,
@@ -33,6 +36,13 @@ impl Default for LossScale {
 }
 
 impl LossScale {
+    setters! {
+        start: f32,
+        min: f32,
+        max: f32,
+        interval: u32,
+    }
+
     pub(super) fn check(&self) -> Result<()> {
         let ordered = 0.0 < self.min && self.min <= self.max && self.start > 0.0;
         // Steps are counted in f32, and compared at half a step.
@@ -46,7 +56,7 @@ impl LossScale {
         })
     }
 
-    /// Moves the scale on. `apply` is 1 where the step was good, 0 where a gradient was not finite.
+    /// Moves the scale on. `apply` is 1 when the step was good, 0 when a gradient was not finite.
     pub(super) fn update(&self, graph: &mut Graph, scale: ValueId, apply: ValueId) -> Result<()> {
         let good = graph.state("train.good_steps", &[1], 0.0)?;
         let count = graph.affine(good, 1.0, 1.0)?;

@@ -15,16 +15,16 @@ pub enum Schedule {
         /// Learning rate.
         rate: f32,
     },
-    /// Linear from 0 to `peak` at step `warmup`, then half a cosine down to `end` at step `total`, then `end`.
+    /// Rises linearly from 0 to `peak` at step `warmup`, falls along half a cosine to `end` at step `total`, and stays there.
     /// Loshchilov & Hutter, arXiv:1608.03983, with warm-up.
     WarmupCosine {
         /// Highest learning rate.
         peak: f32,
         /// Last learning rate.
         end: f32,
-        /// Steps on the way up.
+        /// Number of steps until `peak`.
         warmup: u32,
-        /// Steps until `end`, warm-up included.
+        /// Number of steps until `end`, warm-up included; at most 2²⁴.
         total: u32,
     },
 }

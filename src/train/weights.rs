@@ -4,12 +4,13 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use half::f16;
 use half::slice::HalfFloatSliceExt;
-use safetensors::tensor::{Dtype, View};
+use half::{bf16, f16};
+use safetensors::Dtype;
 
-use super::file::{self, File};
-use crate::error::{Error, Result};
+use super::stored::{self, Kind, Stored, Tensors, fail};
+use crate::error::Result;
+use crate::file::{AtomicFile, TensorFile, TensorOut, floats, write_tensors};
 use crate::runtime::Session;
 
 /// Element type of a weight file.
@@ -24,167 +25,166 @@ pub enum WeightType {
 /// All parameters of a session on the host, in PyTorch's names, shapes and order of elements.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Weights {
-    tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)>,
-    /// Free text that travels in the file's header, such as a configuration as JSON.
+    /// Of [`Kind::Parameter`] only.
+    tensors: Tensors,
+    /// Tensors that a file has, but that are not read: names and element types.
+    skipped: BTreeMap<String, String>,
+    /// Free text that is stored in the file's header, such as a configuration as JSON.
     pub description: String,
 }
 
+const FORMAT: &str = "weights";
+const VERSION: u32 = 1;
+
 /// The key of the description in a file's metadata.
-const KEY: &str = "energyflow";
-
-struct Stored<'a> {
-    shape: &'a [usize],
-    dtype: Dtype,
-    bytes: Vec<u8>,
-}
-
-impl View for Stored<'_> {
-    fn dtype(&self) -> Dtype {
-        self.dtype
-    }
-    fn shape(&self) -> &[usize] {
-        self.shape
-    }
-    fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Borrowed(&self.bytes)
-    }
-    fn data_len(&self) -> usize {
-        self.bytes.len()
-    }
-}
+const DESCRIPTION: &str = "description";
 
 impl Weights {
     /// Reads all parameters of a session; waits for the device.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`], [`Error::DeviceLost`]
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory), [`Error::DeviceLost`](crate::Error::DeviceLost)
     pub fn from_session(session: &Session) -> Result<Self> {
-        let mut tensors = BTreeMap::new();
+        let mut weights = Self::default();
         for (name, shape) in session.parameters() {
-            tensors.insert(name.to_owned(), (shape, session.get(name)?));
+            let data = session.get(name)?;
+            let key = (Kind::Parameter, name.to_owned());
+            weights.tensors.insert(key, Stored { shape, data });
         }
-        Ok(Self {
-            tensors,
-            description: String::new(),
-        })
+        Ok(weights)
     }
 
     /// Writes them into a session whose graphs declare exactly these parameters.
     ///
     /// # Errors
-    /// [`Error::Data`] naming the first parameter that is missing, unknown or of another shape; then nothing is changed.
+    /// [`Error::Data`](crate::Error::Data) naming the first parameter that is missing, unknown, of another shape or not finite. Everything
+    /// is checked before the first parameter is written, so the session is then unchanged.
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory) and [`Error::DeviceLost`](crate::Error::DeviceLost) from the device, after which some parameters may have been written.
     pub fn apply(&self, session: &mut Session) -> Result<()> {
-        let fail = |name: &str, reason: String| {
-            Err(Error::Data {
-                name: name.to_owned(),
-                reason,
-            })
-        };
-        let declared: BTreeMap<String, Vec<usize>> = session
-            .parameters()
-            .map(|(name, shape)| (name.to_owned(), shape))
-            .collect();
-        for (name, shape) in &declared {
-            match self.tensors.get(name) {
-                None => return fail(name, "the weights lack this parameter".into()),
-                Some((stored, _)) if stored != shape => {
-                    return fail(
-                        name,
-                        format!("has shape {stored:?} in the weights, {shape:?} in the network"),
-                    );
-                }
-                Some(_) => {}
+        let hint = |name: &str| match self.skipped.get(name) {
+            Some(dtype) => {
+                format!(": the file has it as {dtype}, which is not read; convert it to F32")
             }
-        }
-        if let Some(name) = self
-            .tensors
-            .keys()
-            .find(|name| !declared.contains_key(*name))
-        {
-            return fail(name, "the network has no such parameter".into());
-        }
-        for (name, (_, data)) in &self.tensors {
-            session.set(name, data)?;
-        }
-        Ok(())
+            None => String::new(),
+        };
+        stored::check(&self.tensors, session, "weights", &[Kind::Parameter], hint)?;
+        stored::put(&self.tensors, session)
     }
 
     /// Shape and elements of one parameter.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<(&[usize], &[f32])> {
-        let (shape, data) = self.tensors.get(name)?;
-        Some((shape, data))
+        let stored = self.tensors.get(&(Kind::Parameter, name.to_owned()))?;
+        Some((&stored.shape, &stored.data))
     }
 
     /// Names in alphabetical order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.tensors.keys().map(String::as_str)
+        self.tensors.keys().map(|(_, name)| name.as_str())
+    }
+
+    /// Tensors of the file that were not read, because their elements are neither F32, F16 nor BF16: names and element types,
+    /// in alphabetical order.
+    pub fn skipped(&self) -> impl Iterator<Item = (&str, &str)> {
+        let skipped = self.skipped.iter();
+        skipped.map(|(name, dtype)| (name.as_str(), dtype.as_str()))
     }
 
     /// Writes a safetensors file, whole or not at all.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Data`] naming a parameter that does not fit the type.
+    /// [`Error::Io`](crate::Error::Io), also if `path` is a directory or a special file; [`Error::Data`](crate::Error::Data) naming a
+    /// parameter that does not fit the type.
     pub fn save(&self, path: impl AsRef<Path>, dtype: WeightType) -> Result<()> {
-        let mut views = Vec::new();
-        for (name, (shape, data)) in &self.tensors {
-            let (dtype, bytes) = match dtype {
-                WeightType::F32 => (Dtype::F32, bytemuck::cast_slice(data).to_vec()),
-                WeightType::F16 => {
-                    let mut halves = vec![f16::ZERO; data.len()];
-                    halves.convert_from_f32_slice(data);
-                    if let Some(i) = halves.iter().position(|half| !half.is_finite()) {
-                        return Err(Error::Data {
-                            name: name.clone(),
-                            reason: format!("element {i}, {}, does not fit f16", data[i]),
-                        });
-                    }
-                    (Dtype::F16, bytemuck::cast_slice(&halves).to_vec())
-                }
-            };
-            views.push((
-                name.as_str(),
-                Stored {
-                    shape,
-                    dtype,
-                    bytes,
+        let mut tensors = Vec::new();
+        for ((_, name), stored) in &self.tensors {
+            let exact = stored.exact(name.clone());
+            tensors.push(match dtype {
+                WeightType::F32 => exact,
+                WeightType::F16 => TensorOut {
+                    dtype: Dtype::F16,
+                    bytes: Cow::Owned(halves(name, &stored.data)?),
+                    ..exact
                 },
-            ));
+            });
         }
-        file::save(path.as_ref(), views, KEY, self.description.clone())
+        let more = [(DESCRIPTION, self.description.as_str())];
+        let file = AtomicFile::create(path.as_ref())?;
+        write_tensors(file, (FORMAT, VERSION), &more, tensors)
     }
 
-    /// Reads a safetensors file of f32 and f16 tensors.
+    /// Reads the F32, F16 and BF16 tensors of a safetensors file, whoever wrote it. Tensors of other types, such as the I64 counters that
+    /// PyTorch's batch normalisation keeps, are [skipped](Self::skipped) with a warning in the log.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Format`] for a malformed file, another element type, NaN or infinity.
+    /// [`Error::Io`](crate::Error::Io), also for a special file; [`Error::Format`](crate::Error::Format) for a malformed file, a file of another kind or a newer
+    /// version, NaN or infinity.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
-        let file = File::read(path.as_ref())?;
-        let (views, description) = file.tensors(KEY)?;
-        let mut tensors = BTreeMap::new();
-        for (name, view) in views.tensors() {
-            let words = view.data();
-            let offset = file.offset(words);
-            let data: Vec<f32> = match view.dtype() {
-                Dtype::F32 => file::floats(words),
-                Dtype::F16 => words
-                    .chunks_exact(2)
-                    .map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32())
-                    .collect(),
-                other => {
-                    let reason = format!("tensor {name:?} is {other:?}, not F32 or F16");
-                    return Err(file.fail(offset, reason));
-                }
-            };
-            if let Some(i) = data.iter().position(|x| !x.is_finite()) {
-                let at = offset + i * words.len() / data.len();
-                return Err(file.fail(at, format!("tensor {name:?}: element {i} is {}", data[i])));
+        let file = TensorFile::open(path.as_ref())?;
+        file.version(FORMAT, VERSION)?;
+        let mut weights = Self {
+            description: file.metadata(DESCRIPTION).unwrap_or_default().to_owned(),
+            ..Self::default()
+        };
+        for (name, place) in file.tensors() {
+            if !matches!(place.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
+                let dtype = format!("{:?}", place.dtype);
+                log::warn!(
+                    "{}: tensor {name:?} is {dtype} and is skipped; F32, F16 and BF16 are read",
+                    path.as_ref().display()
+                );
+                weights.skipped.insert(name.clone(), dtype);
+                continue;
             }
-            tensors.insert(name, (view.shape().to_vec(), data));
+            let bytes = file.read(name, place)?;
+            let words = bytes.as_chunks().0.iter();
+            let data: Vec<f32> = match place.dtype {
+                Dtype::F16 => words.map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
+                Dtype::BF16 => words.map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
+                _ => floats(&bytes).collect(),
+            };
+            if let Some(i) = Kind::Parameter.find_bad(&data) {
+                let at = place.bytes.start + (i * (bytes.len() / data.len())) as u64;
+                let reason = format!("tensor {name:?}: element {i} is {}", data[i]);
+                return Err(file.file().fail(at, reason));
+            }
+            let shape = place.shape.clone();
+            let key = (Kind::Parameter, name.clone());
+            weights.tensors.insert(key, Stored { shape, data });
         }
-        Ok(Self {
-            tensors,
-            description: description.unwrap_or_default(),
-        })
+        Ok(weights)
+    }
+}
+
+/// The bytes of a parameter rounded to f16.
+fn halves(name: &str, data: &[f32]) -> Result<Vec<u8>> {
+    let mut halves = vec![f16::ZERO; data.len()];
+    halves.convert_from_f32_slice(data);
+    match halves.iter().position(|half| !half.is_finite()) {
+        Some(i) => fail(name, format!("element {i}, {}, does not fit f16", data[i])),
+        None => Ok(bytemuck::cast_slice(&halves).to_vec()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Error;
+
+    /// The name under which safetensors files hold their metadata.
+    #[test]
+    fn a_reserved_name_is_not_saved() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("weights");
+        let mut weights = Weights::default();
+        let key = (Kind::Parameter, "__metadata__".to_owned());
+        let (shape, data) = (vec![1], vec![1.0]);
+        weights.tensors.insert(key, Stored { shape, data });
+        let error = weights.save(&path, WeightType::F32).unwrap_err();
+        assert!(
+            matches!(&error, Error::Data { name, .. } if name == "__metadata__"),
+            "{error}"
+        );
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 }

@@ -5,7 +5,7 @@ mod precision;
 mod shape;
 mod window;
 
-pub use op::{BinaryOp, Broadcast, Trans, UnaryOp};
+pub use op::{BinaryOp, Broadcast, Rates, Trans, UnaryOp};
 pub use precision::Precision;
 pub use shape::{DType, Shape};
 pub use window::{Padding, Window};

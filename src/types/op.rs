@@ -46,11 +46,46 @@ pub enum UnaryOp {
     GeluTanh,
     /// GELU, exact form: x/2·(1 + erf(x/√2)). Hendrycks & Gimpel, arXiv:1606.08415.
     GeluErf,
-    /// 1 where x is neither infinite nor NaN, else 0
+    /// 1 where x is neither infinite nor NaN, else 0. Its derivative is 0 everywhere: no gradient passes through a test.
     IsFinite,
 }
 
+impl UnaryOp {
+    /// The name in errors and listings.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        self.names()[0]
+    }
+
+    /// The names of the function and of its derivative.
+    fn names(self) -> [&'static str; 2] {
+        match self {
+            Self::Identity => ["identity", "identity_grad"],
+            Self::Affine { .. } => ["affine", "affine_grad"],
+            Self::Clamp { .. } => ["clamp", "clamp_grad"],
+            Self::Abs => ["abs", "abs_grad"],
+            Self::Square => ["square", "square_grad"],
+            Self::Sqrt => ["sqrt", "sqrt_grad"],
+            Self::Rsqrt => ["rsqrt", "rsqrt_grad"],
+            Self::Recip => ["recip", "recip_grad"],
+            Self::Exp => ["exp", "exp_grad"],
+            Self::Log => ["log", "log_grad"],
+            Self::Cos => ["cos", "cos_grad"],
+            Self::Tanh => ["tanh", "tanh_grad"],
+            Self::Sigmoid => ["sigmoid", "sigmoid_grad"],
+            Self::Relu => ["relu", "relu_grad"],
+            Self::GeluTanh => ["gelu_tanh", "gelu_tanh_grad"],
+            Self::GeluErf => ["gelu_erf", "gelu_erf_grad"],
+            Self::IsFinite => ["is_finite", "is_finite_grad"],
+        }
+    }
+}
+
 /// A function of two elements. The second operand may be broadcast.
+///
+/// The result has the element type of the first operand. Both operands have one element type, with these exceptions: a vector that
+/// is broadcast (a bias, a mask, a scalar: [`Broadcast::Cols`], [`Broadcast::Rows`], [`Broadcast::Scalar`]) may be f32 beside f16 or f16
+/// beside f32, and a constant, which is always f32, may meet either type.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum BinaryOp {
@@ -66,10 +101,27 @@ pub enum BinaryOp {
     Max,
     /// the smaller
     Min,
-    /// 1 where a > b, else 0
+    /// 1 where a > b, else 0. Its derivative is 0 for both operands everywhere: no gradient passes through a comparison.
     Greater,
-    /// f′(a)·b: the derivative of a unary function at a, times the incoming gradient
+    /// f′(a)·b: the derivative of a unary function at a, times the incoming gradient b.
     UnaryGrad(UnaryOp),
+}
+
+impl BinaryOp {
+    /// The name in errors and listings.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Add => "add",
+            Self::Sub => "sub",
+            Self::Mul => "mul",
+            Self::Div => "div",
+            Self::Max => "max",
+            Self::Min => "min",
+            Self::Greater => "greater",
+            Self::UnaryGrad(op) => op.names()[1],
+        }
+    }
 }
 
 /// Which element of the second operand meets element (r, c) of the first.
@@ -84,7 +136,7 @@ pub enum Broadcast {
     Rows,
     /// The only element of `[1]`.
     Scalar,
-    /// (r / period, c) of a matrix [rows / period, C]: one row for all time steps of a sample.
+    /// (r / period, c) of a matrix [rows / period, C]: one row per sample, the same for all of its time steps.
     Groups {
         /// Rows that share one row of the operand.
         period: usize,
@@ -100,4 +152,24 @@ pub enum Trans {
     NT,
     /// A [K, M]ᵀ · B [K, N]: a weight gradient.
     TN,
+}
+
+/// How fast [`Op::AdamW`](crate::graph::Op::AdamW) changes one parameter.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rates {
+    /// Factor on the learning rate, at least 0.
+    pub lr_scale: f32,
+    /// Decoupled weight decay wd, at least 0.
+    pub weight_decay: f32,
+}
+
+impl Rates {
+    /// The learning rate as it is, with this weight decay.
+    #[must_use]
+    pub fn decay(weight_decay: f32) -> Self {
+        Self {
+            lr_scale: 1.0,
+            weight_decay,
+        }
+    }
 }

@@ -1,7 +1,8 @@
-//! What a network computes in.
+//! The element type that a network computes in.
 
-/// What the network between tokens and embedding computes in. Sums, statistics, the loss, master weights and the optimizer are
-/// f32 in either case.
+/// The element type of the activations between tokens and embedding.
+///
+/// Sums, statistics, the loss, master weights and the optimizer are f32 in both cases.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
     /// f32 storage.

@@ -17,7 +17,7 @@ pub enum DType {
 }
 
 impl DType {
-    /// Bytes an element.
+    /// Bytes per element.
     #[must_use]
     pub const fn size(self) -> usize {
         match self {
@@ -37,23 +37,35 @@ impl fmt::Display for DType {
     }
 }
 
-/// A static shape of rank 1 to 3, no extent zero.
+/// A static shape of rank 1 to 3. No extent is zero, and there are at most [`Shape::MAX_LEN`] elements.
 ///
-/// In memory a value is a matrix: the last extent is its columns, the product of the others its rows.
-/// A rank-1 value is one row.
+/// In memory a value is a matrix. The last extent is its number of columns, the product of the others its number of rows.
+/// A value of rank 1 is one row.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Shape(Vec<usize>);
 
 impl Shape {
-    /// Checks rank and extents.
+    /// Upper bound of the number of elements: 2³² − 1, because kernels count elements in 32 bits.
+    ///
+    /// A value that is stored on the device is also bounded in bytes, padding included, see
+    /// [`Layout::new`](crate::gpu::Layout::new).
+    pub const MAX_LEN: usize = u32::MAX as usize;
+
+    /// Checks the rank, the extents and their product.
     ///
     /// # Errors
-    /// [`Error::Graph`] when the rank is not 1 to 3 or an extent is zero.
+    /// [`Error::Shape`] when the rank is not 1 to 3, an extent is zero, or there are more than [`Shape::MAX_LEN`] elements.
     pub fn new(dims: &[usize]) -> Result<Self> {
-        if dims.is_empty() || dims.len() > 3 || dims.contains(&0) {
-            return Err(Error::Graph(format!(
-                "{dims:?} is no shape: rank 1 to 3, every extent at least 1"
-            )));
+        let fail = |reason: &str| Err(Error::shape("shape", &[], format!("{dims:?}: {reason}")));
+        if dims.is_empty() || dims.len() > 3 {
+            return fail("a shape has 1 to 3 extents");
+        }
+        if dims.contains(&0) {
+            return fail("every extent must be at least 1");
+        }
+        let len = dims.iter().try_fold(1, |len: usize, &n| len.checked_mul(n));
+        if len.is_none_or(|len| len > Self::MAX_LEN) {
+            return fail("a value has at most 2^32 - 1 elements");
         }
         Ok(Self(dims.to_vec()))
     }
@@ -62,10 +74,12 @@ impl Shape {
         Self(vec![1])
     }
 
+    /// `[n]`, for an `n` that is the extent of another shape.
     pub(crate) fn vector(n: usize) -> Self {
         Self(vec![n])
     }
 
+    /// `[rows, cols]` without the checks of [`Shape::new`]: for extents that are known to fit, and for those that the layout checks.
     pub(crate) fn matrix(rows: usize, cols: usize) -> Self {
         Self(vec![rows, cols])
     }
@@ -116,5 +130,36 @@ impl fmt::Display for Shape {
 impl fmt::Debug for Shape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?}", self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extents_that_are_no_shape() {
+        let most = Shape::MAX_LEN;
+        for dims in [
+            &[][..],
+            &[1, 1, 1, 1],
+            &[0],
+            &[2, 0, 3],
+            &[usize::MAX],
+            &[1 << 63, 2, 4],
+            &[(1 << 63) + 1, 2, 4],
+            &[1 << 32, 1 << 32],
+            &[1 << 16, 1 << 16, 1],
+            &[most + 1],
+        ] {
+            let result = Shape::new(dims);
+            assert!(matches!(result, Err(Error::Shape { .. })), "{dims:?}");
+        }
+        assert_eq!(
+            Shape::new(&[most]).map(|shape| shape.len()).ok(),
+            Some(most)
+        );
+        let odd = [3, 5, 17 * 257 * 65_537];
+        assert!(Shape::new(&odd).is_ok());
     }
 }

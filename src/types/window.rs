@@ -1,31 +1,33 @@
-//! Which time steps a 1-D convolution looks at.
+//! Which time steps a 1-D convolution reads.
 
 use crate::error::{Error, Result};
 
-/// Where a convolution sees zeros beyond the ends of a sample.
+/// Where a convolution pads a sample with zeros.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize,
 )]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Padding {
-    /// Only before the start, so that a step depends on none that comes later; one step of output a stride.
+    /// Zeros before the start only. A step depends on no later one. There is one step of output per stride.
     #[default]
     Causal,
-    /// At both ends, so that with stride 1 there are as many steps as before, as PyTorch's `padding="same"`: of an odd number of
-    /// zeros one more behind the end.
+    /// Zeros at both ends, so that stride 1 keeps the number of steps, as PyTorch's `padding="same"`. If their number is odd,
+    /// there is one more at the end than at the start.
     Same,
-    /// Nowhere: windows that fit only.
+    /// No zeros: only windows that lie inside of the sample.
     Valid,
 }
 
-/// Geometry of a dilated 1-D convolution over [B, L, C]: tap j of step t of the result looks at step
-/// t·stride + j·dilation − before of the operand, which counts as zero outside.
+/// Geometry of a dilated 1-D convolution over [B, L, C].
+///
+/// Tap j of step t of the result reads step t·stride + j·dilation − before of the operand. The operand counts as zero outside of
+/// the sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Window {
-    /// Time steps a sample of the operand, L.
+    /// Time steps per sample of the operand, L.
     pub(crate) time: usize,
-    /// Time steps a sample of the result.
+    /// Time steps per sample of the result.
     pub(crate) steps: usize,
     /// Taps, k.
     pub(crate) kernel: usize,
@@ -38,10 +40,10 @@ pub struct Window {
 }
 
 impl Window {
-    /// The window of `kernel` taps, `dilation` apart, over samples of `time` steps that ends with the current step.
+    /// Windows of `kernel` taps, `dilation` apart, over samples of `time` steps. Each window ends with the current step.
     ///
     /// # Errors
-    /// [`Error::Config`] for a number of zero.
+    /// As [`Window::new`].
     pub fn causal(time: usize, kernel: usize, dilation: usize) -> Result<Self> {
         Self::new(time, kernel, dilation, 1, Padding::Causal)
     }
@@ -72,7 +74,8 @@ impl Window {
             });
         }
         let reach = (kernel - 1).checked_mul(dilation);
-        let Some(reach) = reach.filter(|reach| reach + time <= most) else {
+        let fits = |reach: &usize| reach.checked_add(time).is_some_and(|end| end <= most);
+        let Some(reach) = reach.filter(fits) else {
             return Err(Error::Config {
                 field: "dilation",
                 reason: format!("{kernel} taps {dilation} apart reach beyond 2^31 steps"),
@@ -102,7 +105,7 @@ impl Window {
         })
     }
 
-    /// Time steps a sample of the result, L'.
+    /// Time steps per sample of the result, L'.
     #[must_use]
     pub fn steps(&self) -> usize {
         self.steps

@@ -129,11 +129,8 @@ impl Toy {
 
 /// The other part: the update from what was accumulated.
 pub fn update(optimizer: &AdamW) -> Graph {
-    let mut graph = Graph::new();
-    layers(&mut graph);
-    let parameters = parameters(&graph);
-    optimizer.update(&mut graph, &parameters, 1).unwrap();
-    graph
+    let toy = Toy::accumulation(1, DType::F32, optimizer);
+    optimizer.update(&[&toy.graph]).unwrap()
 }
 
 pub fn parameters(graph: &Graph) -> Vec<ValueId> {

@@ -9,7 +9,8 @@ use crate::error::Result;
 use crate::gpu::Layout;
 use crate::graph::{Node, Op, Source, ValueId};
 use crate::kernels;
-use crate::types::DType;
+use crate::kernels::optimizer::{AdamWConstants, STRETCHES, Stretch};
+use crate::types::{DType, Rates};
 
 /// Accumulated gradients stay where they are. Gradients that only optimizers, norms and accumulation read are computed straight
 /// into the gradient arena.
@@ -113,7 +114,7 @@ impl Lowering<'_> {
         }
         let parts: usize = sources
             .iter()
-            .map(|(layout, _)| kernels::optimizer::norm_parts(layout.row_stride()))
+            .map(|(layout, _)| kernels::optimizer::norm_parts(layout.row_stride(), self.target))
             .sum();
         let partial = Self::vector(parts, DType::F32)?;
         let place = self.scratch(partial);
@@ -121,12 +122,11 @@ impl Lowering<'_> {
         for (layout, source) in sources {
             let kernel = kernels::optimizer::norm_partial(layout, partial, first, self.target);
             self.step(kernel, vec![source, place])?;
-            first += kernels::optimizer::norm_parts(layout.row_stride());
+            first += kernels::optimizer::norm_parts(layout.row_stride(), self.target);
         }
         let output = self.layout(node.outputs[0])?;
-        let kernel = kernels::reduce::total(partial, output, true, self.target);
-        self.step(kernel, vec![place, Place::Value(node.outputs[0])])?;
-        Ok(())
+        let to = (output, Place::Value(node.outputs[0]));
+        self.total((partial, place), to, true)
     }
 
     /// For each stretch of parameters, where its gradients lie.
@@ -202,47 +202,98 @@ impl Lowering<'_> {
             .collect()
     }
 
+    /// Rates of the parameters that lie in a run of the arenas, in stretches of equal rates.
+    fn stretches(&self, run: Span, params: &[ValueId], rates: &[Rates]) -> Result<Vec<Stretch>> {
+        let mut all = Vec::new();
+        for (&param, &rates) in params.iter().zip(rates) {
+            let span = self.arenas.run(param)?;
+            let inside = run.offset..run.offset + run.bytes;
+            if span.block == run.block && inside.contains(&span.offset) {
+                let start = (span.offset - run.offset) as usize / 4;
+                all.push(Stretch { start, rates });
+            }
+        }
+        all.sort_by_key(|stretch| stretch.start);
+        all.dedup_by_key(|stretch| stretch.rates);
+        Ok(all)
+    }
+
     pub(crate) fn adamw(&mut self, node: &Node) -> Result<()> {
         let Op::AdamW {
             params,
             beta1,
             beta2,
             eps,
-            weight_decay,
+            rates,
         } = &node.op
         else {
             return Ok(());
         };
-        let options = kernels::optimizer::AdamW {
+        let options = AdamWConstants {
             beta1: *beta1,
             beta2: *beta2,
             eps: *eps,
-            weight_decay: *weight_decay,
         };
         let gradients = &node.inputs[..params.len()];
         let hyper = node.inputs[params.len()];
-        let (hyper_layout, hyper) = (self.layout(hyper)?, self.place(hyper)?);
-        let work = self.gradients(gradients, params)?;
+        let hyper = (self.layout(hyper)?, self.place(hyper)?);
         let shadowed = self.shadowed_blocks()?;
-        for (run, gradient) in work {
-            let elements = run.bytes as usize / 4;
-            let layout = Self::vector(elements, DType::F32)?;
-            let arena = |arena| Place::Span(arena, run);
-            let mut places = vec![
-                gradient,
-                hyper,
-                arena(Arena::Parameters),
-                arena(Arena::FirstMoments),
-                arena(Arena::SecondMoments),
-            ];
-            let mut shadow = None;
-            if shadowed.contains(&run.block) {
-                shadow = Some(Self::vector(elements, DType::F16)?);
-                places.push(arena(Arena::Shadows));
+        for (run, gradient) in self.gradients(gradients, params)? {
+            let stretches = self.stretches(run, params, rates)?;
+            let end = run.bytes as usize / 4;
+            for (i, part) in stretches.chunks(STRETCHES).enumerate() {
+                let next = stretches.get((i + 1) * STRETCHES);
+                let first = part[0].start;
+                let bytes = 4 * (next.map_or(end, |next| next.start) - first) as u64;
+                let offset = 4 * first as u64;
+                let run = Span {
+                    offset: run.offset + offset,
+                    bytes,
+                    ..run
+                };
+                // A gradient outside of the arenas is that of one parameter, which is one stretch.
+                let gradient = match gradient {
+                    Place::Span(arena, _) => Place::Span(arena, run),
+                    other => other,
+                };
+                let part: Vec<Stretch> = part
+                    .iter()
+                    .map(|stretch| Stretch {
+                        start: stretch.start - first,
+                        ..*stretch
+                    })
+                    .collect();
+                let shadowed = shadowed.contains(&run.block);
+                self.adamw_run(run, gradient, hyper, shadowed, (options, &part))?;
             }
-            let kernel = kernels::optimizer::adamw(layout, hyper_layout, shadow, options);
-            self.step(kernel, places)?;
         }
         Ok(())
+    }
+
+    fn adamw_run(
+        &mut self,
+        run: Span,
+        gradient: Place,
+        (hyper_layout, hyper): (Layout, Place),
+        shadowed: bool,
+        (options, stretches): (AdamWConstants, &[Stretch]),
+    ) -> Result<()> {
+        let elements = run.bytes as usize / 4;
+        let layout = Self::vector(elements, DType::F32)?;
+        let arena = |arena| Place::Span(arena, run);
+        let mut places = vec![
+            gradient,
+            hyper,
+            arena(Arena::Parameters),
+            arena(Arena::FirstMoments),
+            arena(Arena::SecondMoments),
+        ];
+        let mut shadow = None;
+        if shadowed {
+            shadow = Some(Self::vector(elements, DType::F16)?);
+            places.push(arena(Arena::Shadows));
+        }
+        let kernel = kernels::optimizer::adamw(layout, hyper_layout, shadow, options, stretches);
+        self.step(kernel, places)
     }
 }

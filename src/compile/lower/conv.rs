@@ -6,7 +6,7 @@ use super::matmul::Operands;
 use crate::compile::Place;
 use crate::error::{Error, Result};
 use crate::gpu::Layout;
-use crate::graph::{Op, op_name};
+use crate::graph::Op;
 use crate::kernels::conv::{col2im, im2col};
 use crate::kernels::gemm::Gemm;
 use crate::kernels::gemm_windows::gathers;
@@ -66,7 +66,7 @@ impl Lowering<'_> {
                 let gemm = Gemm::new(columns, second, Trans::NT, width, target)?;
                 self.matmul(gemm, &program, &x)
             }
-            _ => Err(Error::Graph(format!("{} is no convolution", op_name(op)))),
+            _ => Err(Error::Graph(format!("{} is no convolution", op.name()))),
         }
     }
 

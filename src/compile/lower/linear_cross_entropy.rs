@@ -1,26 +1,23 @@
 //! A linear layer and its cross entropy, some rows at a time: the logits of a chunk are computed, used up, and overwritten by those
 //! of the next. Gradients of the parameters add up over the chunks, in their order.
 
-use super::Lowering;
 use super::matmul::Operands;
+use super::{At, Lowering};
 use crate::compile::Place;
 use crate::error::Result;
 use crate::gpu::Layout;
 use crate::graph::{LinearCrossEntropy, Node, ValueId};
 use crate::kernels::gemm::Gemm;
-use crate::kernels::loss::{Count, CrossEntropy};
+use crate::kernels::loss::{Count, CrossEntropyKernel};
 use crate::kernels::{self, Instruction, Operand, Program};
 use crate::types::{BinaryOp, Broadcast, DType, Shape, Trans};
 
 /// Chunks have a multiple of so many rows: a vector with an element a row can be bound at the beginning of any of them.
 const ROWS: usize = 64;
 
-/// A matrix and where it stands.
-type At = (Layout, Place);
-
 /// What the chunks share.
 struct Layer {
-    entropy: CrossEntropy,
+    entropy: CrossEntropyKernel,
     x: At,
     weight: At,
     bias: Option<At>,
@@ -57,7 +54,7 @@ impl Lowering<'_> {
         let LinearCrossEntropy {
             ignore, smoothing, ..
         } = layer;
-        let entropy = CrossEntropy { ignore, smoothing };
+        let entropy = CrossEntropyKernel { ignore, smoothing };
         let Some((inputs, bias)) = value
             .map(|node| (&node.inputs, 3))
             .or(gradient.map(|node| (&node.inputs, 6)))
@@ -86,7 +83,7 @@ impl Lowering<'_> {
         let over = program(chunk, Vec::new(), &[]);
         let dlogits = match &gradient {
             // Value and gradient at once leave nobody who wants the logits.
-            Some(_) if value.is_some() && CrossEntropy::fits_over(chunk, &over) => logits,
+            Some(_) if value.is_some() && CrossEntropyKernel::fits_over(chunk, &over) => logits,
             _ => (chunk, self.scratch(chunk)),
         };
         if let (Some(node), true) = (value, several) {
@@ -116,7 +113,7 @@ impl Lowering<'_> {
 
     fn gradient(
         &mut self,
-        entropy: CrossEntropy,
+        entropy: CrossEntropyKernel,
         value: Option<&Node>,
         node: &Node,
         several: bool,

@@ -3,14 +3,15 @@
 use super::Lowering;
 use crate::compile::Place;
 use crate::error::Result;
+use crate::gpu::Layout;
 use crate::graph::{Node, Source, ValueId};
 use crate::kernels::Program;
-use crate::kernels::loss::{Count, CrossEntropy};
-use crate::types::DType;
+use crate::kernels::loss::{Count, CrossEntropyKernel};
+use crate::types::{DType, Shape};
 
 impl Lowering<'_> {
     /// The value alone.
-    pub(crate) fn cross_entropy(&mut self, entropy: CrossEntropy, node: &Node) -> Result<()> {
+    pub(crate) fn cross_entropy(&mut self, entropy: CrossEntropyKernel, node: &Node) -> Result<()> {
         let [logits, targets] = self.layouts(&node.inputs)?;
         let rows = self.layout(node.outputs[2])?;
         let mut places = self.places(&node.inputs)?;
@@ -22,7 +23,7 @@ impl Lowering<'_> {
     /// The value, node `value`, and its gradient, node `node`, with one read of the logits.
     pub(crate) fn cross_entropy_with_gradient(
         &mut self,
-        entropy: CrossEntropy,
+        entropy: CrossEntropyKernel,
         [value, node]: [&Node; 2],
         program: Program,
         [loads, stores]: [Vec<Place>; 2],
@@ -31,7 +32,7 @@ impl Lowering<'_> {
         let reads = self.places(&node.inputs)?;
         let (count, counted) = self.count(entropy, value.inputs[1])?;
         let over = self.can_overwrite(node.inputs[0], [value, node])
-            && CrossEntropy::fits_over(logits, &program);
+            && CrossEntropyKernel::fits_over(logits, &program);
         let layouts = [logits, targets, rows, dloss];
         let kernel = entropy.value_grad(layouts, count, program, over, self.target);
         let counted = counted.into_iter().collect();
@@ -77,24 +78,32 @@ impl Lowering<'_> {
     /// How many targets count, and where that stands if it is not known: the gradient needs it before the rows are summed.
     pub(crate) fn count(
         &mut self,
-        entropy: CrossEntropy,
+        entropy: CrossEntropyKernel,
         targets: ValueId,
     ) -> Result<(Count, Option<Place>)> {
         let (layout, from) = (self.layout(targets)?, self.place(targets)?);
         if entropy.ignore.is_none() {
             return Ok((Count::Known(layout.cols()), None));
         }
-        let count = Self::vector(1, DType::F32)?;
+        let parts = entropy.parts(layout.cols(), self.target);
+        let count = match parts {
+            1 => Self::vector(1, DType::F32)?,
+            _ => Layout::of(&Shape::matrix(parts, 1), DType::F32)?,
+        };
         let place = self.scratch(count);
         let kernel = entropy.count(layout, count, self.target);
         self.step(kernel, vec![from, place])?;
+        let (count, place) = match parts {
+            1 => (count, place),
+            _ => self.summed((count, place))?,
+        };
         Ok((Count::Value(count), Some(place)))
     }
 
     /// Loss and count of a node whose row losses are there.
     pub(crate) fn cross_entropy_total(
         &mut self,
-        entropy: CrossEntropy,
+        entropy: CrossEntropyKernel,
         node: &Node,
         targets: ValueId,
         vocabulary: usize,
@@ -103,8 +112,17 @@ impl Lowering<'_> {
         let (layout, from) = (self.layout(targets)?, self.place(targets)?);
         let [loss_place, count_place, rows_place] =
             [0, 1, 2].map(|i| Place::Value(node.outputs[i]));
-        let kernel = entropy.total(rows, layout, [loss, count], vocabulary, self.target);
-        self.step(kernel, vec![rows_place, from, loss_place, count_place])?;
-        Ok(())
+        let parts = entropy.parts(layout.cols(), self.target);
+        if parts == 1 {
+            let kernel = entropy.total(rows, layout, [loss, count], vocabulary, self.target);
+            return self.step(kernel, vec![rows_place, from, loss_place, count_place]);
+        }
+        let sums = Layout::of(&Shape::matrix(parts, 4), DType::F32)?;
+        let place = self.scratch(sums);
+        let kernel = entropy.total_parts([rows, layout], sums, vocabulary, self.target);
+        self.step(kernel, vec![rows_place, from, place])?;
+        let (sum, place) = self.summed((sums, place))?;
+        let kernel = entropy.total_of_parts(sum, [loss, count], self.target);
+        self.step(kernel, vec![place, loss_place, count_place])
     }
 }

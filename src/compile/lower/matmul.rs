@@ -20,11 +20,11 @@ impl Lowering<'_> {
     /// The product `gemm`, or another way to cut it where the tuner finds that faster.
     pub(crate) fn matmul(&mut self, gemm: Gemm, program: &Program, x: &Operands) -> Result<()> {
         let scratch = Place::Scratch(self.scratch.len());
+        let candidates = gemm.candidates(program, self.max_binding);
         let chosen = match self.tuner {
-            None => gemm,
+            None => candidates[0],
             Some(tuner) => {
                 let key = gemm.single(program.clone()).key(self.target);
-                let candidates = gemm.candidates(program);
                 let names: Vec<String> = candidates.iter().map(Gemm::to_string).collect();
                 let build = |index: usize| Ok(steps(candidates[index], program, x, scratch)?.0);
                 candidates[tuner.choose(&key, &names, &build)?]
@@ -36,7 +36,7 @@ impl Lowering<'_> {
         if put_off.is_some() {
             steps.pop();
         }
-        for Step { kernel, places } in steps {
+        for Step { kernel, places, .. } in steps {
             self.step(kernel, places)?;
         }
         match put_off {
@@ -60,7 +60,11 @@ fn steps(
     x: &Operands,
     scratch: Place,
 ) -> Result<(Vec<Step>, Option<Layout>)> {
-    let step = |kernel, places| Step { kernel, places };
+    let step = |kernel, places| Step {
+        kernel,
+        places,
+        layer: None,
+    };
     let rest = [x.loads.as_slice(), &x.stores].concat();
     if gemm.splits() == 1 {
         let places = [x.ab.as_slice(), &rest].concat();

@@ -2,6 +2,8 @@
 
 mod arena;
 mod conv;
+mod gather;
+mod groups;
 mod linear_cross_entropy;
 mod loss;
 mod matmul;
@@ -9,6 +11,7 @@ mod parts;
 mod staged;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use self::matmul::Operands;
 use self::parts::Parts;
@@ -16,7 +19,7 @@ use crate::compile::fuse::{Fused, Group};
 use crate::compile::{Arena, Arenas, Lowered, Place, Step, Tuner};
 use crate::error::{Error, Result};
 use crate::gpu::{Alignment, Layout};
-use crate::graph::{Graph, Op, Source, ValueId, op_name};
+use crate::graph::{Graph, Op, Source, ValueId};
 use crate::kernels::{self, Instruction, Kernel, Operand, Program, Target};
 use crate::types::{Broadcast, DType};
 
@@ -41,11 +44,15 @@ pub(crate) fn lower(
         parts: Vec::new(),
         constants: HashMap::new(),
         assigns: Vec::new(),
+        layer: None,
         renamed: HashMap::new(),
     };
     for group in &fused.groups {
+        let named = group.anchor.or(group.elementwise.first().copied());
+        lowering.layer = named.and_then(|index| graph.nodes()[index].scope.clone());
         lowering.group(group)?;
     }
+    lowering.layer = None;
     lowering.add_up()?;
     lowering.clear_accumulated()?;
     let renamed = lowering.renamed;
@@ -60,14 +67,18 @@ pub(crate) fn lower(
             *value = home(*value);
         }
     }
+    let assigns = lowering.assigns.into_iter();
     Ok(Lowered {
         steps: lowering.steps,
         pinned: lowering.pinned,
         shadows: fused.shadows().clone(),
-        assigns: lowering.assigns,
+        assigns: assigns.map(|(id, state)| (home(id), state)).collect(),
         roots: graph.values().map(|(id, _)| home(fused.root(id))).collect(),
     })
 }
+
+/// A matrix and where it stands.
+type At = (Layout, Place);
 
 struct Lowering<'a> {
     fused: &'a Fused<'a>,
@@ -82,6 +93,8 @@ struct Lowering<'a> {
     /// Constants that had to be stored because something other than a program reads them.
     constants: HashMap<ValueId, Place>,
     assigns: Vec<(ValueId, ValueId)>,
+    /// The layer of the group that is lowered.
+    layer: Option<Arc<str>>,
     /// Values that take the place of another, by which they are known in the steps.
     renamed: HashMap<ValueId, ValueId>,
 }
@@ -115,7 +128,12 @@ impl Lowering<'_> {
     }
 
     fn push(&mut self, kernel: Kernel, places: Vec<Place>) {
-        self.steps.push(Step { kernel, places });
+        let layer = self.layer.clone();
+        self.steps.push(Step {
+            kernel,
+            places,
+            layer,
+        });
     }
 
     /// Where an operand of an anchor lies.
@@ -216,7 +234,7 @@ impl Lowering<'_> {
                     instructions.push(Instruction::Dropout(draw, x, counter));
                     instructions.len() - 1
                 }
-                // Registers are f32; a cast happens in the store.
+                // Registers are f32: a cast happens in the store, and a reshape that keeps rows and columns is a copy.
                 _ => inputs[0],
             };
             registers.insert(node.outputs[0], register);
@@ -284,22 +302,29 @@ impl Lowering<'_> {
                 kernels::embedding::gather(table, ids, program)
             }
             Op::SumGroups { period } => {
-                kernels::reduce::group_sums(self.layout(x[0])?, *period, program, target)
+                let x = (self.layout(x[0])?, reads[0]);
+                let rest = [loads, stores].concat();
+                return self.group_sums(x, *period, None, program, rest);
             }
             Op::MaskedMean => {
                 let period = graph.shape(x[0]).dims()[1];
-                kernels::reduce::masked_mean(self.layouts(x)?, period, program, target)
+                let [x, mask] = self.layouts(x)?;
+                let (x, mask) = ((x, reads[0]), (mask, reads[1]));
+                let rest = [loads, stores].concat();
+                return self.group_sums(x, period, Some(mask), program, rest);
             }
             Op::MaskedMeanGrad { .. } => {
                 let [dy, mask] = self.layouts(x)?;
-                kernels::reduce::masked_mean_grad(dy, mask, program)
+                let (dy, mask) = ((dy, reads[0]), (mask, reads[1]));
+                let rest = [loads, stores].concat();
+                return self.masked_mean_grad(dy, mask, program, rest);
             }
             Op::KdLossGrad { alpha, beta } => {
                 kernels::loss::kd_grad(self.layouts(x)?, [*alpha, *beta], program)
             }
             Op::CrossEntropyGrad { ignore, smoothing } => {
                 let (ignore, smoothing) = (*ignore, *smoothing);
-                let entropy = kernels::loss::CrossEntropy { ignore, smoothing };
+                let entropy = kernels::loss::CrossEntropyKernel { ignore, smoothing };
                 if let Some(value) = value {
                     let (nodes, operands) = ([value, node], [loads, stores]);
                     return self.cross_entropy_with_gradient(entropy, nodes, program, operands);
@@ -307,7 +332,7 @@ impl Lowering<'_> {
                 entropy.grad(self.layouts(x)?, program)
             }
             op => {
-                return Err(Error::Graph(format!("{} has no kernel", op_name(op))));
+                return Err(Error::Graph(format!("{} has no kernel", op.name())));
             }
         };
         self.step(kernel, [reads, loads, side, stores].concat())?;

@@ -125,7 +125,10 @@ impl Lowering<'_> {
             }
         }
         let kernel = sum_parts(&sums, &sources, &results);
+        // The sums are those of several layers.
+        let layer = self.layer.take();
         self.push(kernel, places);
+        self.layer = layer;
         Ok(())
     }
 
@@ -247,7 +250,6 @@ mod tests {
             f16: true,
             f32: false,
             scalar: false,
-            subgroup_barrier: true,
             storage: 48 << 10,
             invocations: 256,
         };

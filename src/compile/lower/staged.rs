@@ -1,13 +1,14 @@
 //! Operations that take several dispatches, or whose kernel takes no program.
 
-use super::Lowering;
 use super::parts::Parts;
+use super::{At, Lowering};
 use crate::compile::Place;
 use crate::error::{Error, Result};
 use crate::gpu::Layout;
 use crate::graph::{Node, Op, Source, ValueId};
-use crate::kernels::loss::CrossEntropy;
-use crate::kernels::{self, reduce::ColumnSums};
+use crate::kernels;
+use crate::kernels::loss::{CrossEntropyKernel, KdTotal};
+use crate::kernels::reduce::{ColumnSums, RowSums};
 use crate::types::{DType, Shape};
 
 impl Lowering<'_> {
@@ -17,6 +18,12 @@ impl Lowering<'_> {
         let x = node.inputs.as_slice();
         let target = self.target;
         match &node.op {
+            Op::Reshape => {
+                let (input, output) = (self.layout(x[0])?, self.layout(node.outputs[0])?);
+                let from = self.place(x[0])?;
+                let kernel = kernels::elementwise::reshape(input, output);
+                self.step(kernel, vec![from, Place::Value(node.outputs[0])])?;
+            }
             Op::SumRows => {
                 let input = self.layout(x[0])?;
                 let from = self.place(x[0])?;
@@ -24,64 +31,31 @@ impl Lowering<'_> {
                 self.sum_rows(input, from, to)?;
             }
             Op::SumCols => {
-                let (input, output) = (self.layout(x[0])?, self.layout(node.outputs[0])?);
-                let from = self.place(x[0])?;
-                let kernel = kernels::reduce::row_sums(input, output, target);
-                self.step(kernel, vec![from, Place::Value(node.outputs[0])])?;
+                let from = (self.layout(x[0])?, self.place(x[0])?);
+                let to = (self.layout(node.outputs[0])?, Place::Value(node.outputs[0]));
+                self.sum_cols(from, to)?;
             }
             Op::SumAll => {
-                let (input, output) = (self.layout(x[0])?, self.layout(node.outputs[0])?);
-                let from = self.place(x[0])?;
-                let sums = Self::vector(input.rows(), DType::F32)?;
-                let place = self.scratch(sums);
-                let rows = kernels::reduce::row_sums(input, sums, target);
-                self.step(rows, vec![from, place])?;
-                let total = kernels::reduce::total(sums, output, false, target);
-                self.step(total, vec![place, Place::Value(node.outputs[0])])?;
+                let from = (self.layout(x[0])?, self.place(x[0])?);
+                let to = (self.layout(node.outputs[0])?, Place::Value(node.outputs[0]));
+                let sums = Self::vector(from.0.rows(), DType::F32)?;
+                let sums = (sums, self.scratch(sums));
+                self.sum_cols(from, sums)?;
+                self.total(sums, to, false)?;
             }
             Op::LayerNormParamGrad => self.layer_norm_params(node)?,
-            Op::GatherGrad { padding, .. } => {
-                let (ids, dy) = (self.layout(x[0])?, self.layout(x[1])?);
-                let table = self.layout(node.outputs[0])?;
-                let result = Place::Value(node.outputs[0]);
-                let links = Self::vector(2 * ids.cols(), DType::U32)?;
-                let chain = self.scratch(links);
-                let reads = self.places(x)?;
-                self.fill(table, 0.0, result)?;
-                match kernels::embedding::run_length(table.rows(), target) {
-                    None => {
-                        let kernel = kernels::embedding::links(ids, links, *padding);
-                        self.step(kernel, vec![reads[0], chain])?;
-                    }
-                    Some(run) => {
-                        let keys = ids.cols().next_multiple_of(run);
-                        let sorted = Self::vector(keys, DType::U32)?;
-                        let place = self.scratch(sorted);
-                        let kernel = kernels::embedding::sort(ids, sorted, run);
-                        self.step(kernel, vec![reads[0], place])?;
-                        let kernel = kernels::embedding::links_sorted(sorted, links, run, *padding);
-                        self.step(kernel, vec![place, chain])?;
-                    }
-                }
-                let kernel = kernels::embedding::gather_grad([ids, links, dy], table);
-                self.step(kernel, vec![reads[0], chain, reads[1], result])?;
-            }
+            Op::GatherGrad { padding, .. } => self.gather_grad(node, *padding)?,
             Op::Stack => {
                 let output = self.layout(node.outputs[0])?;
                 let layouts: Vec<Layout> =
                     x.iter().map(|&id| self.layout(id)).collect::<Result<_>>()?;
-                let available = kernels::MAX_BINDINGS - 1;
-                if layouts.len() > available {
-                    return Err(Error::Limit {
-                        what: "stacking scalars".into(),
-                        limit: "max_storage_buffers_per_shader_stage",
-                        needed: layouts.len() as u64 + 1,
-                        available: available as u64 + 1,
-                    });
+                let places = self.places(x)?;
+                let each = kernels::reduce::STACKED;
+                for (i, layouts) in layouts.chunks(each).enumerate() {
+                    let kernel = kernels::reduce::stack(layouts, i * each, output);
+                    let own = &places[i * each..i * each + layouts.len()];
+                    self.step(kernel, [own, &[Place::Value(node.outputs[0])]].concat())?;
                 }
-                let mut places = self.places(x)?;
-                places.push(Place::Value(node.outputs[0]));
-                self.step(kernels::reduce::stack(&layouts, output), places)?;
             }
             Op::KdLoss { alpha, beta } => {
                 let [y, t] = self.layouts(x)?;
@@ -90,14 +64,26 @@ impl Lowering<'_> {
                 let mut places = self.places(x)?;
                 places.push(out[3]);
                 self.step(kernels::loss::kd_rows(y, t, rows, target), places)?;
-                let scalars = [loss, cosine, mse];
-                let kernel =
-                    kernels::loss::kd_total(rows, scalars, y.cols(), [*alpha, *beta], target);
-                self.step(kernel, vec![out[3], out[0], out[1], out[2]])?;
+                let total = KdTotal {
+                    samples: y.rows(),
+                    width: y.cols(),
+                    alpha: *alpha,
+                    beta: *beta,
+                };
+                let parts = total.parts(target);
+                let (mut from, mut layout) = (out[3], rows);
+                if parts > 1 {
+                    let sums = Layout::of(&Shape::matrix(parts, 4), DType::F32)?;
+                    let place = self.scratch(sums);
+                    self.step(total.first(rows, sums, target), vec![from, place])?;
+                    (layout, from) = self.summed((sums, place))?;
+                }
+                let kernel = total.last(layout, parts > 1, [loss, cosine, mse], target);
+                self.step(kernel, vec![from, out[0], out[1], out[2]])?;
             }
             Op::CrossEntropy { ignore, smoothing } => {
                 let (ignore, smoothing) = (*ignore, *smoothing);
-                self.cross_entropy(CrossEntropy { ignore, smoothing }, node)?;
+                self.cross_entropy(CrossEntropyKernel { ignore, smoothing }, node)?;
             }
             Op::LinearCrossEntropy(layer) => {
                 self.linear_cross_entropy(*layer, Some(node), None)?;
@@ -122,12 +108,36 @@ impl Lowering<'_> {
         Ok(true)
     }
 
-    pub(crate) fn sum_rows(
-        &mut self,
-        input: Layout,
-        from: Place,
-        (output, to): (Layout, Place),
-    ) -> Result<()> {
+    /// The sum of each row of a matrix.
+    fn sum_cols(&mut self, from: At, (output, to): At) -> Result<()> {
+        let (input, from) = self.short_rows(from)?;
+        let kernel = RowSums::new(input, self.target).sums(input, output);
+        self.step(kernel, vec![from, to])
+    }
+
+    /// The sum of a vector, or the root of it.
+    pub(crate) fn total(&mut self, from: At, (output, to): At, root: bool) -> Result<()> {
+        let (input, from) = self.short_rows(from)?;
+        let kernel = kernels::reduce::total(input, output, root, self.target);
+        self.step(kernel, vec![from, to])
+    }
+
+    /// A matrix whose rows have the same sums and are single pieces: long ones are replaced by the sums of their pieces.
+    fn short_rows(&mut self, (mut input, mut from): At) -> Result<At> {
+        loop {
+            let sums = RowSums::new(input, self.target);
+            if sums.pieces == 1 {
+                return Ok((input, from));
+            }
+            let partial = Layout::of(&Shape::matrix(input.rows(), sums.pieces), DType::F32)?;
+            let place = self.scratch(partial);
+            self.step(sums.sums(input, partial), vec![from, place])?;
+            (input, from) = (partial, place);
+        }
+    }
+
+    /// The sum of each column of a matrix, perhaps later.
+    pub(crate) fn sum_rows(&mut self, input: Layout, from: Place, (output, to): At) -> Result<()> {
         let columns = ColumnSums::new(input.cols(), self.target);
         let chunks = columns.chunks(input.rows(), input.cols());
         if chunks == 1 {
@@ -136,14 +146,37 @@ impl Lowering<'_> {
         let partial = Layout::of(&Shape::matrix(chunks, input.cols()), DType::F32)?;
         let place = self.scratch(partial);
         self.step(columns.sums(input, partial), vec![from, place])?;
+        let ((layout, source), parts) = self.fewer_parts((partial, place), 1)?;
         self.put_off(Parts {
-            source: place,
-            layout: partial,
+            source,
+            layout,
             first: 0,
-            parts: chunks,
+            parts,
             to,
             result: output,
         })
+    }
+
+    /// The sum of each column of a matrix, as a vector of its own.
+    pub(crate) fn summed(&mut self, (input, from): At) -> Result<At> {
+        let sum = Self::vector(input.cols(), DType::F32)?;
+        let place = self.scratch(sum);
+        self.sum_rows(input, from, (sum, place))?;
+        Ok((sum, place))
+    }
+
+    /// So many matrices of parts one behind the other, summed until each has no more than one invocation can add up; and that number.
+    fn fewer_parts(&mut self, (mut layout, mut from): At, matrices: usize) -> Result<(At, usize)> {
+        const MOST: usize = ColumnSums::MOST;
+        let columns = ColumnSums::new(layout.cols(), self.target);
+        while layout.rows() / matrices > MOST {
+            let shape = Shape::matrix(layout.rows() / MOST, layout.cols());
+            let sums = Layout::of(&shape, DType::F32)?;
+            let place = self.scratch(sums);
+            self.step(columns.sums(layout, sums), vec![from, place])?;
+            (layout, from) = (sums, place);
+        }
+        Ok(((layout, from), layout.rows() / matrices))
     }
 
     fn layer_norm_params(&mut self, node: &Node) -> Result<()> {
@@ -155,15 +188,16 @@ impl Lowering<'_> {
         let place = self.scratch(partial);
         let kernel = columns.layer_norm_params([dy, x, stats], partial);
         self.step(kernel, vec![reads[2], reads[0], reads[1], place])?;
-        for (id, first) in [(node.outputs[1], 0), (node.outputs[0], chunks)] {
+        let ((layout, source), parts) = self.fewer_parts((partial, place), 2)?;
+        for (id, first) in [(node.outputs[1], 0), (node.outputs[0], parts)] {
             if self.fused.readers(id).is_empty() && !self.is_output(id) {
                 continue;
             }
             self.put_off(Parts {
-                source: place,
-                layout: partial,
+                source,
+                layout,
                 first,
-                parts: chunks,
+                parts,
                 to: Place::Value(id),
                 result: self.layout(id)?,
             })?;

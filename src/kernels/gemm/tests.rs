@@ -1,6 +1,7 @@
 //! Every kernel and every way to cut a product, whatever the model would choose, at shapes around its tile. Operands are small
 //! integers: all sums are exact, whatever their order, and must be equal.
 
+mod checked;
 mod windows;
 
 use super::*;
@@ -136,7 +137,7 @@ fn compute(gpu: &Gpu, gemm: Gemm, n: usize, [x, y]: [&[f32]; 2]) -> Result<Vec<f
         let kernel = gemm.single(program(*c.layout()));
         dispatch(gpu, &mut recorder, &kernel, &slices(&[&a, &b, &c]))?;
     } else {
-        let partial = matrix(gemm.splits() * m, n, DType::F32)?;
+        let partial = matrix(gemm.splits() * batch * m, n, DType::F32)?;
         let parts = Tensor::uninit(gpu, partial)?;
         parts.poison(gpu)?;
         let kernel = gemm.partial(partial);
@@ -175,7 +176,12 @@ fn around(gpu: &Gpu, speed: Speed, dtype: DType, trans: Trans, tier: Tier) -> Re
         (1, 5, 3, 1, 1),
         (1, rows + 3, cols + 2, 7 * depth + 5, 3),
         (2, rows - 2, cols + 6, 2 * depth + 3, 1),
+        (3, 5, 6, 7 * depth + 5, 3),
     ] {
+        // Matrix units take parts of one product only.
+        if batch > 1 && splits > 1 && matches!(tier, Tier::Cooperative(..)) {
+            continue;
+        }
         let product = Product {
             trans,
             batch,
@@ -213,7 +219,13 @@ fn without_workgroup_memory() -> Result<()> {
     let gpu = Gpu::new(&GpuOptions::default().cooperative(false))?;
     for dtype in DTYPES {
         for trans in ORIENTATIONS {
-            for (batch, m, n, k) in [(1, 17, 7, 5), (1, 1, 1, 1), (3, 15, 9, 8)] {
+            for (batch, m, n, k, splits) in [
+                (1, 17, 7, 5, 1),
+                (1, 1, 1, 1, 1),
+                (3, 15, 9, 8, 1),
+                (1, 17, 7, 1037, 3),
+                (2, 3, 5, 22, 2),
+            ] {
                 let product = Product {
                     trans,
                     batch,
@@ -222,7 +234,7 @@ fn without_workgroup_memory() -> Result<()> {
                     k,
                 };
                 let tier = Tier::Direct;
-                product.check(&gpu, dtype, Choice { tier, splits: 1 })?;
+                product.check(&gpu, dtype, Choice { tier, splits })?;
             }
         }
     }
@@ -265,6 +277,9 @@ mod translation {
     fn translate(kernel: &Kernel, target: Target, direct3d: bool) -> Translated {
         let key = kernel.key(target);
         let source = kernel.source(target).unwrap();
+        // In SPIR-V it orders no workgroup memory.
+        let text = source.wgsl();
+        assert!(!text.contains("subgroupBarrier"), "{key}:\n{text}");
         let module = naga::front::wgsl::parse_str(source.wgsl())
             .unwrap_or_else(|error| panic!("{key}: {}", error.emit_to_string(source.wgsl())));
         let info = Validator::new(ValidationFlags::all(), Capabilities::all())
@@ -364,14 +379,13 @@ mod translation {
         }
     }
 
-    fn units(size: usize, lanes: usize, scalar: bool) -> MatrixUnits {
+    pub(super) fn units(size: usize, lanes: usize, scalar: bool) -> MatrixUnits {
         MatrixUnits {
             size,
             lanes,
             f16: true,
             f32: scalar,
             scalar,
-            subgroup_barrier: true,
             storage: if scalar { 32 << 10 } else { 48 << 10 },
             invocations: 256,
         }

@@ -1,5 +1,6 @@
 use super::*;
 use crate::graph::Init;
+use crate::types::Rates;
 
 /// Parameters a `[2]` and b `[1]`, gradients as inputs, one AdamW node.
 fn training_graph() -> Result<(Graph, ValueId)> {
@@ -11,11 +12,11 @@ fn training_graph() -> Result<(Graph, ValueId)> {
     let db = input(&mut graph, "db", &[1], DType::F32)?;
     let hyper = input(&mut graph, "hyper", &[5], DType::F32)?;
     let adamw = Op::AdamW {
+        rates: vec![Rates::decay(0.125); 2],
         params: vec![a, b],
         beta1: 0.5,
         beta2: 0.75,
         eps: 0.25,
-        weight_decay: 0.125,
     };
     node(&mut graph, adamw, &[da, db, hyper], &[])?;
     let double = Op::Binary(BinaryOp::Add, Broadcast::Same);

@@ -4,19 +4,19 @@ use super::*;
 use crate::kernels::gemm_windows::Role;
 use crate::types::{Padding, Window};
 
-const ROLES: [Role; 3] = [Role::Forward, Role::Input, Role::Weight];
+pub(super) const ROLES: [Role; 3] = [Role::Forward, Role::Input, Role::Weight];
 
 #[derive(Clone, Copy, Debug)]
-struct Convolution {
-    role: Role,
-    window: Window,
-    samples: usize,
-    channels: usize,
-    outputs: usize,
+pub(super) struct Convolution {
+    pub role: Role,
+    pub window: Window,
+    pub samples: usize,
+    pub channels: usize,
+    pub outputs: usize,
 }
 
 impl Convolution {
-    fn gemm(&self, dtype: DType, target: Target) -> Result<(Gemm, usize)> {
+    pub fn gemm(&self, dtype: DType, target: Target) -> Result<(Gemm, usize)> {
         let Self {
             window,
             samples,
@@ -45,7 +45,7 @@ impl Convolution {
         })
     }
 
-    fn expected(&self, a: &[f32], b: &[f32]) -> Vec<f32> {
+    pub fn expected(&self, a: &[f32], b: &[f32]) -> Vec<f32> {
         let Self {
             role,
             window,
@@ -98,7 +98,7 @@ impl Convolution {
 }
 
 /// Taps that fill a tile and such that do not, parts of K; every kind of window.
-fn convolutions(role: Role) -> Result<Vec<(Convolution, usize)>> {
+pub(super) fn convolutions(role: Role) -> Result<Vec<(Convolution, usize)>> {
     let causal = Window::causal(16, 3, 2)?;
     let same = Window::new(7, 4, 3, 1, Padding::Same)?;
     let strided = Window::new(29, 5, 3, 2, Padding::Causal)?;
@@ -145,7 +145,7 @@ pub(super) fn kernels(dtype: DType, target: Target, tier: Tier) -> Vec<Kernel> {
 }
 
 /// Not every tile takes every orientation.
-fn fits(tier: Tier, role: Role, dtype: DType) -> bool {
+pub(super) fn fits(tier: Tier, role: Role, dtype: DType) -> bool {
     let trans = match role {
         Role::Forward => Trans::NT,
         Role::Input => Trans::NN,

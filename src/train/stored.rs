@@ -1,0 +1,157 @@
+//! Tensors of a session on the host, by kind and name: what weights and checkpoints have in common.
+
+use std::collections::BTreeMap;
+
+use safetensors::Dtype;
+
+use crate::error::{Error, Result};
+use crate::file::TensorOut;
+use crate::runtime::Session;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Kind {
+    Parameter,
+    FirstMoment,
+    SecondMoment,
+    State,
+}
+
+impl Kind {
+    pub const ALL: [Self; 4] = [
+        Self::Parameter,
+        Self::FirstMoment,
+        Self::SecondMoment,
+        Self::State,
+    ];
+
+    pub fn what(self) -> &'static str {
+        match self {
+            Self::Parameter => "parameter",
+            Self::FirstMoment => "first moment of this parameter",
+            Self::SecondMoment => "second moment of this parameter",
+            Self::State => "state",
+        }
+    }
+
+    /// The first element that cannot be right: one that is not finite, or a negative mean of squares.
+    pub fn find_bad(self, data: &[f32]) -> Option<usize> {
+        let bad = |x: &f32| !x.is_finite() || (self == Self::SecondMoment && *x < 0.0);
+        data.iter().position(bad)
+    }
+}
+
+pub(super) type Key = (Kind, String);
+
+/// Elements in the order of the host shape.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Stored {
+    pub shape: Vec<usize>,
+    pub data: Vec<f32>,
+}
+
+impl Stored {
+    /// To be written as f32.
+    pub fn exact(&self, name: String) -> TensorOut<'_> {
+        TensorOut {
+            name,
+            dtype: Dtype::F32,
+            shape: self.shape.clone(),
+            bytes: bytemuck::cast_slice(&self.data).into(),
+        }
+    }
+}
+
+pub(super) type Tensors = BTreeMap<Key, Stored>;
+
+pub(super) fn fail<T>(name: &str, reason: impl Into<String>) -> Result<T> {
+    Err(Error::Data {
+        name: name.to_owned(),
+        reason: reason.into(),
+    })
+}
+
+/// Checks that `tensors`, which come from `source`, are those of a session: the same names and shapes, and no value that
+/// [`Kind::find_bad`] finds. `kinds` are the kinds that `source` holds; `hint` is added where it lacks a parameter of this name.
+///
+/// # Errors
+/// [`Error::Data`] naming the first tensor that does not fit.
+pub(super) fn check(
+    tensors: &Tensors,
+    session: &Session,
+    source: &str,
+    kinds: &[Kind],
+    hint: impl Fn(&str) -> String,
+) -> Result<()> {
+    let declared = declared(session, kinds)?;
+    if declared.is_empty()
+        && let Some((_, name)) = tensors.keys().next()
+    {
+        return fail(name, "session has no parameters yet: compile a graph first");
+    }
+    for (key, shape) in &declared {
+        let (name, what) = (&key.1, key.0.what());
+        match tensors.get(key) {
+            None => {
+                let hint = hint(name);
+                return fail(name, format!("the {source} lacks the {what}{hint}"));
+            }
+            Some(stored) if stored.shape != *shape => {
+                let stored = &stored.shape;
+                let reason = format!(
+                    "the {what} has shape {stored:?} in the {source}, {shape:?} in the session"
+                );
+                return fail(name, reason);
+            }
+            Some(_) => {}
+        }
+    }
+    for (key, stored) in tensors {
+        let (name, what) = (&key.1, key.0.what());
+        if !declared.contains_key(key) {
+            return fail(name, format!("the session has no such {what}"));
+        }
+        if let Some(i) = key.0.find_bad(&stored.data) {
+            let x = stored.data[i];
+            return fail(name, format!("element {i} of the {what} is {x}"));
+        }
+    }
+    Ok(())
+}
+
+/// Writes tensors that were [checked](check) into a session.
+///
+/// # Errors
+/// [`Error::OutOfMemory`], [`Error::DeviceLost`]
+pub(super) fn put(tensors: &Tensors, session: &mut Session) -> Result<()> {
+    for ((kind, name), stored) in tensors {
+        match kind {
+            Kind::Parameter | Kind::State => session.set(name, &stored.data)?,
+            Kind::FirstMoment => {
+                if let Some(second) = tensors.get(&(Kind::SecondMoment, name.clone())) {
+                    session.set_moments(name, [&stored.data, &second.data])?;
+                }
+            }
+            // Written together with the first.
+            Kind::SecondMoment => {}
+        }
+    }
+    Ok(())
+}
+
+/// The tensors that a session holds, with shapes.
+fn declared(session: &Session, kinds: &[Kind]) -> Result<BTreeMap<Key, Vec<usize>>> {
+    let mut declared = BTreeMap::new();
+    for (name, shape) in session.parameters() {
+        if session.has_moments(name)? {
+            for kind in [Kind::FirstMoment, Kind::SecondMoment] {
+                declared.insert((kind, name.to_owned()), shape.clone());
+            }
+        }
+        declared.insert((Kind::Parameter, name.to_owned()), shape);
+    }
+    for (name, len) in session.states() {
+        declared.insert((Kind::State, name.to_owned()), vec![len]);
+    }
+    declared.retain(|(kind, _), _| kinds.contains(kind));
+    Ok(declared)
+}
