@@ -88,7 +88,7 @@ pub(crate) fn plan(
     };
     let blocks_of = |params: &mut dyn Iterator<Item = ValueId>| -> Result<u64> {
         let mut blocks: Vec<usize> = params
-            .map(|param| Ok(table.run(param)?.block))
+            .map(|param| Ok(table.span(param)?.block))
             .collect::<Result<_>>()?;
         blocks.sort_unstable();
         blocks.dedup();

@@ -50,7 +50,7 @@ impl<'a> Memory<'a> {
             if arena != Arena::Gradients {
                 continue;
             }
-            let block = table.run(param)?.block;
+            let block = table.span(param)?.block;
             if let Entry::Vacant(entry) = gradients.entry(block) {
                 let bytes = parameters.block(block).bytes;
                 // Zeroed: the gaps between parameters are part of the norm.
@@ -59,7 +59,7 @@ impl<'a> Memory<'a> {
         }
         let shadows = lowered.shadows.values();
         let shadows = shadows
-            .map(|&param| Ok(table.run(param)?.block))
+            .map(|&param| Ok(table.span(param)?.block))
             .collect::<Result<_>>()?;
         let slots = plan
             .slots
@@ -118,8 +118,8 @@ impl<'a> Memory<'a> {
         if let Some(&(slot, offset)) = self.plan.place_of.get(&place) {
             return self.slots[slot].slice(offset, bytes);
         }
-        let (arena, run) = match place {
-            Place::Span(arena, run) => (arena, run),
+        let (arena, span) = match place {
+            Place::Span(arena, span) => (arena, span),
             Place::Value(id) => {
                 if let Some(tensor) = self.inputs.get(&id) {
                     return Ok(tensor.slice().clone());
@@ -128,11 +128,11 @@ impl<'a> Memory<'a> {
                     return self.parameters.state(name);
                 }
                 if let Some(&(arena, param)) = self.lowered.pinned.get(&id) {
-                    (arena, self.table.run(param)?)
+                    (arena, self.table.span(param)?)
                 } else if let Some(&param) = self.lowered.shadows.get(&id) {
-                    (Arena::Shadows, self.table.run(param)?)
+                    (Arena::Shadows, self.table.span(param)?)
                 } else {
-                    (Arena::Parameters, self.table.run(id)?)
+                    (Arena::Parameters, self.table.span(id)?)
                 }
             }
             // Parts were taken from their value above.
@@ -142,12 +142,12 @@ impl<'a> Memory<'a> {
             }
         };
         let buffer = match arena {
-            Arena::Gradients => self.gradients.get(&run.block),
-            _ => self.parameters.block(run.block).arena(arena),
+            Arena::Gradients => self.gradients.get(&span.block),
+            _ => self.parameters.block(span.block).arena(arena),
         };
         let missing = || Error::Graph("an arena is used before it is allocated".into());
         let buffer = buffer.ok_or_else(missing)?;
-        buffer.slice(run.offset_in(arena), bytes)
+        buffer.slice(span.offset_in(arena), bytes)
     }
 
     pub(crate) fn shadow_use(&self, graph: &Graph, target: Target) -> Result<ShadowUse> {
@@ -163,7 +163,7 @@ impl<'a> Memory<'a> {
         }
         let mut outdates = Vec::new();
         for param in graph.nodes().iter().flat_map(|node| node.op.updated()) {
-            let block = self.table.run(*param)?.block;
+            let block = self.table.span(*param)?.block;
             if !self.shadows.contains(&block) && !outdates.contains(&block) {
                 outdates.push(block);
             }
