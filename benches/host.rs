@@ -60,7 +60,7 @@ fn training_step(criterion: &mut Criterion, gpu: &Gpu) -> Result<()> {
         bencher.iter_custom(|runs| timed(runs, || step.run(&inputs), |run| run.wait().map(drop)));
     });
 
-    let steps = step.steps();
+    let sequence = step.sequence();
     let tensors: Vec<Tensor> = [32, 32, 64]
         .iter()
         .map(|&n| Tensor::zeroed(gpu, Layout::of(&Shape::new(&[n])?, DType::F32)?))
@@ -73,9 +73,7 @@ fn training_step(criterion: &mut Criterion, gpu: &Gpu) -> Result<()> {
             for tensor in &tensors {
                 recorder.upload(tensor, &target[..tensor.layout().len()])?;
             }
-            for step in &steps {
-                recorder.dispatch(&step.pipeline, &step.bind_group, step.workgroups)?;
-            }
+            recorder.sequence(&sequence);
             recorder.read_back(&slices, |pieces| Ok(pieces.concat()))
         };
         bencher.iter_custom(|runs| timed(runs, submit, |run| run.wait().map(drop)));
@@ -99,8 +97,8 @@ fn timed<T>(runs: u64, submit: impl Fn() -> Result<T>, wait: impl Fn(T) -> Resul
 
 /// A graph that does little but read its input, on a device that copies inputs and on one that reads them in place where it can.
 fn large_inputs(criterion: &mut Criterion) -> Result<()> {
-    let copying = GpuOptions::default().baseline(true);
-    for gpu in [Gpu::new(&copying)?, Gpu::new(&GpuOptions::default())?] {
+    let copying = GpuOptions::from_env()?.baseline(true);
+    for gpu in [Gpu::new(&copying)?, Gpu::new(&GpuOptions::from_env()?)?] {
         for rows in [16, 256, 4096, 8192] {
             let mut graph = Graph::new();
             let x = graph.input("x", &[rows, 1024], DType::F32)?;
@@ -136,7 +134,7 @@ fn large_inputs(criterion: &mut Criterion) -> Result<()> {
 }
 
 fn host(criterion: &mut Criterion) -> Result<()> {
-    let gpu = Gpu::new(&GpuOptions::default())?;
+    let gpu = Gpu::new(&GpuOptions::from_env()?)?;
     let graph = network()?;
     let mut session = Session::new(&gpu, 0);
     let executable = session.compile(&graph)?;
@@ -153,14 +151,12 @@ fn host(criterion: &mut Criterion) -> Result<()> {
 
     training_step(criterion, &gpu)?;
 
-    let steps = executable.steps();
+    let sequence = executable.sequence();
     criterion.bench_function(&format!("record {dispatches} dispatches"), |bencher| {
-        bencher.iter(|| -> Result<Recorder> {
+        bencher.iter(|| {
             let mut recorder = gpu.recorder("bench");
-            for step in &steps {
-                recorder.dispatch(&step.pipeline, &step.bind_group, step.workgroups)?;
-            }
-            Ok(black_box(recorder))
+            recorder.sequence(&sequence);
+            black_box(recorder)
         });
     });
 

@@ -100,7 +100,7 @@ struct Options {
     /// The token table starts uniform in ± this
     #[arg(long, default_value_t = 0.05)]
     table_bound: f32,
-    /// Use only adapters whose name contains this
+    /// Use the adapter with this index (#1) or PCI address (0000:01:00.0), or one whose name contains this
     #[arg(long)]
     adapter: Option<String>,
     /// Ask this instead of the built-in questions (repeat for more)
@@ -122,7 +122,8 @@ const QUESTIONS: [&str; 4] = [
 ];
 
 fn main() {
-    env_logger::init();
+    let filter = env_logger::Env::default().default_filter_or("energyflow=info,warn");
+    env_logger::init_from_env(filter);
     if let Err(error) = run(&Options::parse()) {
         eprintln!("error: {error}");
         std::process::exit(1);
@@ -140,8 +141,10 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     let out = options.out.display();
     fs::create_dir_all(&options.out).map_err(|error| format!("{out}: {error}"))?;
 
-    let mut gpu = GpuOptions::default();
-    gpu.adapter.clone_from(&options.adapter);
+    let mut gpu = GpuOptions::from_env()?;
+    if let Some(adapter) = &options.adapter {
+        gpu = gpu.select(adapter)?;
+    }
     let gpu = Gpu::new(&gpu)?;
     let capabilities = gpu.capabilities();
     println!(

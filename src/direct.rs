@@ -5,7 +5,7 @@
 //! Layers of one shape therefore share code only, and a changed weight is seen by the next call.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Recorder, Tensor};
@@ -227,20 +227,32 @@ impl Direct {
     }
 
     fn function(&self, key: Key) -> Result<Arc<Function>> {
-        // Held while a function compiles, so that it is compiled once.
-        let mut functions = self
-            .functions
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(function) = functions.find(&key) {
+        let known = |functions: &mut Recent<Key, Function>| {
+            let function = functions.find(&key)?;
             self.hits.fetch_add(1, Ordering::Relaxed);
+            Some(function)
+        };
+        if let Some(function) = known(&mut self.functions()) {
+            return Ok(function);
+        }
+        // So that it is compiled once, without a lock that a callback of the caller could find taken by its own thread.
+        let _gate = self.gpu.gate();
+        if let Some(function) = known(&mut self.functions()) {
             return Ok(function);
         }
         let function = Arc::new(Function::new(&self.gpu, &graph(key)?)?);
         self.misses.fetch_add(1, Ordering::Relaxed);
+        let mut functions = self.functions();
         functions.insert(key, Arc::clone(&function));
         functions.evict();
+        drop(functions);
         Ok(function)
+    }
+
+    fn functions(&self) -> MutexGuard<'_, Recent<Key, Function>> {
+        self.functions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 

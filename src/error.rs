@@ -14,11 +14,13 @@ pub enum Error {
     /// No adapter satisfies the request; nothing is computed on the CPU instead.
     #[error("no usable GPU adapter: {reason}")]
     NoAdapter {
-        /// What was asked for and what was found.
+        /// What was asked for, what was found, and what to do.
         reason: String,
     },
     /// The adapter exists, but refused to open a device.
-    #[error("adapter {adapter:?} could not open a device: {reason}")]
+    #[error(
+        "adapter {adapter:?} could not open a device: {reason}; ask for fewer features, or for another adapter of Gpu::adapters"
+    )]
     DeviceRequest {
         /// The adapter's name.
         adapter: String,
@@ -34,7 +36,7 @@ pub enum Error {
         bytes: u64,
     },
     /// The device is gone (driver reset, unplugged, destroyed); a new [`Gpu`](crate::Gpu) is needed.
-    #[error("GPU device lost: {reason}")]
+    #[error("GPU device lost: {reason}; open a new Gpu, and go on from what was last saved")]
     DeviceLost {
         /// What the driver said.
         reason: String,

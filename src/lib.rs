@@ -48,6 +48,7 @@ pub mod types;
 pub use error::{Error, Result};
 pub use gpu::{Gpu, GpuOptions};
 pub use graph::Graph;
+pub use half;
 pub use runtime::{Executable, Host, Session};
 pub use types::DType;
 pub use wgpu;

@@ -6,7 +6,7 @@ use common::{Case, F32, Tolerance, gpu, tiled_gpu, tolerance};
 use energyflow::graph::{Graph, Init, Op, ValueId};
 use energyflow::runtime::Host;
 use energyflow::train::{AdamW, Schedule};
-use energyflow::types::{DType, Trans, UnaryOp};
+use energyflow::types::{DType, Rates, Trans, UnaryOp};
 use energyflow::{Error, Session};
 
 /// A rate of 0.1 moves every element by about 0.1 in the first step.

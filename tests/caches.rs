@@ -418,7 +418,7 @@ fn second_process() {
     let Some(path) = std::env::var_os(RESULT_VARIABLE) else {
         return;
     };
-    let gpu = open(&GpuOptions::default().barrier_free(false));
+    let gpu = open(&GpuOptions::from_env().unwrap().barrier_free(false));
     let bits = product(&gpu);
     let tuning = gpu.report().tuning.unwrap_or_default();
     let result = (

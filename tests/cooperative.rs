@@ -171,7 +171,7 @@ fn infinities_do_not_spread() {
 #[test]
 #[ignore = "needs matrix units"]
 fn they_can_be_left_out() {
-    let gpu = Gpu::new(&GpuOptions::default().cooperative(false)).unwrap();
+    let gpu = Gpu::new(&GpuOptions::from_env().unwrap().cooperative(false)).unwrap();
     assert_eq!(gpu.capabilities().matrix_units, None);
     assert!(!gpu.capabilities().cooperative_matrix.is_empty());
     assert!(

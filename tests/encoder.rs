@@ -4,7 +4,9 @@ mod common;
 
 use common::network::Network;
 use common::{Tolerance, baseline_gpu, gpu, tiled_gpu};
+use energyflow::graph::Graph;
 use energyflow::nn::Gelu;
+use energyflow::runtime::{Host, Session};
 use energyflow::text::{Encoder, EncoderOptions};
 use energyflow::types::DType;
 
@@ -61,6 +63,35 @@ fn loss_and_gradients_in_mixed_precision() {
     network.check_on(&gpu(), tolerance);
     network.check_on(&tiled_gpu(), tolerance);
     network.check_on(&baseline_gpu(), tolerance);
+}
+
+/// An activation that overflows f16 becomes infinite and then NaN in the next normalisation. The result must show it: −1 everywhere would
+/// look like an embedding.
+#[test]
+fn an_overflow_in_f16_is_no_embedding() {
+    let options = options().tanh(true);
+    let mut graph = Graph::new();
+    let encoder = Encoder::new(&mut graph, &options).unwrap();
+    let n = 2 * options.length;
+    let ids = graph.index_input("ids", n, 17).unwrap();
+    let mask = graph.input("mask", &[n], DType::F32).unwrap();
+    let z = encoder.forward(&mut graph, ids, mask, DType::F16).unwrap();
+    graph.output("z", z).unwrap();
+    for gpu in [gpu(), baseline_gpu()] {
+        let mut session = Session::new(&gpu, 1);
+        let executable = session.compile(&graph).unwrap();
+        let (ids, mask) = (vec![3_u32; n], vec![1.0_f32; n]);
+        let run = || {
+            let hosts = [("ids", Host::from(&ids)), ("mask", Host::from(&mask))];
+            let outputs = executable.run(&hosts).unwrap().wait().unwrap();
+            outputs.get("z").unwrap()
+        };
+        assert!(run().iter().all(|z| z.is_finite()));
+        let bias = vec![1e5; options.hidden];
+        session.set("blocks.0.conv1.bias", &bias).unwrap();
+        let z = run();
+        assert!(z.iter().all(|z| z.is_nan()), "{z:?}");
+    }
 }
 
 #[test]

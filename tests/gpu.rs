@@ -4,16 +4,18 @@ use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
 use energyflow::gpu::{
-    Access, Alignment, BindGroup, KernelSource, Layout, Pipeline, ProfileStep, Tensor,
+    Access, Alignment, BindGroup, KernelSource, Layout, Pipeline, Sequence, Tensor,
 };
+use energyflow::graph::Graph;
+use energyflow::runtime::Host;
 use energyflow::types::DType;
-use energyflow::{Error, Gpu, GpuOptions, Result, wgpu};
+use energyflow::{Error, Gpu, GpuOptions, Result, Session, wgpu};
 
 /// For tests that do not look at counts, which other tests move.
 static SHARED: LazyLock<Gpu> = LazyLock::new(open);
 
 fn open() -> Gpu {
-    Gpu::new(&GpuOptions::default()).expect("these tests need a GPU adapter")
+    Gpu::new(&GpuOptions::from_env().unwrap()).expect("these tests need a GPU adapter")
 }
 
 /// y = 2·y + x
@@ -89,7 +91,7 @@ fn opens_with_everything_the_adapter_has() {
 
 #[test]
 fn baseline_has_no_optional_feature() {
-    let gpu = Gpu::new(&GpuOptions::default().baseline(true)).expect("baseline");
+    let gpu = Gpu::new(&GpuOptions::from_env().unwrap().baseline(true)).expect("baseline");
     assert_eq!(gpu.device().features(), wgpu::Features::empty());
     assert_eq!(gpu.capabilities().limits, wgpu::Limits::default());
     assert_eq!(gpu.capabilities().f16_storage(), "pack2x16float");
@@ -113,24 +115,20 @@ fn baseline_has_no_optional_feature() {
             ..
         })
     ));
-    let step = ProfileStep {
-        label: String::new(),
-        pipeline: double_and_add(&gpu),
-        bind_group: bind(
-            &gpu,
-            &double_and_add(&gpu),
-            &[&row(&gpu, &[0.0]), &row(&gpu, &[0.0])],
-        ),
-        workgroups: [1; 3],
-    };
+    let pipeline = double_and_add(&gpu);
+    let group = bind(&gpu, &pipeline, &[&row(&gpu, &[0.0]), &row(&gpu, &[0.0])]);
+    let mut sequence = Sequence::new();
+    sequence
+        .dispatch(&gpu, &pipeline, &group, [1; 3])
+        .expect("dispatch");
     let unsupported = |error: Option<Error>| matches!(error, Some(Error::Unsupported { .. }));
-    assert!(unsupported(gpu.time(std::slice::from_ref(&step)).err()));
-    assert!(unsupported(gpu.profile(&[step]).err()));
+    assert!(unsupported(gpu.time(&[&sequence]).err()));
+    assert!(unsupported(gpu.profile(&[&sequence]).err()));
 }
 
 #[test]
 fn f16_can_be_declined() {
-    let gpu = Gpu::new(&GpuOptions::default().f16(false)).expect("device");
+    let gpu = Gpu::new(&GpuOptions::from_env().unwrap().f16(false)).expect("device");
     assert!(!gpu.capabilities().f16);
     assert!(!gpu.device().features().contains(wgpu::Features::SHADER_F16));
 }
@@ -148,7 +146,7 @@ fn works_on_a_device_of_the_caller() {
             .await
             .expect("device")
     });
-    let gpu = Gpu::from_device(device, queue, &GpuOptions::default()).expect("gpu");
+    let gpu = Gpu::from_device(device, queue, &GpuOptions::from_env().unwrap()).expect("gpu");
     assert!(!gpu.capabilities().f16, "the device was opened without f16");
     assert!(gpu.capabilities().cooperative_matrix.is_empty());
     assert_eq!(run_twice(&gpu, 1.0), [7.0; 100]);
@@ -156,8 +154,8 @@ fn works_on_a_device_of_the_caller() {
 
 #[test]
 fn an_unknown_adapter_is_an_error_that_lists_the_others() {
-    let error =
-        Gpu::new(&GpuOptions::default().adapter("no such adapter")).expect_err("no adapter");
+    let error = Gpu::new(&GpuOptions::from_env().unwrap().adapter("no such adapter"))
+        .expect_err("no adapter");
     assert!(matches!(error, Error::NoAdapter { .. }));
     assert!(
         error.to_string().contains(&SHARED.capabilities().adapter),
@@ -252,8 +250,8 @@ fn bind_groups_are_cached_by_buffer() -> Result<()> {
     let (x, y) = (row(&gpu, &[1.0; 8]), row(&gpu, &[2.0; 8]));
     let first = bind(&gpu, &pipeline, &[&x, &y]);
     let second = bind(&gpu, &pipeline, &[&x, &y]);
-    assert_eq!(first.raw(), second.raw());
-    assert_ne!(first.raw(), bind(&gpu, &pipeline, &[&y, &x]).raw());
+    assert_eq!(first, second);
+    assert_ne!(first, bind(&gpu, &pipeline, &[&y, &x]));
     let stats = gpu.report().bind_groups;
     assert_eq!((stats.hits, stats.misses), (1, 2));
 
@@ -465,15 +463,12 @@ fn dispatches_can_be_timed() -> Result<()> {
     }
     let pipeline = double_and_add(&SHARED);
     let (x, y) = (row(&SHARED, &[1.0; 1 << 16]), row(&SHARED, &[0.0; 1 << 16]));
-    let step = |label: &str| ProfileStep {
-        label: label.to_owned(),
-        pipeline: Arc::clone(&pipeline),
-        bind_group: bind(&SHARED, &pipeline, &[&x, &y]),
-        workgroups: [1024, 1, 1],
-    };
-    let timings = SHARED.profile(&[step("first"), step("second")])?;
+    let group = bind(&SHARED, &pipeline, &[&x, &y]);
+    let mut sequence = Sequence::new();
+    sequence.dispatch(&SHARED, &pipeline, &group, [1024, 1, 1])?;
+    let timings = SHARED.profile(&[&sequence, &sequence])?;
     let labels: Vec<_> = timings.iter().map(|timing| timing.label.as_str()).collect();
-    assert_eq!(labels, ["first", "second"]);
+    assert_eq!(labels, ["test.double_and_add"; 2]);
     for timing in &timings {
         assert!((1.0..1e10).contains(&timing.nanoseconds), "{timing:?}");
     }
@@ -492,14 +487,11 @@ fn a_whole_pass_can_be_timed() -> Result<()> {
     }
     let pipeline = double_and_add(&SHARED);
     let (x, y) = (row(&SHARED, &[1.0; 1 << 20]), row(&SHARED, &[0.0; 1 << 20]));
-    let step = ProfileStep {
-        label: "double and add".to_owned(),
-        bind_group: bind(&SHARED, &pipeline, &[&x, &y]),
-        pipeline,
-        workgroups: [1 << 14, 1, 1],
-    };
+    let group = bind(&SHARED, &pipeline, &[&x, &y]);
+    let mut sequence = Sequence::new();
+    sequence.dispatch(&SHARED, &pipeline, &group, [1 << 14, 1, 1])?;
     let begin = Instant::now();
-    let nanoseconds = SHARED.time(&[step.clone(), step])?;
+    let nanoseconds = SHARED.time(&[&sequence, &sequence])?;
     let wall = begin.elapsed().as_nanos() as f64;
     assert!(
         nanoseconds > 0.0 && nanoseconds < 1.1 * wall,
@@ -541,4 +533,82 @@ fn a_lost_device_is_an_error_everywhere() -> Result<()> {
     assert!(lost(x.upload(&gpu, &[0.0_f32; 8]).err()));
     assert!(lost(x.download::<f32>(&gpu).err()));
     Ok(())
+}
+
+/// Whatever a caller gives the key of a kernel of this crate gets what the caller wrote, and the executable keeps what is its own.
+#[test]
+fn keys_of_executables_find_nothing_of_theirs() -> Result<()> {
+    let gpu = open();
+    let mut graph = Graph::new();
+    let x = graph.input("x", &[5, 7], DType::F32)?;
+    let y = graph.affine(x, 2.0, 1.0)?;
+    graph.output("y", y)?;
+    let mut session = Session::new(&gpu, 0);
+    let executable = session.compile(&graph)?;
+    let steps: Vec<_> = executable.steps().collect();
+    assert!(!steps.is_empty());
+    assert!(
+        steps
+            .iter()
+            .all(|step| step.bytes > 0.0 && !step.name.is_empty())
+    );
+    let bindings = || vec![Access::Read, Access::ReadWrite];
+    for step in &steps {
+        let own = gpu.pipeline(step.key, || {
+            Ok(KernelSource::new(DOUBLE_AND_ADD, bindings()))
+        })?;
+        assert_eq!(own.wgsl(), DOUBLE_AND_ADD);
+    }
+    let again = Session::new(&gpu, 0).compile(&graph)?;
+    for executable in [&executable, &again] {
+        let outputs = executable.run(&[("x", Host::F32(&[3.0; 35]))])?.wait()?;
+        assert_eq!(outputs.get("y")?, [7.0; 35]);
+    }
+    // What is timed is the executable as it is.
+    let sequence = executable.sequence();
+    let keys: Vec<&str> = steps.iter().map(|step| step.key).collect();
+    assert!(sequence.keys().eq(keys.iter().copied()));
+    if gpu.capabilities().timestamps {
+        let timings = gpu.profile(&[&sequence, &again.sequence()])?;
+        let labels = timings.iter().map(|timing| timing.label.as_str());
+        assert!(labels.eq(keys.repeat(2)));
+        assert!(gpu.time(&[&sequence; 3])? >= 0.0);
+    }
+    Ok(())
+}
+
+/// Kernels of a caller run with all checks: one that writes far outside stays inside its binding.
+#[test]
+fn kernels_of_the_caller_stay_inside_their_bindings() -> Result<()> {
+    let kernel = SHARED.pipeline("test.outside", || {
+        let text = "
+@group(0) @binding(0) var<storage, read_write> y: array<u32>;
+@compute @workgroup_size(64)
+fn main(@builtin(global_invocation_id) id: vec3<u32>) {
+    y[id.x] = 7u;
+    y[id.x + 100u] = 7u;
+    y[id.x * 0x1000000u] = 7u;
+}";
+        Ok(KernelSource::new(text, vec![Access::ReadWrite]))
+    })?;
+    let layout = Layout::new(1, 1024, DType::U32, Alignment::Bytes64)?;
+    let all = Tensor::zeroed(&SHARED, layout)?;
+    let middle = all.slice().buffer().slice(1024, 256)?;
+    let group = SHARED.bind_group(&kernel, &[middle])?;
+    let mut recorder = SHARED.recorder("outside");
+    recorder.dispatch(&kernel, &group, [1000, 1, 1])?;
+    recorder.submit()?;
+    let values: Vec<u32> = all.download(&SHARED)?.wait()?;
+    for (i, &value) in values.iter().enumerate() {
+        let inside = (256..320).contains(&i);
+        assert_eq!(value, if inside { 7 } else { 0 }, "element {i}");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_defaults_read_nothing_from_the_environment() {
+    let options = GpuOptions::default();
+    assert_eq!((options.adapter, options.cache_dir), (None, None));
+    assert!(!options.autotune);
 }

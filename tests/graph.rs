@@ -121,7 +121,7 @@ fn wrong_calls() -> Vec<Wrong> {
         (
             Op::LayerNormParamGrad,
             "layer_norm_param_grad",
-            vec![vec![4, 3], vec![2, 4], vec![4, 2]],
+            vec![vec![4, 3], vec![3, 4], vec![4, 2]],
             "dy",
         ),
         (

@@ -185,7 +185,7 @@ fn assert_lean(what: &str, gpu: &Gpu, mut work: impl FnMut()) {
 
 /// A device of its own: its counts are nobody else's.
 fn own_gpu() -> Gpu {
-    Gpu::new(&GpuOptions::default()).expect("tests need a GPU adapter")
+    Gpu::new(&GpuOptions::from_env().unwrap()).expect("tests need a GPU adapter")
 }
 
 fn encoder() -> EncoderOptions {

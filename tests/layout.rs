@@ -8,8 +8,9 @@ use energyflow::{Error, Gpu, GpuOptions};
 use half::f16;
 use proptest::prelude::*;
 
-static GPU: LazyLock<Gpu> =
-    LazyLock::new(|| Gpu::new(&GpuOptions::default()).expect("these tests need a GPU adapter"));
+static GPU: LazyLock<Gpu> = LazyLock::new(|| {
+    Gpu::new(&GpuOptions::from_env().unwrap()).expect("these tests need a GPU adapter")
+});
 
 fn layouts() -> impl Strategy<Value = Layout> {
     let dtypes = prop_oneof![Just(DType::F32), Just(DType::F16), Just(DType::U32)];

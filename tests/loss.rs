@@ -113,6 +113,26 @@ fn distillation_towards_a_zero_vector() {
     case.check(bound(DType::F32));
 }
 
+/// Norms below 1e-6 are taken as 1e-6, and so do not change with y: the gradient of the cosine is t/(1e-6·‖t‖).
+#[test]
+fn distillation_of_vectors_shorter_than_the_smallest_norm() {
+    for length in [4e-7, 9e-7, 3e-6] {
+        let mut case = Case::new(11, DType::F32);
+        let y = [0.6, -0.64, 0.48].map(|x| x * length);
+        let y = case.input_of(&[1, 3], DType::F32, y.to_vec());
+        let t = case.input_of(&[1, 3], DType::F32, vec![0.5, -0.75, 0.25]);
+        let kd = case.graph.kd_loss(y, t, 1.0, 0.0).unwrap();
+        let gradient = case.graph.gradients(kd.loss, &[y]).unwrap()[0];
+        case.output("cosine", kd.cosine);
+        case.output("gradient", gradient);
+        case.check(bound(DType::F32));
+        let (outputs, _) = case.run_on(&gpu());
+        let first = outputs.get("gradient").unwrap()[0];
+        let floored = -0.5 / 0.875_f32.sqrt() * 1e6;
+        assert_eq!((first - floored).abs() < 10.0, length < 1e-6, "{first}");
+    }
+}
+
 #[test]
 fn distillation_has_no_gradient_for_its_target_or_statistics() {
     let mut case = Case::new(6, DType::F32);

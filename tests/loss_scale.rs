@@ -3,10 +3,12 @@
 mod common;
 
 use common::gpu;
-use common::toy::{ACTIVATIONS, Data, Toy, bits};
-use energyflow::runtime::{Executable, Session};
+use common::toy::{ACTIVATIONS, Data, Toy, bits, parameters};
+use energyflow::graph::Graph;
+use energyflow::nn::Linear;
+use energyflow::runtime::{Executable, Host, Session};
 use energyflow::train::{AdamW, LossScale, Schedule, StepOutputs};
-use energyflow::types::DType;
+use energyflow::types::{DType, UnaryOp};
 use std::sync::Arc;
 
 const ROWS: usize = 7;
@@ -66,6 +68,59 @@ fn a_bad_number_anywhere_at_any_step_skips_the_step_whole() {
                 assert_eq!(scale(&session), 0.5 * old, "{dtype} {name} {x}");
                 session.set("train.loss_scale", &[1024.0]).unwrap();
             }
+        }
+    }
+}
+
+/// NaN in the input of a network of one hidden layer: no activation hides it from the check of the gradients.
+#[test]
+fn nan_in_an_input_passes_every_activation() {
+    let optimizer = AdamW::default()
+        .schedule(Schedule::Constant { rate: 0.01 })
+        .clip(Some(1.0))
+        .loss_scale(Some(LossScale::default()));
+    let (min, max) = (-1.0, 1.0);
+    for (dtype, op) in [
+        (DType::F32, UnaryOp::Tanh),
+        (DType::F16, UnaryOp::Tanh),
+        (DType::F32, UnaryOp::Relu),
+        (DType::F32, UnaryOp::Clamp { min, max }),
+    ] {
+        let mut graph = Graph::new();
+        let g = &mut graph;
+        let first = Linear::new(g, "first", 6, 5, true).unwrap();
+        let second = Linear::new(g, "second", 5, 3, true).unwrap();
+        let x = g.input("x", &[4, 6], dtype).unwrap();
+        let target = g.input("target", &[4, 3], DType::F32).unwrap();
+        let h = first.forward(g, x).unwrap();
+        let h = g.unary(op, h).unwrap();
+        let y = second.forward_as(g, h, DType::F32).unwrap();
+        let y = g.unary(UnaryOp::Tanh, y).unwrap();
+        let loss = g.kd_loss(y, target, 0.5, 1.0).unwrap().loss;
+        g.output("loss", loss).unwrap();
+        let all = parameters(g);
+        optimizer.step(g, loss, &all).unwrap();
+        let mut session = Session::new(&gpu(), 1);
+        let step = session.compile(&graph).unwrap();
+        let target = vec![0.5; 12];
+        let mut skipped = 0.0;
+        for bad in [None, Some(f32::NAN), None, Some(-f32::NAN)] {
+            let mut x: Vec<f32> = (0..24_u8).map(|i| 0.1 * f32::from(i) - 1.0).collect();
+            if let Some(bad) = bad {
+                x[7] = bad;
+                skipped += 1.0;
+            }
+            let before = bits(&session);
+            let hosts = [("x", Host::from(&x)), ("target", Host::from(&target))];
+            let out = step.run(&hosts).unwrap().wait().unwrap();
+            let name = format!("{dtype} {op:?} {bad:?}");
+            assert_eq!(
+                out.scalar("loss").unwrap().is_nan(),
+                bad.is_some(),
+                "{name}"
+            );
+            assert_eq!(out.scalar(StepOutputs::SKIPPED).unwrap(), skipped, "{name}");
+            assert_eq!(bits(&session) == before, bad.is_some(), "{name}");
         }
     }
 }

@@ -241,7 +241,9 @@ fn trainers_train_token_0() {
             .optimizer(optimizer.clone());
         let distiller = Distiller::new(&gpu(), &encoder(), &options).unwrap();
         let before = distiller.session().get("embedding.weight").unwrap();
-        distiller.step(batches.next_batch().unwrap()).unwrap();
+        distiller
+            .step(batches.next_batch().unwrap().unwrap())
+            .unwrap();
         let after = distiller.session().get("embedding.weight").unwrap();
         let rows = before.chunks(WIDTH).zip(after.chunks(WIDTH)).enumerate();
         for (id, (before, after)) in rows {
@@ -254,7 +256,9 @@ fn trainers_train_token_0() {
             .optimizer(optimizer.clone());
         let mut trainer = DecoderTrainer::new(&gpu(), &decoder(), &options).unwrap();
         batches.start_epoch(0);
-        let metrics = trainer.step(batches.next_batch().unwrap()).unwrap();
+        let metrics = trainer
+            .step(batches.next_batch().unwrap().unwrap())
+            .unwrap();
         // Two next tokens in each text of three tokens, three in each of four.
         assert_eq!(metrics.tokens, 20.0);
         assert_eq!(trainer.evaluate(&dataset).unwrap().tokens, 20);

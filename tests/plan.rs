@@ -119,7 +119,7 @@ fn a_plan_is_what_compiling_allocates() {
         optimizer.step(&mut graph, loss, &parameters).unwrap();
 
         // A device of its own: other tests allocate meanwhile.
-        let gpu = Gpu::new(&energyflow::GpuOptions::default()).unwrap();
+        let gpu = Gpu::new(&energyflow::GpuOptions::from_env().unwrap()).unwrap();
         let mut session = Session::new(&gpu, 0);
         let plan = session.plan(&graph).unwrap();
         let executable = session.compile(&graph).unwrap();

@@ -10,7 +10,7 @@ use energyflow::{Error, Gpu, GpuOptions, Result};
 static SHARED: LazyLock<Gpu> = LazyLock::new(open);
 
 fn open() -> Gpu {
-    Gpu::new(&GpuOptions::default()).expect("these tests need a GPU adapter")
+    Gpu::new(&GpuOptions::from_env().unwrap()).expect("these tests need a GPU adapter")
 }
 
 #[test]
@@ -20,7 +20,6 @@ fn the_pool_reuses_memory_of_the_same_class() -> Result<()> {
     let second = gpu.buffer(1000, "second")?;
     assert_ne!(first.id(), second.id());
     assert_eq!(first.size(), 1008, "rounded up to 16");
-    assert_eq!(first.raw().size(), 1024);
     let id = first.id();
     let clone = first.clone();
     drop(first);

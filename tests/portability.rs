@@ -205,6 +205,58 @@ fn rest(dtype: DType) -> Graph {
     graph
 }
 
+/// Sums long enough for several passes and for blocks of blocks.
+fn long(dtype: DType) -> Graph {
+    let mut graph = Graph::new();
+    let n = 70_000;
+    let x = graph.input("x", &[1, n, 4], dtype).unwrap();
+    let row = graph.input("row", &[1, n], dtype).unwrap();
+    let mask = graph.input("mask", &[n], DType::F32).unwrap();
+    let all = graph.sum_all(row).unwrap();
+    let mean = graph.masked_mean(x, mask).unwrap();
+    let groups = Op::SumGroups { period: n };
+    let groups = graph.apply(groups, &[x]).unwrap()[0];
+    let targets = graph.index_input("targets", n, 4).unwrap();
+    let logits = graph.reshape(x, &[n, 4]).unwrap();
+    let entropy = graph.cross_entropy(logits, targets, Some(1), 0.1).unwrap();
+    let teacher = graph.input("teacher", &[n, 4], dtype).unwrap();
+    let kd = graph.kd_loss(logits, teacher, 1.0, 0.5).unwrap();
+    let table = Op::GatherGrad {
+        rows: 5,
+        padding: Some(2),
+    };
+    let table = graph.apply(table, &[targets, logits]).unwrap()[0];
+    let window = Window::new(90, 70, 1, 3, Padding::Same).unwrap();
+    let columns = graph
+        .input("columns", &[window.steps(), 70], dtype)
+        .unwrap();
+    let back = graph.apply(Op::Col2im(window), &[columns]).unwrap()[0];
+    let outputs = [all, mean, groups, entropy.count, table, back];
+    for (i, output) in outputs.into_iter().enumerate() {
+        graph.output(&format!("{i}"), output).unwrap();
+    }
+    let mean = graph.sum_all(mean).unwrap();
+    for (i, (loss, wrt)) in [(entropy.loss, x), (kd.loss, x), (mean, x)]
+        .into_iter()
+        .enumerate()
+    {
+        let gradient = graph.gradients(loss, &[wrt]).unwrap()[0];
+        graph.output(&format!("gradient {i}"), gradient).unwrap();
+    }
+    for (i, m) in [3, 9].into_iter().enumerate() {
+        let a = graph.input(&format!("a{i}"), &[2, m, n], dtype).unwrap();
+        let b = graph.input(&format!("b{i}"), &[2, 5, n], dtype).unwrap();
+        let c = graph.batch_matmul(a, b, Trans::NT).unwrap();
+        graph.output(&format!("batch {i}"), c).unwrap();
+        let a = graph.input(&format!("c{i}"), &[m, n], dtype).unwrap();
+        let b = graph.input(&format!("d{i}"), &[5, n], dtype).unwrap();
+        let c = graph.matmul(a, b, Trans::NT).unwrap();
+        let c = graph.unary(UnaryOp::Tanh, c).unwrap();
+        graph.output(&format!("product {i}"), c).unwrap();
+    }
+    graph
+}
+
 fn collect(gpu: &Gpu, graph: &Graph, sources: &mut BTreeMap<String, String>) {
     let executable = Session::new(gpu, 0).compile(graph).unwrap();
     for (key, wgsl) in executable.sources() {
@@ -292,6 +344,10 @@ fn every_kernel_translates_to_every_platform() {
     for gpu in &gpus {
         collect(gpu, &products(DType::F16), &mut sources);
     }
+    for gpu in &gpus[..2] {
+        collect(gpu, &long(DType::F32), &mut sources);
+    }
+    collect(&gpus[2], &long(DType::F16), &mut sources);
     for (key, wgsl) in &sources {
         translate(key, wgsl);
     }

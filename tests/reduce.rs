@@ -3,8 +3,6 @@
 mod common;
 
 use common::{Case, F32, SIZES, Tolerance, gpu, tolerance};
-use energyflow::Error;
-use energyflow::Session;
 use energyflow::graph::Op;
 use energyflow::types::DType;
 
@@ -158,7 +156,7 @@ fn gradients_agree_with_finite_differences() {
 
 #[test]
 fn scalars_side_by_side() {
-    for n in 1..=7 {
+    for n in 1..=8 {
         let mut case = Case::new(7, DType::F32);
         let scalars: Vec<_> = (0..n).map(|_| case.input(&[1])).collect();
         let y = case.graph.stack(&scalars).unwrap();
@@ -170,13 +168,6 @@ fn scalars_side_by_side() {
     let y = case.graph.stack(&[a, b, a]).unwrap();
     case.output("y", y);
     case.check(F32);
-
-    let mut case = Case::new(7, DType::F32);
-    let scalars: Vec<_> = (0..8).map(|_| case.input(&[1])).collect();
-    let y = case.graph.stack(&scalars).unwrap();
-    case.output("y", y);
-    let error = Session::new(&gpu(), 0).compile(&case.graph).unwrap_err();
-    assert!(matches!(error, Error::Limit { needed: 9, .. }), "{error}");
 }
 
 #[test]

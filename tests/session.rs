@@ -152,7 +152,7 @@ fn steps_repeat_the_last_of_several_runs() {
             };
             (0..runs).for_each(run);
             match timed {
-                true => assert!(gpu.time(&step.steps()).unwrap() >= 0.0),
+                true => assert!(gpu.time(&[&step.sequence()]).unwrap() >= 0.0),
                 false => run(runs - 1),
             }
             session.get("w").unwrap()
@@ -222,7 +222,7 @@ fn inputs_that_do_not_fit_into_one_buffer() {
         };
         adapter.request_device(&descriptor).await.unwrap()
     });
-    let gpu = Gpu::from_device(device, queue, &GpuOptions::default()).unwrap();
+    let gpu = Gpu::from_device(device, queue, &GpuOptions::from_env().unwrap()).unwrap();
     // The second graph's inputs fit, to the byte.
     for (rows, fits) in [(33, false), (32, true)] {
         let mut graph = Graph::new();
@@ -379,7 +379,7 @@ fn seeds_decide_and_order_does_not() {
 #[test]
 fn equal_graphs_are_compiled_once() {
     // A device of its own: its counts are nobody else's.
-    let gpu = Gpu::new(&GpuOptions::default()).unwrap();
+    let gpu = Gpu::new(&GpuOptions::from_env().unwrap()).unwrap();
     let mut session = Session::new(&gpu, 0);
     let first = session.compile(&scale(Init::Constant(2.0))).unwrap();
     let kernels = gpu.report().pipelines;

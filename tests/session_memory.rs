@@ -111,3 +111,54 @@ fn a_graph_can_be_forgotten() {
     session.set("w", &[0.5; WIDTH * WIDTH]).unwrap();
     run(&held, 100);
 }
+
+/// Bytes of memory that the process holds, where the system tells.
+#[cfg(target_os = "linux")]
+fn resident() -> u64 {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: u64 = pages.split(' ').nth(1).unwrap().parse().unwrap();
+    pages * 4096
+}
+
+/// A process of its own, so that no other test allocates meanwhile: batch sizes one after the other, each with a kernel of its own.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_process_that_meets_many_batch_sizes_stays_small() {
+    const ALONE: &str = "SESSION_MEMORY_ALONE";
+    if std::env::var_os(ALONE).is_none() {
+        let test = "a_process_that_meets_many_batch_sizes_stays_small";
+        let mut alone = std::process::Command::new(std::env::current_exe().unwrap());
+        let alone = alone.args(["--exact", test, "--nocapture"]).env(ALONE, "1");
+        assert!(alone.status().unwrap().success());
+        return;
+    }
+    let options = GpuOptions::from_env().unwrap().idle_pipelines(4);
+    let gpu = Gpu::new(&options).unwrap();
+    let compile = |session: &mut Session, batch: usize| {
+        let mut graph = Graph::new();
+        let x = graph.input("x", &[batch, WIDTH], DType::F32).unwrap();
+        let y = graph.unary(UnaryOp::Tanh, x).unwrap();
+        graph.output("y", y).unwrap();
+        let executable = session.compile(&graph).unwrap();
+        let x = vec![0.0; batch * WIDTH];
+        let y = executable.run(&[("x", Host::from(&x))]).unwrap().wait();
+        assert_eq!(y.unwrap().get("y").unwrap(), x);
+    };
+    let mut session = Session::new(&gpu, 0).max_executables(4);
+    (1..=30).for_each(|batch| compile(&mut session, batch));
+    let before = resident();
+    (31..=150).for_each(|batch| compile(&mut session, batch));
+    let after = resident();
+    drop(session);
+    let dropped = resident();
+    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    println!(
+        "{:.1} MiB after 30 batch sizes, {:.1} after 150, {:.1} after dropping the session",
+        mib(before),
+        mib(after),
+        mib(dropped)
+    );
+    // A kernel takes 1 to 4 MiB in the software driver.
+    assert!(after < before + (40 << 20), "{before} {after}");
+    assert_eq!(gpu.report().pool.allocated_bytes, 0);
+}

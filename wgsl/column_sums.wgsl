@@ -13,7 +13,7 @@ var<workgroup> {{ part }}s: array<vec4<f32>, {{ size }}>;
 {% macro load(n, row) %}
             let v{{ n }} = x_load(({{ row }}) * x_stride + col);
 {% if param_grad %}
-            let d{{ n }} = v{{ n }} * (input_load(({{ row }}) * input_stride + col) - stats_at({{ row }})) * stats_at(stats_stride + {{ row }});
+            let d{{ n }} = v{{ n }} * ((input_load(({{ row }}) * input_stride + col) - stats_at({{ row }})) - stats_at(stats_stride + {{ row }})) * stats_at(2u * stats_stride + {{ row }});
 {% endif %}
 {% endmacro %}
 

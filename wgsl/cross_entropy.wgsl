@@ -1,5 +1,6 @@
-// One pass over the logits with an online maximum. Per row: logsumexp and loss.
+// One pass over the logits with an online maximum. Per row: logsumexp and loss. An invocation takes {{ (used + lanes - 1) // lanes }} steps.
 {% include "shared/group" %}
+{% include "shared/softmax" %}
 
 {% if lanes > 1 %}
 var<workgroup> scratch: array<vec3<f32>, {{ size }}>;
@@ -16,7 +17,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     let lane = lid % {{ lanes }}u;
     let wanted = group_id(wid) * {{ size // lanes }}u + lid / {{ lanes }}u;
     let row = min(wanted, {{ rows - 1 }}u);
-    var part = vec3<f32>(-3.4e38, 0.0, 0.0);
+    var part = vec3<f32>(LOWEST, 0.0, 0.0);
     for (var col = lane; col < {{ used }}u; col += {{ lanes }}u) {
         let v = logits_load(row * logits_stride + col);
 {% if cols % 4 == 0 %}
@@ -25,7 +26,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
         part = join(part, vec3<f32>(top, (e.x + e.y) + (e.z + e.w), (v.x + v.y) + (v.z + v.w)));
 {% else %}
         let valid = vec4<u32>(0u, 1u, 2u, 3u) + 4u * col < vec4<u32>({{ cols }}u);
-        let w = select(vec4<f32>(-3.4e38), v, valid);
+        let w = select(vec4<f32>(LOWEST), v, valid);
         let top = max(max(w.x, w.y), max(w.z, w.w));
         let e = select(vec4<f32>(), exp(w - top), valid);
         let s = select(vec4<f32>(), v, valid);
@@ -44,13 +45,14 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     part = scratch[lid - lane];
 {% endif %}
     if (wanted < {{ rows }}u && lane == 0u) {
-        let lse = part.x + log(part.y);
+        let lse = if_softmax(part.x + log(part.y), part.x, part.y);
         let target_id = targets_at(row);
         var loss = 0.0;
         if (target_id < {{ cols }}u{% if ignore >= 0 %} && target_id != {{ ignore }}u{% endif %}) {
             let x = logits_load(row * logits_stride + (target_id >> 2u))[target_id & 3u];
             // Relative to the maximum, so that large logits do not swallow a small loss.
-            loss = log(part.y) + {{ 1.0 - smoothing }} * (part.x - x) + {{ smoothing }} * (part.x - part.z / {{ cols }}.0);
+            loss = log(part.y) + {{ 1.0 - smoothing }} * (part.x - x){% if smoothing > 0 %} + {{ smoothing }} * (part.x - part.z / {{ cols }}.0){% endif %};
+            loss = if_softmax(loss, part.x, part.y);
         }
         rows_put(row, lse);
         rows_put(rows_stride + row, loss);

@@ -3,9 +3,10 @@
 {% if steps > 0 %}
 // They keep it in registers between its sums and its derivative, {{ steps }} blocks each: every logit is read once.
 {% else %}
-// They read it twice, the second time from its end, which is in the cache.
+// They read it twice, the second time from its end, which is in the cache: {{ (cover + lanes - 1) // lanes }} steps each time.
 {% endif %}
 {% include "shared/group" %}
+{% include "shared/softmax" %}
 {% set log2e = 1.4426950408889634 %}
 {% set each = 4 * parts %}
 {% set full = cols // each %}
@@ -32,7 +33,7 @@ fn across(v: vec4<f32>) -> f32 {
 {% for p in range(parts) %}
 {% if masked %}
         let valid{{ s }}_{{ p }} = vec4<u32>(0u, 1u, 2u, 3u) + 4u * ({{ parts }}u * i{{ s }} + {{ p }}u) < vec4<u32>({{ cols }}u);
-        let v{{ s }}_{{ p }} = select(vec4<f32>(-3.4e38), logits_part{{ p }}(b{{ s }}), valid{{ s }}_{{ p }});
+        let v{{ s }}_{{ p }} = select(vec4<f32>(LOWEST), logits_part{{ p }}(b{{ s }}), valid{{ s }}_{{ p }});
 {% else %}
         let v{{ s }}_{{ p }} = logits_part{{ p }}(b{{ s }});
 {% endif %}
@@ -136,7 +137,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
 {% endif %}
     let dloss = dloss_at(0u) / {% if count > 0 %}{{ count }}.0{% else %}max(count_at(0u), 1.0){% endif %};
 
-    var part = vec3<f32>(-3.4e38, 0.0, 0.0);
+    var part = vec3<f32>(LOWEST, 0.0, 0.0);
 {% for s in range(steps) %}
     let i{{ s }} = lane + {{ s * lanes }}u;
 {% if (s + 1) * lanes > stride and over %}
@@ -183,7 +184,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     }
 {% endif %}
 
-    let weight = dloss / part.y;
+    let weight = if_softmax(dloss / part.y, part.x, part.y);
 {% if parts == 2 and steps > 0 %}
     // Always zero, for the sum holds exp(0); but compilers do not know, and so keep the halves in registers rather than what was unpacked
     // from them, which are twice as many: an eighth less time.
@@ -223,9 +224,9 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
 
     if (mine) {
         // Relative to the maximum, so that large logits do not swallow a small loss.
-        let loss = log(part.y) + {{ 1.0 - smoothing }} * (part.x - wanted) + {{ smoothing }} * (part.x - part.z / {{ cols }}.0);
-        rows_put(row, part.x + log(part.y));
-        rows_put(rows_stride + row, select(0.0, loss, counts));
+        let loss = log(part.y) + {{ 1.0 - smoothing }} * (part.x - wanted){% if smoothing > 0 %} + {{ smoothing }} * (part.x - part.z / {{ cols }}.0){% endif %};
+        rows_put(row, if_softmax(part.x + log(part.y), part.x, part.y));
+        rows_put(rows_stride + row, select(0.0, if_softmax(loss, part.x, part.y), counts));
 {% if pad > 0 %}
         if (row == {{ rows - 1 }}u) {
             for (var i = {{ rows }}u; i < {{ rows + pad }}u; i++) {

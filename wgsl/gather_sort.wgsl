@@ -1,5 +1,5 @@
 // Sorts the places of each run by id, then place: a workgroup a run, bitonic, in workgroup memory (Batcher, AFIPS 1968).
-// A key is id * run + place within the run; places that do not exist come last.
+// An invocation takes at most 150 steps. A key is id * run + place within the run; places that do not exist come last.
 {% include "shared/group" %}
 
 var<workgroup> keys: array<u32, {{ run }}>;

@@ -110,6 +110,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
         counts_put(row, count);
     }
 {% elif masked %}
+    // Where the mask holds NaN the sum is NaN already.
     sum = sum / max(count, 1.0);
 {% endif %}
     finish(row, col, sum);

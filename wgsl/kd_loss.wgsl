@@ -1,6 +1,11 @@
 // Per sample: y.t, |y|, |t|, sum (y - t)^2. An invocation reads {{ (used + lanes - 1) // lanes }} vec4s of each, whose sums it adds up in blocks of {{ block }}.
 {% include "shared/group" %}
+{% include "shared/nan" %}
 {% include "shared/reduce" %}
+
+fn norm(square: f32) -> f32 {
+    return nan_of(max(sqrt(square), 1e-6), square);
+}
 
 @compute @workgroup_size({{ size }})
 fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
@@ -30,7 +35,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
 {% endif %}
     sums = reduce(sums, lid);
     if (wanted < {{ rows }}u && lane == 0u) {
-        rows_store(row * rows_stride, vec4<f32>(sums.x, max(sqrt(sums.y), 1e-6), max(sqrt(sums.z), 1e-6), sums.w));
+        rows_store(row * rows_stride, vec4<f32>(sums.x, norm(sums.y), norm(sums.z), sums.w));
         for (var col = 1u; col < rows_stride; col++) {
             rows_store(row * rows_stride + col, vec4<f32>());
         }

@@ -10,8 +10,9 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     let lane = lid % {{ lanes }}u;
     let wanted = group_id(wid) * {{ size // lanes }}u + lid / {{ lanes }}u;
     let row = min(wanted, {{ rows - 1 }}u);
-    let mean = stats_at(row);
-    let rstd = stats_at(stats_stride + row);
+    let first = stats_at(row);
+    let mean = stats_at(stats_stride + row);
+    let rstd = stats_at(2u * stats_stride + row);
     var g_sum = vec4<f32>();
     var gx_sum = vec4<f32>();
 {% if held > 0 %}
@@ -24,7 +25,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     let at{{ h }} = col{{ h }};
     let g{{ h }} = tail(at{{ h }}, dy_load(row * dy_stride + at{{ h }}) * gamma_load(at{{ h }}));
 {% endif %}
-    let xhat{{ h }} = (x_load(row * x_stride + at{{ h }}) - mean) * rstd;
+    let xhat{{ h }} = ((x_load(row * x_stride + at{{ h }}) - first) - mean) * rstd;
 {% endfor %}
 {% for h in range(held) %}
     g_sum += g{{ h }};
@@ -34,7 +35,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     for (var col = lane; col < {{ used }}u; col += {{ lanes }}u) {
         let g = tail(col, dy_load(row * dy_stride + col) * gamma_load(col));
         g_sum += g;
-        gx_sum += g * (x_load(row * x_stride + col) - mean) * rstd;
+        gx_sum += g * ((x_load(row * x_stride + col) - first) - mean) * rstd;
     }
 {% endif %}
     let sums = reduce(vec4<f32>(across(g_sum), across(gx_sum), 0.0, 0.0), lid) * {{ 1.0 / cols }};
@@ -56,7 +57,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
         var dx = vec4<f32>();
         if (col < {{ used }}u) {
             let g = dy_load(row * dy_stride + col) * gamma_load(col);
-            let xhat = (x_load(row * x_stride + col) - mean) * rstd;
+            let xhat = ((x_load(row * x_stride + col) - first) - mean) * rstd;
             dx = rstd * (g - sums.x - xhat * sums.y);
         }
         finish(row, col, dx);

@@ -1,4 +1,5 @@
 // The sum of a vector by one workgroup, optionally its square root. An invocation adds up {{ (used + lanes - 1) // lanes }} vec4s, in blocks of {{ block }}.
+{% include "shared/nan" %}
 {% include "shared/reduce" %}
 
 @compute @workgroup_size({{ size }})
@@ -20,6 +21,6 @@ fn main(@builtin(local_invocation_index) lid: u32) {
 {% endif %}
     let total = across(reduce(sum, lid));
     if (lid == 0u) {
-        y_store(0u, vec4<f32>({% if root %}sqrt(total){% else %}total{% endif %}, 0.0, 0.0, 0.0));
+        y_store(0u, vec4<f32>({% if root %}nan_of(sqrt(total), total){% else %}total{% endif %}, 0.0, 0.0, 0.0));
     }
 }

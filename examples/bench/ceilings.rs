@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use energyflow::gpu::{Access, Alignment, KernelSource, Layout, Pipeline, ProfileStep, Tensor};
+use energyflow::gpu::{Access, Alignment, KernelSource, Layout, Pipeline, Sequence, Tensor};
 use energyflow::graph::Graph;
 use energyflow::runtime::Host;
 use energyflow::{DType, Gpu, Result, Session};
@@ -69,22 +69,19 @@ fn arithmetic(gpu: &Gpu) -> Result<f64> {
     let layout = Layout::new(1, 4, DType::U32, Alignment::Bytes16)?;
     let (rounds, sink) = (Tensor::zeroed(gpu, layout)?, Tensor::zeroed(gpu, layout)?);
     let slices = [rounds.slice().clone(), sink.slice().clone()];
-    let step = ProfileStep {
-        label: "multiply-adds".to_owned(),
-        bind_group: gpu.bind_group(&pipeline, &slices)?,
-        pipeline,
-        workgroups: [WORKGROUPS, 1, 1],
-    };
+    let group = gpu.bind_group(&pipeline, &slices)?;
+    let mut sequence = Sequence::new();
+    sequence.dispatch(gpu, &pipeline, &group, [WORKGROUPS, 1, 1])?;
     let mut count = 1_u32;
     loop {
         rounds.upload(gpu, &[count; 4])?;
-        let nanoseconds = gpu.time(std::slice::from_ref(&step))?;
+        let nanoseconds = gpu.time(&[&sequence])?;
         if nanoseconds > LONG || count >= 1 << 16 {
             break;
         }
         count *= 2;
     }
-    let seconds = fastest(|| gpu.time(std::slice::from_ref(&step)))? * 1e-9;
+    let seconds = fastest(|| gpu.time(&[&sequence]))? * 1e-9;
     let each = CHAINS * UNROLLED * 4 * 2;
     let invocations = WORKGROUPS as usize * INVOCATIONS;
     Ok(f64::from(count) * (each * invocations) as f64 / seconds)
@@ -144,13 +141,10 @@ fn main(@builtin(local_invocation_index) lid: u32, @builtin(subgroup_id) subgrou
     let sums = Layout::new(1, SUBGROUPS * SUMS * area, DType::F32, Alignment::Bytes64)?;
     let sums = Tensor::zeroed(gpu, sums)?;
     let slices = [operands.slice().clone(), sums.slice().clone()];
-    let step = ProfileStep {
-        label: "matrices".to_owned(),
-        bind_group: gpu.bind_group(&pipeline, &slices)?,
-        pipeline,
-        workgroups: [GROUPS, 1, 1],
-    };
-    let seconds = fastest(|| gpu.time(std::slice::from_ref(&step)))? * 1e-9;
+    let group = gpu.bind_group(&pipeline, &slices)?;
+    let mut sequence = Sequence::new();
+    sequence.dispatch(gpu, &pipeline, &group, [GROUPS, 1, 1])?;
+    let seconds = fastest(|| gpu.time(&[&sequence]))? * 1e-9;
     let products = GROUPS as usize * SUBGROUPS * SUMS * ROUNDS;
     Ok(Some(2.0 * (products * size * area) as f64 / seconds))
 }

@@ -73,7 +73,8 @@ fn parse_dtype(name: &str) -> Result<DType, String> {
 }
 
 fn main() -> ExitCode {
-    env_logger::init();
+    let filter = env_logger::Env::default().default_filter_or("energyflow=info,warn");
+    env_logger::init_from_env(filter);
     match run(&Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
@@ -90,7 +91,7 @@ fn run(args: &Args) -> Result<(), Failure> {
         }
         return Ok(());
     }
-    let gpu = Gpu::new(&GpuOptions::default())?;
+    let gpu = Gpu::new(&GpuOptions::from_env()?)?;
     if let Some(Selection(selected)) = &args.profile {
         for case in *selected {
             print_profile(&gpu, case, args.dtype)?;

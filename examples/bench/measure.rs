@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use energyflow::gpu::ProfileStep;
+use energyflow::gpu::Sequence;
 use energyflow::{DType, Executable, Gpu, Session};
 
 use crate::cases::Case;
@@ -105,12 +105,13 @@ pub fn measure(gpu: &Gpu, case: &Case, dtype: DType, seconds: f64) -> Result<Mea
     }
     // A pass runs the copies in turn, as often as makes it long against what the host does between passes: a GPU that
     // is idle most of the time lowers its clock, and would be timed at that.
-    let turn: Vec<ProfileStep> = sets.iter().flat_map(|set| set.executable.steps()).collect();
+    let turn: Vec<Sequence> = sets.iter().map(|set| set.executable.sequence()).collect();
+    let turn: Vec<&Sequence> = turn.iter().collect();
     gpu.time(&turn)?;
     let once = gpu.time(&turn)?;
     let repeats = (PASS_NANOSECONDS / once.max(1.0)).clamp(1.0, MOST_REPEATS) as usize;
     let runs = repeats * sets.len();
-    let pass: Vec<ProfileStep> = std::iter::repeat_n(turn, repeats).flatten().collect();
+    let pass = turn.repeat(repeats);
 
     let begin = Instant::now();
     let mut warm_ups = 0;

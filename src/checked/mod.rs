@@ -79,7 +79,7 @@ pub(crate) fn run(
         }
     };
     let subgroup = target.matrix_units.map_or(1, |units| units.lanes);
-    run_text(source.wgsl(), subgroup, bound, memories, dispatch, groups)
+    run_text(&source.wgsl, subgroup, bound, memories, dispatch, groups)
 }
 
 /// As [`run`], of WGSL.

@@ -1,154 +1,146 @@
 //! Bind groups, cached by what they bind.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex};
+use std::collections::HashMap;
+use std::sync::Arc;
 
-use super::device::Gpu;
-use super::guard::within;
-use super::lock;
+use super::context::{Context, within};
 use super::pipelines::{Access, Pipeline};
-use super::pool::{Buffer, BufferSlice};
+use super::pool::{BufferSlice, Pool};
 use crate::error::{Error, Result};
 
-/// An executable holds its own bind groups, so the cache may be emptied at any time; this bounds it.
-const CAPACITY: usize = 4096;
-
 /// Buffers bound to a kernel's bindings. Cloning is cheap; a clone keeps the buffers out of the pool.
+///
+/// Two are equal if they bind the same ranges of the same buffers to equal bindings.
 #[derive(Clone, Debug)]
 pub struct BindGroup {
-    raw: wgpu::BindGroup,
+    raw: Arc<wgpu::BindGroup>,
     layout: u64,
-    _buffers: Arc<[Buffer]>,
+    slices: Arc<[BufferSlice]>,
+}
+
+impl PartialEq for BindGroup {
+    fn eq(&self, other: &Self) -> bool {
+        *self.raw == *other.raw
+    }
 }
 
 impl BindGroup {
-    /// The wgpu bind group, for group 0.
-    #[must_use]
-    pub fn raw(&self) -> &wgpu::BindGroup {
+    pub(super) fn raw(&self) -> &wgpu::BindGroup {
         &self.raw
     }
 
-    /// Fails unless it was made for a pipeline with the same bindings on the same device.
+    /// Fails unless it was made for a pipeline with the same bindings on the same device, and its ranges have the size that the kernel
+    /// needs.
     pub(super) fn check(&self, pipeline: &Pipeline) -> Result<()> {
-        if self.layout == pipeline.layout().id {
-            return Ok(());
+        let reason = if self.layout == pipeline.layout().id {
+            too_small(pipeline, &self.slices)
+        } else {
+            Some("the bind group was made for other bindings or another device".to_owned())
+        };
+        match reason {
+            None => Ok(()),
+            Some(reason) => Err(Error::Validation {
+                what: format!("dispatch of {:?}", pipeline.key()),
+                reason,
+            }),
         }
-        Err(Error::Validation {
-            what: format!("dispatch of {:?}", pipeline.key()),
-            reason: "the bind group was made for other bindings or another device".to_owned(),
-        })
     }
 }
 
 /// Counts of the cache of bind groups.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct BindGroupStats {
     /// Requests served from the cache.
     pub hits: u64,
     /// Bind groups made.
     pub misses: u64,
+    /// Bind groups in the cache, in use or not.
+    pub cached: u64,
+    /// Bind groups dropped because [more were idle](super::GpuOptions::idle_bind_groups) than are kept.
+    pub evicted: u64,
 }
 
-/// Identity of a binding layout and of the ranges bound: buffer id, offset, size.
-type Key = (u64, Vec<(u64, u64, u64)>);
-
-#[derive(Debug, Default)]
-struct State {
-    groups: HashMap<Key, wgpu::BindGroup>,
-    stats: BindGroupStats,
-}
-
-#[derive(Debug, Default)]
-pub(super) struct BindGroups(Mutex<State>);
-
-impl BindGroups {
-    /// Drops the bind groups of these buffers, which would keep their memory alive.
-    pub(super) fn forget(&self, buffers: &HashSet<u64>) {
-        lock(&self.0)
-            .groups
-            .retain(|(_, ranges), _| !ranges.iter().any(|(id, ..)| buffers.contains(id)));
+pub(super) fn stats(pool: &Pool) -> BindGroupStats {
+    let counts = pool.groups.counts();
+    BindGroupStats {
+        hits: counts.hits,
+        misses: counts.misses,
+        cached: counts.cached,
+        evicted: counts.evicted,
     }
 }
 
-impl Gpu {
-    /// The bind group of `slices` for the bindings of `pipeline`, in order.
-    ///
-    /// # Errors
-    /// [`Error::Validation`] when the number of slices is not that of the bindings, or when one buffer is bound both for
-    /// reading and for writing, which wgpu does not allow even for disjoint ranges; [`Error::Limit`] when a slice is too large to bind.
-    pub fn bind_group(&self, pipeline: &Pipeline, slices: &[BufferSlice]) -> Result<BindGroup> {
-        self.0.guard.check()?;
-        let layout = pipeline.layout();
-        let group = |raw| BindGroup {
-            raw,
-            layout: layout.id,
-            _buffers: slices.iter().map(|slice| slice.buffer().clone()).collect(),
-        };
-        let ranges = slices
-            .iter()
-            .map(|slice| (slice.buffer().id(), slice.offset(), slice.size()))
-            .collect();
-        let key = (layout.id, ranges);
-        {
-            let mut state = lock(&self.0.bind_groups.0);
-            if let Some(raw) = state.groups.get(&key).cloned() {
-                state.stats.hits += 1;
-                return Ok(group(raw));
-            }
-        }
-        let raw = self.create_bind_group(pipeline, slices)?;
-        let mut state = lock(&self.0.bind_groups.0);
-        if state.groups.len() >= CAPACITY {
-            state.groups.clear();
-        }
-        state.stats.misses += 1;
-        state.groups.insert(key, raw.clone());
-        Ok(group(raw))
+/// As [`Gpu::bind_group`](super::Gpu::bind_group).
+pub(super) fn bind(
+    context: &Context,
+    pool: &Pool,
+    pipeline: &Pipeline,
+    slices: &[BufferSlice],
+) -> Result<BindGroup> {
+    context.check()?;
+    let ranges = slices
+        .iter()
+        .map(|slice| (slice.buffer().id(), slice.offset(), slice.size()))
+        .collect();
+    let key = (pipeline.layout().id, ranges);
+    let cached = pool.groups.get(&key);
+    if let Some(reason) = conflict(context, pipeline, slices) {
+        return Err(Error::Validation {
+            what: format!("bind group of {:?}", pipeline.key()),
+            reason,
+        });
     }
+    let raw = match cached {
+        Some(raw) => raw,
+        None => {
+            let raw = create(context, pipeline, slices)?;
+            context.settle()?;
+            pool.groups.insert(key, raw)
+        }
+    };
+    Ok(BindGroup {
+        raw,
+        layout: pipeline.layout().id,
+        slices: slices.into(),
+    })
+}
 
-    pub(super) fn bind_group_stats(&self) -> BindGroupStats {
-        lock(&self.0.bind_groups.0).stats
+fn create(
+    context: &Context,
+    pipeline: &Pipeline,
+    slices: &[BufferSlice],
+) -> Result<wgpu::BindGroup> {
+    let what = || format!("bind group of {:?}", pipeline.key());
+    let limit = context.capabilities.limits.max_storage_buffer_binding_size;
+    for slice in slices {
+        within(what, "max_storage_buffer_binding_size", slice.size(), limit)?;
     }
-
-    fn create_bind_group(
-        &self,
-        pipeline: &Pipeline,
-        slices: &[BufferSlice],
-    ) -> Result<wgpu::BindGroup> {
-        let what = || format!("bind group of {:?}", pipeline.key());
-        if let Some(reason) = conflict(pipeline.bindings(), slices) {
-            return Err(Error::Validation {
-                what: what(),
-                reason,
-            });
-        }
-        let limit = self.capabilities().limits.max_storage_buffer_binding_size;
-        for slice in slices {
-            within(what, "max_storage_buffer_binding_size", slice.size(), limit)?;
-        }
-        let entries: Vec<_> = slices
-            .iter()
-            .zip(0..)
-            .map(|(slice, binding)| wgpu::BindGroupEntry {
-                binding,
-                resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-                    buffer: slice.buffer().raw(),
-                    offset: slice.offset(),
-                    size: wgpu::BufferSize::new(slice.size()),
-                }),
-            })
-            .collect();
-        self.0.guard.run(what, 0, || {
-            self.device().create_bind_group(&wgpu::BindGroupDescriptor {
+    let entries: Vec<_> = slices
+        .iter()
+        .zip(0..)
+        .map(|(slice, binding)| wgpu::BindGroupEntry {
+            binding,
+            resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                buffer: slice.buffer().inner(),
+                offset: slice.offset(),
+                size: wgpu::BufferSize::new(slice.size()),
+            }),
+        })
+        .collect();
+    context.run(what, 0, || {
+        context
+            .device
+            .create_bind_group(&wgpu::BindGroupDescriptor {
                 label: Some(pipeline.key()),
                 layout: &pipeline.layout().group,
                 entries: &entries,
             })
-        })
-    }
+    })
 }
 
-fn conflict(bindings: &[Access], slices: &[BufferSlice]) -> Option<String> {
+fn conflict(context: &Context, pipeline: &Pipeline, slices: &[BufferSlice]) -> Option<String> {
+    let bindings = pipeline.bindings();
     if bindings.len() != slices.len() {
         return Some(format!(
             "{} bindings, but {} buffers",
@@ -156,8 +148,20 @@ fn conflict(bindings: &[Access], slices: &[BufferSlice]) -> Option<String> {
             slices.len()
         ));
     }
-    let mut first = HashMap::new();
+    let alignment = u64::from(
+        context
+            .capabilities
+            .limits
+            .min_storage_buffer_offset_alignment,
+    );
+    let mut first: HashMap<u64, (usize, Access)> = HashMap::new();
     for (i, (&access, slice)) in bindings.iter().zip(slices).enumerate() {
+        if !slice.offset().is_multiple_of(alignment) {
+            return Some(format!(
+                "binding {i} begins at byte {}, which is not a multiple of {alignment}",
+                slice.offset()
+            ));
+        }
         let (j, other) = *first.entry(slice.buffer().id()).or_insert((i, access));
         if other != access {
             return Some(format!(
@@ -165,5 +169,16 @@ fn conflict(bindings: &[Access], slices: &[BufferSlice]) -> Option<String> {
             ));
         }
     }
-    None
+    too_small(pipeline, slices)
+}
+
+fn too_small(pipeline: &Pipeline, slices: &[BufferSlice]) -> Option<String> {
+    let sizes = pipeline.sizes().iter().zip(slices);
+    let (i, (size, slice)) = sizes
+        .enumerate()
+        .find(|(_, (size, slice))| slice.size() < **size)?;
+    Some(format!(
+        "binding {i} needs {size} bytes, but has {}",
+        slice.size()
+    ))
 }

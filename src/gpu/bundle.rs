@@ -2,20 +2,19 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 
-use super::bindings::BindGroup;
 use super::device::Gpu;
+use super::dispatch::Dispatch;
 use super::element::Element;
-use super::guard::Guard;
+use super::gate::Passage;
 use super::layout::Layout;
-use super::lock;
-use super::pipelines::Pipeline;
+use super::lock::lock;
 use super::pool::{Buffer, BufferSlice, OFFSET_ALIGNMENT};
-use super::readback::{Arrival, Download, Transfer};
+use super::readback::{Download, Transfer};
 use super::recorder::check_copy;
 use super::tensor::Tensor;
+use super::waiter::Arrival;
 use crate::error::{Error, Result};
 
 /// Submissions of one bundle that are under way at most. Two keep the device busy, the third hides a host that is late.
@@ -23,47 +22,6 @@ pub(crate) const IN_FLIGHT: usize = 3;
 
 /// Every piece of a staging buffer begins at a multiple of so many bytes.
 const PIECE_ALIGNMENT: u64 = 16;
-
-/// A dispatch, checked once for all its submissions.
-#[derive(Clone, Debug)]
-pub(crate) struct Dispatch {
-    pub pipeline: Arc<Pipeline>,
-    /// One, or one for each of [`IN_FLIGHT`] submissions where they read different memory.
-    bind_groups: Vec<BindGroup>,
-    pub workgroups: [u32; 3],
-}
-
-impl Dispatch {
-    /// Fails as [`Recorder::dispatch`](super::Recorder::dispatch).
-    pub fn new(
-        gpu: &Gpu,
-        pipeline: Arc<Pipeline>,
-        bind_groups: Vec<BindGroup>,
-        workgroups: [u32; 3],
-    ) -> Result<Self> {
-        gpu.check_workgroups(pipeline.key(), workgroups)?;
-        for bind_group in &bind_groups {
-            bind_group.check(&pipeline)?;
-        }
-        Ok(Self {
-            pipeline,
-            bind_groups,
-            workgroups,
-        })
-    }
-
-    /// That of a turn.
-    pub fn bind_group(&self, turn: usize) -> &BindGroup {
-        self.bind_groups.get(turn).unwrap_or(&self.bind_groups[0])
-    }
-
-    fn encode(&self, pass: &mut wgpu::ComputePass<'_>, turn: usize) {
-        let [x, y, z] = self.workgroups;
-        pass.set_pipeline(self.pipeline.raw());
-        pass.set_bind_group(0, self.bind_group(turn).raw(), &[]);
-        pass.dispatch_workgroups(x, y, z);
-    }
-}
 
 /// Bytes that results of one buffer may lie apart to be copied at once. Another copy costs the host microseconds (docs/performance.md), so
 /// many bytes more cost the device less than one.
@@ -130,39 +88,49 @@ pub(crate) struct Bundle {
 }
 
 /// Memory for submissions, all of it made for the first. More is made only while a caller keeps more than [`IN_FLIGHT`] results.
+///
+/// The lock of a ring is held for moments only, and never while anything of wgpu's runs that could run a callback. What keeps turns apart
+/// is the gate.
 #[derive(Debug, Default)]
 struct Ring {
     /// Oldest first.
     flights: VecDeque<Flight>,
     downloads: Vec<Arc<Download>>,
+    /// Number of submissions so far.
+    submitted: u64,
 }
 
 /// A submission, or the memory for one.
 #[derive(Debug)]
 struct Flight {
     turn: usize,
+    /// Which submission it is; 0 for none.
+    number: u64,
+    /// Nothing until the submission has returned, which runs callbacks of the caller.
     index: Option<wgpu::SubmissionIndex>,
+    /// The submission is done.
+    landed: bool,
     /// Nothing where there is nothing to write.
     upload: Option<Upload>,
 }
 
-#[derive(Debug)]
+impl Flight {
+    fn new(turn: usize, upload: Option<Upload>) -> Self {
+        Self {
+            turn,
+            number: 0,
+            index: None,
+            landed: true,
+            upload,
+        }
+    }
+}
+
+/// Memory that the host writes, which owns whether it is mapped.
+#[derive(Clone, Debug)]
 struct Upload {
     buffer: wgpu::Buffer,
     mapped: Arc<Arrival>,
-}
-
-impl Flight {
-    /// Waits until the submission is done.
-    fn land(&self, guard: &Guard) -> Result<()> {
-        let Some(index) = &self.index else {
-            return Ok(());
-        };
-        guard.poll(wgpu::PollType::Wait {
-            submission_index: Some(index.clone()),
-            timeout: None,
-        })
-    }
 }
 
 impl Upload {
@@ -172,16 +140,43 @@ impl Upload {
         self.mapped.map(buffer, mode, bytes);
     }
 
-    /// Waits until the memory, which nothing under way uses, is mapped.
-    fn wait(&self, guard: &Guard) -> Result<()> {
-        loop {
-            match self.mapped.get() {
-                Some(mapped) => return mapped.map_err(|reason| Error::DeviceLost { reason }),
-                // Another thread may have polled the callback out of wgpu and be about to run it.
-                None => std::thread::yield_now(),
+    fn unmap(&self) {
+        self.mapped.unmap(&self.buffer);
+    }
+}
+
+/// What has to happen before the next turn.
+enum Next {
+    /// Nothing: the memory for it.
+    Ready(Flight),
+    /// A submission has to be done. Without an index, all that are known.
+    Landing {
+        number: u64,
+        index: Option<wgpu::SubmissionIndex>,
+    },
+    /// Memory has to be mapped.
+    Mapping { mapped: Arc<Arrival>, round: u64 },
+}
+
+impl Ring {
+    /// The device is past this submission, and so past those before.
+    fn landed(&mut self, number: u64) {
+        for flight in &mut self.flights {
+            if flight.number <= number && !flight.landed {
+                flight.landed = true;
+                if let Some(Upload { mapped, .. }) = &flight.upload
+                    && let Some(round) = mapped.awaited()
+                {
+                    mapped.expect(round);
+                }
             }
-            guard.poll(wgpu::PollType::Poll)?;
         }
+    }
+
+    fn find(&mut self, number: u64) -> Option<usize> {
+        self.flights
+            .iter()
+            .position(|flight| flight.number == number)
     }
 }
 
@@ -206,13 +201,12 @@ impl Bundle {
     /// others. Dispatches read them by turn, see [`Dispatch::new`]. Without buffers nothing changes.
     pub fn read_in_place(&mut self, buffers: &[Buffer]) {
         self.in_place = buffers.to_vec();
-        let flights = buffers.iter().enumerate().map(|(turn, buffer)| Flight {
-            turn,
-            index: None,
-            upload: Some(Upload {
-                buffer: buffer.raw().clone(),
+        let flights = buffers.iter().enumerate().map(|(turn, buffer)| {
+            let upload = Upload {
+                buffer: buffer.inner().clone(),
                 mapped: Arc::default(),
-            }),
+            };
+            Flight::new(turn, Some(upload))
         });
         lock(&self.ring).flights = flights.collect();
     }
@@ -245,12 +239,21 @@ impl Bundle {
 
     /// Keeps turns from beginning, and says whose memory was written last.
     pub fn hold(&self) -> Held<'_> {
+        let gate = self.gpu.gate();
         let ring = lock(&self.ring);
+        // What a turn that has not begun mapped in advance.
+        if !self.is_staged() {
+            let uploads = ring
+                .flights
+                .iter()
+                .filter_map(|flight| flight.upload.as_ref());
+            uploads.for_each(Upload::unmap);
+        }
         let mut flights = ring.flights.iter().rev();
         let turn = flights
-            .find(|flight| flight.index.is_some())
+            .find(|flight| flight.number > 0)
             .map_or(0, |flight| flight.turn);
-        Held { _ring: ring, turn }
+        Held { _gate: gate, turn }
     }
 
     /// A copy behind the dispatches.
@@ -293,37 +296,94 @@ impl Bundle {
     /// # Errors
     /// [`Error::Limit`], [`Error::OutOfMemory`], [`Error::DeviceLost`]
     pub fn turn(&self) -> Result<Turn<'_>> {
-        let gpu = &self.gpu;
-        gpu.0.guard.check()?;
+        let context = self.gpu.context();
+        loop {
+            context.check()?;
+            let gate = context.gate();
+            let next = self.next()?;
+            if let Next::Ready(flight) = next {
+                let mut turn = Turn {
+                    bundle: self,
+                    flight: Some(flight),
+                    download: None,
+                    _gate: gate,
+                };
+                if self.read_bytes > 0 {
+                    turn.download = Some(self.download()?);
+                }
+                return Ok(turn);
+            }
+            // Callbacks of the caller may run in what follows. Other turns may begin there, so that everything is looked at again.
+            drop(gate);
+            match next {
+                Next::Landing { number, index } => {
+                    context.wait(index)?;
+                    lock(&self.ring).landed(number);
+                }
+                Next::Mapping { mapped, round } => {
+                    context.settle()?;
+                    // A timing may still read the memory, or the callback be behind one of the caller's.
+                    if mapped.awaited() == Some(round) {
+                        context.wait(None)?;
+                        mapped.expect(round);
+                    }
+                }
+                Next::Ready(_) => {}
+            }
+        }
+    }
+
+    fn next(&self) -> Result<Next> {
+        let (context, staging) = (self.gpu.context(), &self.gpu.0.staging);
         let mut ring = lock(&self.ring);
         while ring.flights.len() < IN_FLIGHT {
             let upload = match self.write_bytes {
                 0 => None,
                 bytes => Some(Upload {
-                    buffer: gpu.upload_staging(bytes)?,
+                    buffer: staging.upload(context, bytes)?,
                     mapped: Arc::new(Arrival::arrived()),
                 }),
             };
-            ring.flights.push_front(Flight {
-                turn: 0,
-                index: None,
-                upload,
-            });
+            ring.flights.push_front(Flight::new(0, upload));
         }
-        let download = match self.read_bytes {
-            0 => None,
-            bytes => Some(self.download(&mut ring, bytes)?),
+        // There is one: they were made above.
+        let Some(flight) = ring.flights.pop_front() else {
+            return Err(Error::Graph("no staging memory".into()));
         };
-        let flight = ring.flights.pop_front();
-        let flight = flight.ok_or_else(|| Error::Graph("no staging memory".into()))?;
-        let turn = Turn {
-            bundle: self,
-            ring,
-            flight: Some(flight),
-            download,
+        let next = if !flight.landed {
+            Next::Landing {
+                number: flight.number,
+                index: flight.index.clone(),
+            }
+        } else if let Some(upload) = &flight.upload {
+            let mapped = &upload.mapped;
+            if mapped.is_idle() {
+                let bytes = self.write_bytes;
+                let what = || "mapping inputs".to_owned();
+                let asked = context.run(what, bytes, || upload.map(bytes));
+                if let Err(error) = asked {
+                    ring.flights.push_front(flight);
+                    return Err(error);
+                }
+            }
+            match (mapped.get(), mapped.awaited()) {
+                (Some(Err(reason)), _) => {
+                    // To be asked for again.
+                    upload.unmap();
+                    ring.flights.push_front(flight);
+                    return Err(Error::DeviceLost { reason });
+                }
+                (None, Some(round)) => Next::Mapping {
+                    mapped: Arc::clone(mapped),
+                    round,
+                },
+                _ => return Ok(Next::Ready(flight)),
+            }
+        } else {
+            return Ok(Next::Ready(flight));
         };
-        turn.begin()?;
-        Ok(turn)
+        ring.flights.push_front(flight);
+        Ok(next)
     }
 
     /// Whether what the host writes is copied.
@@ -334,18 +394,19 @@ impl Bundle {
     /// What a buffer stands for in a turn.
     fn memory<'a>(&'a self, buffer: &'a Buffer, turn: usize) -> &'a wgpu::Buffer {
         match self.in_place.first() {
-            Some(first) if first.id() == buffer.id() => self.in_place[turn].raw(),
-            _ => buffer.raw(),
+            Some(first) if first.id() == buffer.id() => self.in_place[turn].inner(),
+            _ => buffer.inner(),
         }
     }
 
     /// One that nobody reads any more.
-    fn download(&self, ring: &mut Ring, bytes: u64) -> Result<Arc<Download>> {
+    fn download(&self) -> Result<Arc<Download>> {
+        let (context, bytes) = (self.gpu.context(), self.read_bytes);
         let make = || -> Result<Arc<Download>> {
-            let buffer = self.gpu.download_staging(bytes)?;
+            let buffer = self.gpu.0.staging.download(context, bytes)?;
             Ok(Arc::new(Download::new(buffer, bytes)))
         };
-        let downloads = &mut ring.downloads;
+        let downloads = &mut lock(&self.ring).downloads;
         while downloads.len() < IN_FLIGHT {
             downloads.push(make()?);
         }
@@ -360,7 +421,7 @@ impl Bundle {
 
 /// While it exists no turn begins.
 pub(crate) struct Held<'a> {
-    _ring: MutexGuard<'a, Ring>,
+    _gate: Passage<'a>,
     /// That of the last submission.
     pub turn: usize,
 }
@@ -369,45 +430,28 @@ pub(crate) struct Held<'a> {
 #[derive(Debug)]
 pub(crate) struct Turn<'a> {
     bundle: &'a Bundle,
-    ring: MutexGuard<'a, Ring>,
     /// Nothing once it is submitted.
     flight: Option<Flight>,
     download: Option<Arc<Download>>,
+    _gate: Passage<'a>,
 }
 
 /// What is not submitted is the next to be.
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
+        let mut ring = lock(&self.bundle.ring);
         if let Some(flight) = self.flight.take() {
             // Staging memory stays mapped; what is read in place must not be.
             if let (Some(upload), false) = (&flight.upload, self.bundle.is_staged()) {
-                upload.mapped.unmap(&upload.buffer);
+                upload.unmap();
             }
-            self.ring.flights.push_front(flight);
+            ring.flights.push_front(flight);
         }
-        self.ring.downloads.extend(self.download.take());
+        ring.downloads.extend(self.download.take());
     }
 }
 
 impl Turn<'_> {
-    /// Waits for the submission that had the memory before, and until the memory is mapped.
-    fn begin(&self) -> Result<()> {
-        let guard = &self.bundle.gpu.0.guard;
-        let Some(flight) = &self.flight else {
-            return Ok(());
-        };
-        flight.land(guard)?;
-        let Some(upload) = &flight.upload else {
-            return Ok(());
-        };
-        if !self.bundle.is_staged() {
-            let bytes = self.bundle.write_bytes;
-            let what = || "mapping inputs".to_owned();
-            guard.run(what, bytes, || upload.map(bytes))?;
-        }
-        upload.wait(guard)
-    }
-
     /// Dense row-major data for the tensor of a [`Bundle::write`] call. All have to be written.
     ///
     /// # Errors
@@ -434,96 +478,143 @@ impl Turn<'_> {
 
     /// Hands everything to the device and returns at once. Without [`Bundle::read`] there is nothing to wait for.
     ///
-    /// Each dispatch comes with whether a new submission begins before it. Submissions are done in order: one with what the host writes
-    /// comes first, one with copies and results last.
+    /// Each dispatch comes with whether a new submission begins before it. Submissions are done in order: the first has what the host
+    /// writes, the last has copies and results.
+    ///
+    /// `note` writes down that the work is submitted, just before it is, and then perhaps that it failed, told by false.
     ///
     /// # Errors
     /// As [`Recorder::submit`](super::Recorder::submit).
     pub fn submit<'d>(
         mut self,
         dispatches: impl Iterator<Item = (&'d Dispatch, bool)>,
+        note: impl Fn(bool),
     ) -> Result<Option<Transfer>> {
-        let inner = &self.bundle.gpu.0;
-        let what = || format!("submitting {:?}", self.bundle.label);
+        let bundle = self.bundle;
         let missing = || Error::Graph("a turn without memory".into());
         let mut flight = self.flight.take().ok_or_else(missing)?;
-        let sent = inner.guard.run(what, 0, || self.send(&flight, dispatches));
-        let (index, submissions, dispatches) = match sent {
-            Ok(sent) => sent,
-            Err(error) => {
-                // Staging memory of a submission that failed is not used again.
-                self.download = None;
-                if !self.bundle.is_staged() {
-                    self.ring.flights.push_front(flight);
+        let (turn, upload) = (flight.turn, flight.upload.clone());
+        // Under way from here on: callbacks that the submission runs may begin other turns.
+        let number = {
+            let mut ring = lock(&bundle.ring);
+            ring.submitted += 1;
+            flight.number = ring.submitted;
+            flight.landed = false;
+            flight.index = None;
+            ring.flights.push_back(flight);
+            ring.submitted
+        };
+        // Nothing once it is given back: memory of a submission that failed, or panicked, is not used again.
+        let download = self.download.take();
+        let encode = |encoder: &mut wgpu::CommandEncoder| {
+            bundle.encode(
+                encoder,
+                turn,
+                upload.as_ref(),
+                download.as_deref(),
+                dispatches,
+            )
+        };
+        let context = bundle.gpu.context();
+        let sent = context.submit(
+            bundle.label,
+            encode,
+            || note(true),
+            |index| {
+                let mut ring = lock(&bundle.ring);
+                if let Some(at) = ring.find(number) {
+                    let flight = &mut ring.flights[at];
+                    flight.index = Some(index.clone());
+                    if let (Some(upload), true) = (&flight.upload, bundle.is_staged())
+                        && upload.mapped.is_idle()
+                    {
+                        upload.map(bundle.write_bytes);
+                    }
                 }
+                drop(ring);
+                if let Some(download) = &download {
+                    download.map();
+                }
+                index
+            },
+        );
+        let index = match sent {
+            Ok(index) => index,
+            Err(error) => {
+                bundle.take_back(number);
+                note(false);
                 return Err(error);
             }
         };
-        inner.submissions.fetch_add(submissions, Ordering::Relaxed);
-        inner.dispatches.fetch_add(dispatches, Ordering::Relaxed);
-        flight.index = Some(index.clone());
-        self.ring.flights.push_back(flight);
-        Ok(self.download.take().map(|download| {
-            self.ring.downloads.push(Arc::clone(&download));
-            Transfer::new(self.bundle.gpu.clone(), download, index)
-        }))
+        let transfer = download.map(|download| {
+            lock(&bundle.ring).downloads.push(Arc::clone(&download));
+            Transfer::new(bundle.gpu.clone(), download, index)
+        });
+        // Callbacks run without the gate.
+        drop(self);
+        context.settle()?;
+        Ok(transfer)
+    }
+}
+
+impl Bundle {
+    /// A submission failed. What it read in place is the next to be written; other staging memory is not used again.
+    fn take_back(&self, number: u64) {
+        let mut ring = lock(&self.ring);
+        let found = ring.find(number);
+        if let Some(mut flight) = found.and_then(|at| ring.flights.remove(at))
+            && !self.is_staged()
+        {
+            flight.number = 0;
+            flight.landed = true;
+            ring.flights.push_front(flight);
+        }
     }
 
-    fn send<'d>(
+    /// Returns the number of dispatches.
+    fn encode<'d>(
         &self,
-        flight: &Flight,
+        encoder: &mut wgpu::CommandEncoder,
+        turn: usize,
+        upload: Option<&Upload>,
+        download: Option<&Download>,
         dispatches: impl Iterator<Item = (&'d Dispatch, bool)>,
-    ) -> (wgpu::SubmissionIndex, u64, u64) {
-        let bundle = self.bundle;
-        let gpu = &bundle.gpu;
-        let label = Some(bundle.label);
-        let descriptor = wgpu::CommandEncoderDescriptor { label };
-        let mut encoder = gpu.device().create_command_encoder(&descriptor);
-        if let Some(upload) = &flight.upload {
-            upload.mapped.unmap(&upload.buffer);
-            for to in &bundle.uploads {
-                let (from, raw) = (&upload.buffer, to.buffer.raw());
-                encoder.copy_buffer_to_buffer(from, to.at, raw, to.offset, to.size);
+    ) -> u64 {
+        if let Some(upload) = upload {
+            upload.unmap();
+            for to in &self.uploads {
+                let (from, inner) = (&upload.buffer, to.buffer.inner());
+                encoder.copy_buffer_to_buffer(from, to.at, inner, to.offset, to.size);
             }
         }
         let mut dispatches = dispatches.peekable();
-        let (mut submissions, mut count) = (1, 0);
+        let mut count = 0;
         while let Some((first, _)) = dispatches.next() {
             if count > 0 {
-                let next = gpu.device().create_command_encoder(&descriptor);
-                let full = std::mem::replace(&mut encoder, next);
-                gpu.queue().submit([full.finish()]);
-                submissions += 1;
+                self.gpu.context().submit_part(self.label, encoder);
             }
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
-                label,
+                label: Some(self.label),
                 timestamp_writes: None,
             });
-            first.encode(&mut pass, flight.turn);
+            first.encode(&mut pass, turn);
             count += 1;
             while let Some((dispatch, _)) = dispatches.next_if(|(_, cut)| !cut) {
-                dispatch.encode(&mut pass, flight.turn);
+                dispatch.encode(&mut pass, turn);
                 count += 1;
             }
         }
-        for (from, to) in &bundle.copies {
-            let (source, target) = (from.buffer().raw(), to.buffer().raw());
+        for (from, to) in &self.copies {
+            let (source, target) = (from.buffer().inner(), to.buffer().inner());
             encoder.copy_buffer_to_buffer(source, from.offset(), target, to.offset(), from.size());
         }
-        if let Some(download) = &self.download {
-            for from in &bundle.reads {
-                let (raw, to) = (bundle.memory(&from.buffer, flight.turn), &download.buffer);
-                encoder.copy_buffer_to_buffer(raw, from.offset, to, from.at, from.size);
+        if let Some(download) = download {
+            for from in &self.reads {
+                let (inner, to) = (self.memory(&from.buffer, turn), &download.buffer);
+                encoder.copy_buffer_to_buffer(inner, from.offset, to, from.at, from.size);
             }
         }
-        let index = gpu.queue().submit([encoder.finish()]);
-        if let (Some(upload), true) = (&flight.upload, bundle.is_staged()) {
-            upload.map(bundle.write_bytes);
-        }
-        if let Some(download) = &self.download {
-            download.map();
-        }
-        (index, submissions, count)
+        count
     }
 }
 

@@ -1,86 +1,14 @@
-//! Matrix units: which configuration products use, and the test that it passes before they do.
-
-use std::fmt;
+//! The test that matrix units pass before products use them.
 
 use half::f16;
-use wgpu::{Backend, CooperativeScalarType};
 
+use super::capabilities::MatrixUnits;
 use super::device::Gpu;
 use super::layout::{Alignment, Layout};
-use super::pipelines::{Access, KernelSource};
-use super::report::Capabilities;
+use super::pipelines::{Access, TrustedSource};
 use super::tensor::Tensor;
 use crate::error::Result;
 use crate::types::DType;
-
-/// Hardware that multiplies small matrices, a subgroup at a time, with f32 sums.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub struct MatrixUnits {
-    /// Rows and columns of the matrices: 8 or 16.
-    pub size: usize,
-    /// Invocations of a subgroup.
-    pub lanes: usize,
-    /// They take f16 operands.
-    pub f16: bool,
-    /// They take f32 operands.
-    pub f32: bool,
-    /// Matrices are read from arrays of scalars only.
-    pub(crate) scalar: bool,
-    /// Bytes of workgroup memory.
-    pub(crate) storage: usize,
-    /// Invocations a workgroup.
-    pub(crate) invocations: usize,
-}
-
-impl MatrixUnits {
-    /// The largest square configuration with f32 sums that kernels are written for.
-    pub(super) fn choose(capabilities: &Capabilities) -> Option<Self> {
-        let lanes = match (capabilities.backend, capabilities.subgroups) {
-            // Metal reports a range, but every GPU with matrix units has SIMD-groups of 32.
-            (Backend::Metal, Some(_)) => 32,
-            (_, Some(sizes)) if sizes.min == sizes.max => sizes.min as usize,
-            _ => return None,
-        };
-        let has = |size: u32, operand: CooperativeScalarType| {
-            capabilities.cooperative_matrix.iter().any(|matrix| {
-                [matrix.m_size, matrix.n_size, matrix.k_size] == [size; 3]
-                    && matrix.ab_type == operand
-                    && matrix.cr_type == CooperativeScalarType::F32
-            })
-        };
-        let limits = &capabilities.limits;
-        [16, 8].into_iter().find_map(|size| {
-            let f16 = has(size, CooperativeScalarType::F16);
-            let f32 = has(size, CooperativeScalarType::F32);
-            (f16 || f32).then_some(Self {
-                size: size as usize,
-                lanes,
-                f16,
-                f32,
-                scalar: capabilities.backend == Backend::Metal,
-                storage: limits.max_compute_workgroup_storage_size as usize,
-                invocations: limits.max_compute_invocations_per_workgroup.min(256) as usize,
-            })
-        })
-    }
-}
-
-impl fmt::Display for MatrixUnits {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let operands = match (self.f16, self.f32) {
-            (true, true) => "f16 and f32",
-            (true, false) => "f16",
-            (false, _) => "f32",
-        };
-        let size = self.size;
-        write!(
-            f,
-            "{size}x{size}x{size} {operands}, subgroups of {}",
-            self.lanes
-        )
-    }
-}
 
 /// The units without the operand types that fail; none of them left, or no answer, is no units, with a warning.
 pub(super) fn tested(gpu: &Gpu, units: MatrixUnits) -> Option<MatrixUnits> {
@@ -147,9 +75,14 @@ fn passes(gpu: &Gpu, units: MatrixUnits, dtype: DType) -> Result<bool> {
         _ => x.upload(gpu, &operands)?,
     }
     y.poison(gpu)?;
-    let pipeline = gpu.pipeline(&format!("matrix test {size} {dtype}"), || {
-        let accesses = vec![Access::Read, Access::ReadWrite];
-        Ok(KernelSource::trusted(source(units, dtype), accesses))
+    let pipeline = gpu.trusted_pipeline(&format!("matrix test {size} {dtype}"), || {
+        Ok(TrustedSource {
+            wgsl: source(units, dtype),
+            bindings: vec![
+                (Access::Read, x.layout().size_bytes()),
+                (Access::ReadWrite, y.layout().size_bytes()),
+            ],
+        })
     })?;
     let bindings = [x.slice().clone(), y.slice().clone()];
     let group = gpu.bind_group(&pipeline, &bindings)?;

@@ -2,15 +2,26 @@
 //!
 //! [`Gpu`] is the device with its caches, shared by cloning. Memory is a [`Buffer`] from its pool, seen as a [`Tensor`]
 //! through a [`Layout`]; work is a [`Recorder`] of dispatches, one submission each; results come back as a [`Readback`].
+//!
+//! From the bottom up: `context` is the device with its queue; `pool`, `pipelines`, `bindings`, `staging`, `store` and `tuning` take it and
+//! keep memory, kernels and files; `device` puts them together as [`Gpu`]; everything else is made of a [`Gpu`].
 
 mod bindings;
 mod bundle;
+mod cache;
+mod capabilities;
+mod context;
+mod cores;
 mod device;
+mod dispatch;
 mod element;
 mod envelope;
-mod guard;
+mod gate;
 mod layout;
+mod lock;
 mod matrices;
+mod open;
+mod options;
 mod pipelines;
 mod pool;
 mod profiler;
@@ -21,28 +32,31 @@ mod staging;
 mod store;
 mod tensor;
 mod tuning;
-
-use std::sync::{Mutex, MutexGuard, PoisonError};
+mod waiter;
 
 pub use bindings::{BindGroup, BindGroupStats};
-pub(crate) use bundle::{Bundle, Dispatch, IN_FLIGHT};
-pub use device::{Gpu, GpuOptions};
+pub(crate) use bundle::{Bundle, IN_FLIGHT};
+pub use capabilities::{Capabilities, MatrixUnits, SubgroupSizes};
+pub use cores::CoresFrom;
+pub use device::Gpu;
+pub(crate) use device::Sweeper;
+pub(crate) use dispatch::Dispatch;
+pub use dispatch::Sequence;
 pub use element::Element;
+pub(crate) use gate::Gate;
 pub use layout::{Alignment, Layout};
-pub use matrices::MatrixUnits;
+pub use open::Adapter;
+pub use options::GpuOptions;
+pub(crate) use pipelines::TrustedSource;
 pub use pipelines::{Access, KernelSource, Pipeline, PipelineStats};
 pub use pool::{Buffer, BufferSlice, OFFSET_ALIGNMENT, PoolStats};
-pub use profiler::{ProfileStep, Timing};
+pub(crate) use profiler::Times;
+pub use profiler::Timing;
 pub use readback::Readback;
 pub(crate) use readback::{Download, Transfer};
 pub use recorder::{Recorder, Submission};
-pub use report::{Capabilities, Report, SubgroupSizes};
+pub use report::Report;
 pub use store::CacheStats;
 pub use tensor::Tensor;
 pub(crate) use tuning::Choice;
 pub use tuning::TuningStats;
-
-/// Locks a cache. Every critical section leaves its data valid, so a panic elsewhere does not spoil it.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}

@@ -1,14 +1,15 @@
-//! Compiled kernels, cached by key.
+//! Compiled kernels, cached by key: those of the caller, which run with all checks, and those of this crate, which run without.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::device::Gpu;
-use super::guard::{Guard, within};
-use super::lock;
-use super::report::Capabilities;
+use super::cache::Cache;
+use super::capabilities::Capabilities;
+use super::context::{Context, within};
+use super::lock::lock;
+use super::options::GpuOptions;
 use super::store::Store;
 use crate::error::Result;
 
@@ -21,30 +22,20 @@ pub enum Access {
     ReadWrite,
 }
 
-/// A kernel in WGSL: entry point `main`, binding i at `@group(0) @binding(i)`, every one a storage buffer.
+/// A kernel in WGSL: entry point `main`, binding i at `@group(0) @binding(i)`, every one a storage buffer. It runs with all checks.
 #[derive(Clone, Debug)]
 pub struct KernelSource {
     pub(crate) wgsl: String,
     pub(crate) bindings: Vec<Access>,
-    trusted: bool,
 }
 
 impl KernelSource {
-    /// A kernel of a user of this crate; runs with bounds checks.
+    /// From its text and what it binds, in order.
     #[must_use]
     pub fn new(wgsl: impl Into<String>, bindings: Vec<Access>) -> Self {
         Self {
             wgsl: wgsl.into(),
             bindings,
-            trusted: false,
-        }
-    }
-
-    /// A kernel of this crate, which runs without runtime checks. It must keep the promises listed in `compile`.
-    pub(crate) fn trusted(wgsl: impl Into<String>, bindings: Vec<Access>) -> Self {
-        Self {
-            trusted: true,
-            ..Self::new(wgsl, bindings)
         }
     }
 
@@ -61,6 +52,14 @@ impl KernelSource {
     }
 }
 
+/// A kernel of this crate, which runs without runtime checks. It must keep the promises listed in [`Pipelines::compile`].
+#[derive(Clone, Debug)]
+pub(crate) struct TrustedSource {
+    pub(crate) wgsl: String,
+    /// What is bound, in order, and the bytes that each binding needs at least.
+    pub(crate) bindings: Vec<(Access, u64)>,
+}
+
 /// A compiled kernel.
 #[derive(Debug)]
 pub struct Pipeline {
@@ -68,6 +67,8 @@ pub struct Pipeline {
     layout: Arc<BindingLayout>,
     key: String,
     wgsl: String,
+    /// Bytes that each binding needs at least; empty for a kernel that checks them itself.
+    sizes: Vec<u64>,
 }
 
 impl Pipeline {
@@ -89,10 +90,12 @@ impl Pipeline {
         &self.layout.bindings
     }
 
-    /// The wgpu pipeline.
-    #[must_use]
-    pub fn raw(&self) -> &wgpu::ComputePipeline {
+    pub(super) fn raw(&self) -> &wgpu::ComputePipeline {
         &self.raw
+    }
+
+    pub(super) fn sizes(&self) -> &[u64] {
+        &self.sizes
     }
 
     pub(super) fn layout(&self) -> &BindingLayout {
@@ -110,39 +113,79 @@ pub(super) struct BindingLayout {
     pipeline: wgpu::PipelineLayout,
 }
 
-/// Counts of the cache of compiled kernels.
+/// Counts of the caches of compiled kernels, the caller's and this crate's together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct PipelineStats {
     /// Requests served from the cache.
     pub hits: u64,
     /// Kernels compiled.
     pub misses: u64,
+    /// Kernels in the cache, in use or not.
+    pub cached: u64,
+    /// Kernels dropped because [more were idle](super::GpuOptions::idle_pipelines) than are kept.
+    pub evicted: u64,
     /// Time spent on generating and compiling them, summed over threads.
     pub compile_time: Duration,
 }
 
-/// Holds its lock while its kernel compiles, so that one key is compiled once and other keys meanwhile.
-type Slot = Arc<Mutex<Option<Arc<Pipeline>>>>;
+/// Compiled kernels by key.
+#[derive(Debug)]
+struct ByKey {
+    compiled: Cache<String, Pipeline>,
+    /// Locked while a kernel compiles, so that one key is compiled once and other keys meanwhile.
+    compiling: Mutex<HashMap<String, Arc<Mutex<()>>>>,
+}
+
+impl ByKey {
+    fn new(most_idle: usize) -> Self {
+        Self {
+            compiled: Cache::new(most_idle),
+            compiling: Mutex::default(),
+        }
+    }
+
+    fn compile_once(
+        &self,
+        key: &str,
+        compile: impl FnOnce() -> Result<Pipeline>,
+    ) -> Result<Arc<Pipeline>> {
+        let turn = Arc::clone(lock(&self.compiling).entry(key.to_owned()).or_default());
+        let _turn = lock(&turn);
+        // Another thread may have compiled it meanwhile.
+        if let Some(pipeline) = self.compiled.get(key) {
+            return Ok(pipeline);
+        }
+        let compiled = compile();
+        let pipeline = compiled.map(|pipeline| self.compiled.insert(key.to_owned(), pipeline));
+        lock(&self.compiling).remove(key);
+        pipeline
+    }
+}
 
 /// Under which name the driver's cache is kept between processes.
 const KIND: &str = "pipelines";
 
 #[derive(Debug)]
 pub(super) struct Pipelines {
-    slots: Mutex<HashMap<String, Slot>>,
+    /// Of this crate. A namespace of its own: no key of a caller finds one of these, or takes its place.
+    trusted: ByKey,
+    /// Of the caller.
+    checked: ByKey,
     layouts: Mutex<HashMap<Vec<Access>, Arc<BindingLayout>>>,
-    stats: Mutex<PipelineStats>,
+    compile_time: Mutex<Duration>,
     /// The driver's cache, if it is to be kept.
     driver_cache: Option<wgpu::PipelineCache>,
 }
 
 impl Pipelines {
-    pub(super) fn new(guard: &Guard, capabilities: &Capabilities, store: &Store) -> Self {
-        let driver_cache = if store.is_on() && capabilities.pipeline_cache {
+    pub(super) fn new(context: &Context, options: &GpuOptions, store: &Store) -> Self {
+        let Capabilities { pipeline_cache, .. } = context.capabilities;
+        let driver_cache = if store.is_on() && pipeline_cache {
             store
-                .load(KIND, |content| driver_cache(guard, Some(content)))
+                .load(KIND, |content| driver_cache(context, Some(content)))
                 .or_else(|| {
-                    driver_cache(guard, None)
+                    driver_cache(context, None)
                         .inspect_err(|reason| log::warn!("no pipeline cache: {reason}"))
                         .ok()
                 })
@@ -150,9 +193,10 @@ impl Pipelines {
             None
         };
         Self {
-            slots: Mutex::default(),
+            trusted: ByKey::new(options.idle_pipelines),
+            checked: ByKey::new(options.idle_pipelines),
             layouts: Mutex::default(),
-            stats: Mutex::default(),
+            compile_time: Mutex::default(),
             driver_cache,
         }
     }
@@ -167,84 +211,103 @@ impl Pipelines {
             store.save(KIND, &content);
         }
     }
-}
 
-/// A cache of the driver, filled with what an earlier one held.
-fn driver_cache(guard: &Guard, data: Option<&[u8]>) -> Result<wgpu::PipelineCache, String> {
-    let descriptor = wgpu::PipelineCacheDescriptor {
-        label: Some("energyflow"),
-        data,
-        // Refused data is to be reported, not to be replaced in silence.
-        fallback: false,
-    };
-    let cache = guard.run(
-        || "the pipeline cache".to_owned(),
-        data.map_or(0, |data| data.len() as u64),
-        || {
-            // SAFETY: `data` must be what `get_data` returned for this adapter. Only `save` writes it. The envelope's
-            // checksum and key show that it is whole and of this adapter, driver and version of this crate; wgpu checks its own
-            // header, and the driver the vendor, device and cache identifier in its. Against a forger none of these helps,
-            // hence the request in `GpuOptions::cache_dir` to keep the folder private.
-            unsafe { guard.device.create_pipeline_cache(&descriptor) }
-        },
-    );
-    cache.map_err(|error| error.to_string())
-}
+    pub(super) fn stats(&self) -> PipelineStats {
+        let [trusted, checked] = [&self.trusted, &self.checked].map(|of| of.compiled.counts());
+        PipelineStats {
+            hits: trusted.hits + checked.hits,
+            misses: trusted.misses + checked.misses,
+            cached: trusted.cached + checked.cached,
+            evicted: trusted.evicted + checked.evicted,
+            compile_time: *lock(&self.compile_time),
+        }
+    }
 
-impl Gpu {
-    /// The kernel cached under `key`, which is made from `source` if there is none. A failure is not cached.
-    ///
-    /// Keys are one namespace with those of this crate's kernels; prefix your own.
-    ///
-    /// # Errors
-    /// Whatever `source` returns; [`Error::Limit`](crate::Error::Limit) when it has too many bindings; [`Error::Validation`](crate::Error::Validation)
-    /// when it does not compile (the log has the numbered text at level debug).
-    pub fn pipeline(
+    /// Drops kernels that are not used and too many.
+    pub(super) fn sweep(&self) {
+        self.trusted.compiled.sweep();
+        self.checked.compiled.sweep();
+    }
+
+    /// A kernel of the caller.
+    pub(super) fn checked(
         &self,
+        context: &Context,
         key: &str,
         source: impl FnOnce() -> Result<KernelSource>,
     ) -> Result<Arc<Pipeline>> {
-        self.0.guard.check()?;
-        let cache = &self.0.pipelines;
-        let slot = {
-            let mut slots = lock(&cache.slots);
-            match slots.get(key) {
-                Some(slot) => Arc::clone(slot),
-                None => Arc::clone(slots.entry(key.to_owned()).or_default()),
-            }
-        };
-        let mut slot = lock(&slot);
-        if let Some(pipeline) = &*slot {
-            lock(&cache.stats).hits += 1;
-            return Ok(Arc::clone(pipeline));
+        context.check()?;
+        if let Some(pipeline) = self.checked.compiled.get(key) {
+            return Ok(pipeline);
         }
-        let start = Instant::now();
-        let pipeline = Arc::new(self.compile(key, &source()?)?);
-        *slot = Some(Arc::clone(&pipeline));
-        let mut stats = lock(&cache.stats);
-        stats.misses += 1;
-        stats.compile_time += start.elapsed();
+        let pipeline = self.checked.compile_once(key, || {
+            let start = Instant::now();
+            let pipeline = self.compile(context, key, source()?, None)?;
+            *lock(&self.compile_time) += start.elapsed();
+            Ok(pipeline)
+        })?;
+        context.settle()?;
         Ok(pipeline)
     }
 
-    pub(super) fn pipeline_stats(&self) -> PipelineStats {
-        *lock(&self.0.pipelines.stats)
+    /// A kernel of this crate.
+    pub(super) fn trusted(
+        &self,
+        context: &Context,
+        key: &str,
+        source: impl FnOnce() -> Result<TrustedSource>,
+    ) -> Result<Arc<Pipeline>> {
+        context.check()?;
+        if let Some(pipeline) = self.trusted.compiled.get(key) {
+            return Ok(pipeline);
+        }
+        let pipeline = self.trusted.compile_once(key, || {
+            let start = Instant::now();
+            let TrustedSource { wgsl, bindings } = source()?;
+            let (bindings, sizes) = bindings.into_iter().unzip();
+            let kernel = KernelSource { wgsl, bindings };
+            let pipeline = self.compile(context, key, kernel, Some(sizes))?;
+            *lock(&self.compile_time) += start.elapsed();
+            Ok(pipeline)
+        })?;
+        context.settle()?;
+        Ok(pipeline)
     }
 
-    fn compile(&self, key: &str, source: &KernelSource) -> Result<Pipeline> {
+    /// `trusted`: compiles without runtime checks, for bindings of at least these sizes.
+    fn compile(
+        &self,
+        context: &Context,
+        key: &str,
+        source: KernelSource,
+        trusted: Option<Vec<u64>>,
+    ) -> Result<Pipeline> {
         let what = || format!("kernel {key:?}");
-        let layout = self.binding_layout(&source.bindings, what)?;
-        let device = self.device();
+        let layout = self.binding_layout(context, &source.bindings, what)?;
+        let device = &context.device;
         let descriptor = wgpu::ShaderModuleDescriptor {
             label: Some(key),
             source: wgpu::ShaderSource::Wgsl(source.wgsl.as_str().into()),
         };
-        let raw = self.0.guard.run(what, 0, || {
-            let module = if source.trusted {
-                // SAFETY: only this crate makes trusted sources, from its own templates and static shapes. They index
-                // only inside the sizes of the layouts they are generated for, which the plan binds and whose buffers
-                // hold them whole; an index read from data (a token id) is checked on the host before upload; every
-                // loop has a bound known when it is generated; divisors are constants other than zero.
+        let raw = context.run(what, 0, || {
+            let module = if trusted.is_some() {
+                // SAFETY: the shader must not do what the checks would prevent: access memory outside its bindings, loop for ever, divide
+                // by zero.
+                //
+                // Only this crate makes trusted sources, from its own templates and static shapes. They index only inside the layouts they
+                // are generated for; every loop has a bound known when it is generated; divisors are constants other than zero.
+                //
+                // A binding holds the whole layout: `BindGroup::check` compares its size with the layout's before every dispatch is made,
+                // and refuses what is smaller. The grid is the kernel's own: `runtime::Dispatch` is made from the kernel alone.
+                //
+                // An index that is read from memory (a token id, a position in a sorted list) is below its bound. Ids come from the host,
+                // which checks them before every upload; memory that has never been written is zero. What kernels compute is read by later
+                // dispatches of the same executable, all of which run, in order, in one submission or with other runs kept away.
+                //
+                // Safe code of a caller cannot break this. A trusted pipeline never leaves the crate: its cache is apart from that of
+                // `Gpu::pipeline`; `Sequence`, the handle for timing, runs whole executables as they are; memory whose wgpu buffer a caller
+                // has seen is never reused for an executable (`Lease::exposed`). Kernels of the caller are compiled below, with all checks,
+                // and so stay inside the buffers that the caller bound.
                 unsafe {
                     device.create_shader_module_trusted(
                         descriptor,
@@ -261,10 +324,10 @@ impl Gpu {
                 entry_point: Some("main"),
                 compilation_options: wgpu::PipelineCompilationOptions {
                     // Own kernels write workgroup memory before they read it.
-                    zero_initialize_workgroup_memory: !source.trusted,
+                    zero_initialize_workgroup_memory: trusted.is_none(),
                     ..Default::default()
                 },
-                cache: self.0.pipelines.driver_cache.as_ref(),
+                cache: self.driver_cache.as_ref(),
             })
         });
         let raw =
@@ -273,18 +336,20 @@ impl Gpu {
             raw,
             layout,
             key: key.to_owned(),
-            wgsl: source.wgsl.clone(),
+            wgsl: source.wgsl,
+            sizes: trusted.unwrap_or_default(),
         })
     }
 
     fn binding_layout(
         &self,
+        context: &Context,
         bindings: &[Access],
         what: impl Fn() -> String,
     ) -> Result<Arc<BindingLayout>> {
         static NEXT_ID: AtomicU64 = AtomicU64::new(0);
 
-        if let Some(layout) = lock(&self.0.pipelines.layouts).get(bindings) {
+        if let Some(layout) = lock(&self.layouts).get(bindings) {
             return Ok(Arc::clone(layout));
         }
         within(
@@ -292,7 +357,8 @@ impl Gpu {
             "max_storage_buffers_per_shader_stage",
             bindings.len() as u64,
             u64::from(
-                self.capabilities()
+                context
+                    .capabilities
                     .limits
                     .max_storage_buffers_per_shader_stage,
             ),
@@ -313,8 +379,8 @@ impl Gpu {
                 count: None,
             })
             .collect();
-        let device = self.device();
-        let (group, pipeline) = self.0.guard.run(what, 0, || {
+        let device = &context.device;
+        let (group, pipeline) = context.run(what, 0, || {
             let group = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
                 label: None,
                 entries: &entries,
@@ -333,11 +399,33 @@ impl Gpu {
             pipeline,
         });
         // Where two threads made it at once, the first one's stays.
-        let mut layouts = lock(&self.0.pipelines.layouts);
+        let mut layouts = lock(&self.layouts);
         Ok(Arc::clone(
             layouts.entry(bindings.to_vec()).or_insert(layout),
         ))
     }
+}
+
+/// A cache of the driver, filled with what an earlier one held.
+fn driver_cache(context: &Context, data: Option<&[u8]>) -> Result<wgpu::PipelineCache, String> {
+    let descriptor = wgpu::PipelineCacheDescriptor {
+        label: Some("energyflow"),
+        data,
+        // Refused data is to be reported, not to be replaced in silence.
+        fallback: false,
+    };
+    let cache = context.run(
+        || "the pipeline cache".to_owned(),
+        data.map_or(0, |data| data.len() as u64),
+        || {
+            // SAFETY: `data` must be what `get_data` returned for this adapter. Only `save` writes it. The envelope's
+            // checksum and key show that it is whole and of this adapter, driver and version of this crate; wgpu checks its own
+            // header, and the driver the vendor, device and cache identifier in its. Against a forger none of these helps,
+            // hence the request in `GpuOptions::cache_dir` to keep the folder private.
+            unsafe { context.device.create_pipeline_cache(&descriptor) }
+        },
+    );
+    cache.map_err(|error| error.to_string())
 }
 
 fn numbered(text: &str) -> String {
@@ -350,13 +438,14 @@ fn numbered(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gpu::{Alignment, GpuOptions, Layout, Tensor};
+    use crate::error::Error;
+    use crate::gpu::{Alignment, Gpu, Layout, Tensor};
     use crate::types::DType;
 
     /// Reverses 64 numbers through workgroup memory, without any runtime check.
     #[test]
     fn trusted_kernels_compute() -> Result<()> {
-        let gpu = Gpu::new(&GpuOptions::default())?;
+        let gpu = Gpu::new(&GpuOptions::from_env()?)?;
         let text = "
 @group(0) @binding(0) var<storage, read> x: array<u32>;
 @group(0) @binding(1) var<storage, read_write> y: array<u32>;
@@ -367,9 +456,12 @@ fn main(@builtin(local_invocation_index) i: u32) {
     workgroupBarrier();
     y[i] = tile[63u - i];
 }";
-        let kernel = gpu.pipeline("test.reverse", || {
-            let bindings = vec![Access::Read, Access::ReadWrite];
-            Ok(KernelSource::trusted(text, bindings))
+        let kernel = gpu.trusted_pipeline("test.reverse", || {
+            let bindings = [(Access::Read, 256), (Access::ReadWrite, 256)];
+            Ok(TrustedSource {
+                wgsl: text.to_owned(),
+                bindings: bindings.to_vec(),
+            })
         })?;
         let layout = Layout::new(1, 64, DType::U32, Alignment::Bytes64)?;
         let (x, y) = (Tensor::uninit(&gpu, layout)?, Tensor::uninit(&gpu, layout)?);
@@ -382,6 +474,73 @@ fn main(@builtin(local_invocation_index) i: u32) {
         recorder.submit()?;
         let down: Vec<u32> = y.download(&gpu)?.wait()?;
         assert!(down.iter().eq(up.iter().rev()), "{down:?}");
+        Ok(())
+    }
+
+    /// A kernel that would write far outside its bindings if it were given a smaller one.
+    #[test]
+    fn trusted_kernels_are_bound_to_what_they_need() -> Result<()> {
+        let gpu = Gpu::new(&GpuOptions::from_env()?)?;
+        let text = "
+@group(0) @binding(0) var<storage, read> x: array<u32>;
+@group(0) @binding(1) var<storage, read_write> y: array<u32>;
+@compute @workgroup_size(64)
+fn main(@builtin(local_invocation_index) i: u32) {
+    y[i] = x[i];
+}";
+        let source = |bytes| TrustedSource {
+            wgsl: text.to_owned(),
+            bindings: vec![(Access::Read, bytes), (Access::ReadWrite, bytes)],
+        };
+        let kernel = gpu.trusted_pipeline("test.copy", || Ok(source(256)))?;
+        let buffer = gpu.buffer(512, "x")?;
+        let other = gpu.buffer(512, "y")?;
+        let bind = |from: u64, to: u64| {
+            gpu.bind_group(&kernel, &[buffer.slice(0, from)?, other.slice(256, to)?])
+        };
+        let good = bind(256, 256)?;
+        for (from, to) in [(256, 240), (16, 256), (252, 252)] {
+            let refused = bind(from, to);
+            let Err(Error::Validation { reason, .. }) = refused else {
+                panic!("{from} and {to} bytes: {refused:?}");
+            };
+            assert!(reason.contains("256 bytes"), "{reason}");
+        }
+
+        // The same accesses, so that bind groups are shared, but another size: refused before it is dispatched.
+        let larger = gpu.trusted_pipeline("test.larger", || Ok(source(512)))?;
+        let mut recorder = gpu.recorder("larger");
+        let refused = recorder.dispatch(&larger, &good, [1; 3]);
+        assert!(matches!(refused, Err(Error::Validation { .. })));
+        recorder.dispatch(&kernel, &good, [1; 3])?;
+        recorder.submit()?.wait()
+    }
+
+    #[test]
+    fn keys_of_the_caller_and_of_the_crate_are_apart() -> Result<()> {
+        let gpu = Gpu::new(&GpuOptions::from_env()?)?;
+        let text = |value: u32| {
+            format!(
+                "@group(0) @binding(0) var<storage, read_write> y: array<u32>;
+@compute @workgroup_size(1) fn main() {{ y[0] = {value}u; }}"
+            )
+        };
+        let trusted = |value| {
+            let source = TrustedSource {
+                wgsl: text(value),
+                bindings: vec![(Access::ReadWrite, 4)],
+            };
+            gpu.trusted_pipeline("same", || Ok(source))
+        };
+        let checked = |value| {
+            gpu.pipeline("same", || {
+                Ok(KernelSource::new(text(value), vec![Access::ReadWrite]))
+            })
+        };
+        let (ours, theirs) = (trusted(1)?, checked(2)?);
+        assert!(ours.wgsl().contains("1u") && theirs.wgsl().contains("2u"));
+        assert!(Arc::ptr_eq(&ours, &trusted(3)?) && Arc::ptr_eq(&theirs, &checked(4)?));
+        assert_eq!((ours.sizes(), theirs.sizes()), (&[4][..], &[][..]));
         Ok(())
     }
 }

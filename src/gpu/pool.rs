@@ -1,12 +1,14 @@
 //! Storage buffers, reused by size class.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
-use super::device::Gpu;
-use super::guard::within;
-use super::lock;
+use super::cache::Cache;
+use super::context::{Context, within};
+use super::lock::lock;
+use super::options::GpuOptions;
 use crate::error::{Error, Result};
 
 /// Offsets of bindings are multiples of this many bytes, the WebGPU baseline, on every adapter.
@@ -45,51 +47,115 @@ struct Storage {
 
 /// Whether the host reaches a buffer without a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum HostAccess {
+pub(super) enum HostAccess {
     None,
     Write,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    free: HashMap<(u64, HostAccess), Vec<Storage>>,
+    /// With the number of their return.
+    free: HashMap<(u64, HostAccess), Vec<(Storage, u64)>>,
+    returned: u64,
     stats: PoolStats,
 }
 
-#[derive(Debug, Default)]
-pub(super) struct Pool(Mutex<State>);
+/// Identity of a binding layout and of the ranges bound: buffer id, offset, size.
+pub(super) type GroupKey = (u64, Vec<(u64, u64, u64)>);
+
+/// Free buffers, the ones returned last at the end of each list; and the bind groups of all buffers, which would keep their memory alive.
+#[derive(Debug)]
+pub(super) struct Pool {
+    state: Mutex<State>,
+    pub(super) groups: Cache<GroupKey, wgpu::BindGroup>,
+    most_idle: u64,
+}
 
 impl Pool {
+    pub(super) fn new(options: &GpuOptions) -> Self {
+        Self {
+            state: Mutex::default(),
+            groups: Cache::new(options.idle_bind_groups),
+            most_idle: options.idle_bytes,
+        }
+    }
+
+    pub(super) fn stats(&self) -> PoolStats {
+        lock(&self.state).stats
+    }
+
     fn take(&self, class: u64, access: HostAccess) -> Option<Storage> {
-        let mut state = lock(&self.0);
-        let storage = state.free.get_mut(&(class, access))?.pop()?;
+        let mut state = lock(&self.state);
+        let (storage, _) = state.free.get_mut(&(class, access))?.pop()?;
         state.stats.hits += 1;
         state.stats.in_use_bytes += class;
         Some(storage)
     }
 
     fn count_allocation(&self, class: u64) {
-        let stats = &mut lock(&self.0).stats;
+        let stats = &mut lock(&self.state).stats;
         stats.misses += 1;
         stats.in_use_bytes += class;
         stats.allocated_bytes += class;
         stats.peak_bytes = stats.peak_bytes.max(stats.allocated_bytes);
     }
 
-    fn give_back(&self, storage: Storage) {
+    /// Takes memory that nothing of this crate uses. `keep`: whether it may be reused.
+    fn give_back(&self, storage: Storage, keep: bool) {
         let class = storage.raw.size();
-        let mut state = lock(&self.0);
+        let mut state = lock(&self.state);
         state.stats.in_use_bytes -= class;
-        let list = state.free.entry((class, storage.access)).or_default();
-        list.push(storage);
+        state.returned += 1;
+        let mut freed = Vec::new();
+        if keep {
+            let entry = (storage, state.returned);
+            let key = (class, entry.0.access);
+            state.free.entry(key).or_default().push(entry);
+            while state.stats.allocated_bytes - state.stats.in_use_bytes > self.most_idle {
+                let Some(oldest) = state.pop_oldest() else {
+                    break;
+                };
+                freed.push(oldest);
+            }
+        } else {
+            state.stats.allocated_bytes -= class;
+            freed.push(storage);
+        }
+        drop(state);
+        self.forget(&freed);
     }
 
-    fn trim(&self) -> (u64, Vec<Storage>) {
-        let mut state = lock(&self.0);
-        let freed: Vec<Storage> = state.free.drain().flat_map(|(_, list)| list).collect();
+    /// Frees all idle memory; returns its bytes.
+    pub(super) fn trim(&self) -> u64 {
+        let mut state = lock(&self.state);
+        let lists = state.free.drain().flat_map(|(_, list)| list);
+        let freed: Vec<Storage> = lists.map(|(storage, _)| storage).collect();
         let bytes = freed.iter().map(|storage| storage.raw.size()).sum();
         state.stats.allocated_bytes -= bytes;
-        (bytes, freed)
+        drop(state);
+        self.forget(&freed);
+        bytes
+    }
+
+    /// Drops the bind groups of freed memory.
+    fn forget(&self, freed: &[Storage]) {
+        if freed.is_empty() {
+            return;
+        }
+        let ids: HashSet<u64> = freed.iter().map(|storage| storage.id).collect();
+        self.groups
+            .retain(|(_, ranges)| !ranges.iter().any(|(id, ..)| ids.contains(id)));
+    }
+}
+
+impl State {
+    fn pop_oldest(&mut self) -> Option<Storage> {
+        let since = |list: &Vec<(Storage, u64)>| list.first().map(|(_, since)| *since);
+        let lists = self.free.values_mut().filter(|list| !list.is_empty());
+        let list = lists.min_by_key(|list| since(list))?;
+        let (storage, _) = list.remove(0);
+        self.stats.allocated_bytes -= storage.raw.size();
+        Some(storage)
     }
 }
 
@@ -99,17 +165,22 @@ struct Lease {
     id: u64,
     access: HostAccess,
     size: u64,
+    /// The caller has been given the wgpu buffer, and may keep it.
+    exposed: AtomicBool,
     pool: Weak<Pool>,
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
         if let Some(pool) = self.pool.upgrade() {
-            pool.give_back(Storage {
+            let storage = Storage {
                 raw: self.raw.clone(),
                 id: self.id,
                 access: self.access,
-            });
+            };
+            // Kernels without bounds checks rely on indices that this crate wrote: memory that a caller can write past this crate must not
+            // become theirs.
+            pool.give_back(storage, !*self.exposed.get_mut());
         }
     }
 }
@@ -133,9 +204,15 @@ impl Buffer {
         self.0.size
     }
 
-    /// The wgpu buffer, which may be longer than [`Buffer::size`].
+    /// The wgpu buffer, which may be longer than [`Buffer::size`]. The memory of a buffer that was asked for it is not reused.
     #[must_use]
     pub fn raw(&self) -> &wgpu::Buffer {
+        self.0.exposed.store(true, Ordering::Relaxed);
+        &self.0.raw
+    }
+
+    /// As [`Buffer::raw`], for this crate.
+    pub(super) fn inner(&self) -> &wgpu::Buffer {
         &self.0.raw
     }
 
@@ -207,56 +284,17 @@ impl BufferSlice {
     }
 }
 
-impl Gpu {
-    /// A storage buffer of at least `bytes`, which can be copied from and to. Its content is undefined.
-    ///
-    /// # Errors
-    /// [`Error::Limit`] when a binding or a buffer of this size is not possible, [`Error::OutOfMemory`] when memory is
-    /// short even after [`Gpu::trim`].
-    pub fn buffer(&self, bytes: u64, label: &str) -> Result<Buffer> {
-        Ok(self.lease(bytes, label, HostAccess::None)?.0)
-    }
-
-    /// As [`Gpu::buffer`], all bytes zero for everything submitted from now on.
-    ///
-    /// # Errors
-    /// As [`Gpu::buffer`].
-    pub fn zeroed_buffer(&self, bytes: u64, label: &str) -> Result<Buffer> {
-        self.zeroed(bytes, label, HostAccess::None)
-    }
-
-    /// As [`Gpu::zeroed_buffer`], but the host can map it for writing while nothing that uses it is under way.
-    pub(crate) fn writable_buffer(&self, bytes: u64, label: &str) -> Result<Buffer> {
-        self.zeroed(bytes, label, HostAccess::Write)
-    }
-
-    fn zeroed(&self, bytes: u64, label: &str, access: HostAccess) -> Result<Buffer> {
-        let (buffer, reused) = self.lease(bytes, label, access)?;
-        if reused {
-            let mut recorder = self.recorder("zero");
-            recorder.clear(&buffer.whole());
-            recorder.submit()?;
-        }
-        Ok(buffer)
-    }
-
-    /// Frees all pooled memory that nothing uses; returns its size in bytes.
-    pub fn trim(&self) -> u64 {
-        let (bytes, freed) = self.0.pool.trim();
-        self.0.staging.trim();
-        let ids = freed.iter().map(|storage| storage.id).collect();
-        self.0.bind_groups.forget(&ids);
-        bytes
-    }
-
-    pub(super) fn pool_stats(&self) -> PoolStats {
-        lock(&self.0.pool.0).stats
-    }
-
+impl Pool {
     /// The buffer, and whether it is reused and may hold stale data; fresh wgpu buffers read as zero.
-    fn lease(&self, bytes: u64, label: &str, access: HostAccess) -> Result<(Buffer, bool)> {
-        self.0.guard.check()?;
-        let limits = &self.capabilities().limits;
+    pub(super) fn lease(
+        self: &Arc<Self>,
+        context: &Context,
+        bytes: u64,
+        label: &str,
+        access: HostAccess,
+    ) -> Result<(Buffer, bool)> {
+        context.check()?;
+        let limits = &context.capabilities.limits;
         let what = || format!("buffer {label:?}");
         let size = bytes
             .max(1)
@@ -272,31 +310,38 @@ impl Gpu {
         let largest = limits.max_buffer_size / SIZE_ALIGNMENT * SIZE_ALIGNMENT;
         let class = size_class(size).min(largest);
 
-        let reused = self.0.pool.take(class, access);
+        let reused = self.take(class, access);
         let is_reused = reused.is_some();
         let storage = match reused {
             Some(storage) => storage,
-            None => self.allocate(class, label, access)?,
+            None => self.allocate(context, class, label, access)?,
         };
         let buffer = Buffer(Arc::new(Lease {
             raw: storage.raw,
             id: storage.id,
             access,
             size,
-            pool: Arc::downgrade(&self.0.pool),
+            exposed: AtomicBool::new(false),
+            pool: Arc::downgrade(self),
         }));
         Ok((buffer, is_reused))
     }
 
-    fn allocate(&self, class: u64, label: &str, access: HostAccess) -> Result<Storage> {
+    fn allocate(
+        &self,
+        context: &Context,
+        class: u64,
+        label: &str,
+        access: HostAccess,
+    ) -> Result<Storage> {
         let mapping = match access {
             HostAccess::None => wgpu::BufferUsages::empty(),
             HostAccess::Write => wgpu::BufferUsages::MAP_WRITE,
         };
         let create = || {
             let what = || format!("allocating buffer {label:?}");
-            self.0.guard.run(what, class, || {
-                self.device().create_buffer(&wgpu::BufferDescriptor {
+            context.run(what, class, || {
+                context.device.create_buffer(&wgpu::BufferDescriptor {
                     label: Some(label),
                     size: class,
                     usage: wgpu::BufferUsages::STORAGE
@@ -308,10 +353,15 @@ impl Gpu {
             })
         };
         let raw = match create() {
-            Err(Error::OutOfMemory { .. }) if self.trim() > 0 => create()?,
+            Err(Error::OutOfMemory { .. }) if self.trim() > 0 => {
+                // Freed memory that work used is given back once the device is known to be done with it.
+                context.wait(None)?;
+                create()?
+            }
             other => other?,
         };
-        self.0.pool.count_allocation(class);
+        context.settle()?;
+        self.count_allocation(class);
         Ok(Storage {
             raw,
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),

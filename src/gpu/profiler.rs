@@ -1,120 +1,170 @@
 //! GPU time of single dispatches and of whole passes.
 
-use std::sync::Arc;
-
-use super::bindings::BindGroup;
 use super::device::Gpu;
-use super::pipelines::Pipeline;
+use super::dispatch::{Dispatch, Sequence};
 use super::readback::Readback;
 use crate::error::{Error, Result};
 
-/// A dispatch to be timed.
-#[derive(Clone, Debug)]
-pub struct ProfileStep {
-    /// What to call it.
-    pub label: String,
-    /// The kernel.
-    pub pipeline: Arc<Pipeline>,
-    /// Its buffers.
-    pub bind_group: BindGroup,
-    /// Its grid.
-    pub workgroups: [u32; 3],
-}
-
 /// How long a dispatch took.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Timing {
-    /// As in [`ProfileStep::label`].
+    /// The layer, if the dispatch is for one, and the key of its kernel.
     pub label: String,
     /// GPU time.
     pub nanoseconds: f64,
 }
 
-/// A pair of queries a pass.
-const PASSES_A_SET: usize = wgpu::QUERY_SET_MAX_QUERIES as usize / 2;
+/// Two queries per pass.
+const PASSES_PER_SET: usize = wgpu::QUERY_SET_MAX_QUERIES as usize / 2;
 
-impl Gpu {
-    /// Runs the steps in order, each in a pass of its own with a timestamp before and after, and waits for them.
-    ///
-    /// Some drivers report zero for every step: the timestamps exist, but do not count.
-    ///
-    /// # Errors
-    /// [`Error::Unsupported`] without timestamps; otherwise as [`Recorder::dispatch`](crate::gpu::Recorder::dispatch).
-    pub fn profile(&self, steps: &[ProfileStep]) -> Result<Vec<Timing>> {
-        self.check_steps(steps)?;
-        let mut timings = Vec::with_capacity(steps.len());
-        for chunk in steps.chunks(PASSES_A_SET) {
-            let passes: Vec<&[ProfileStep]> = chunk.chunks(1).collect();
-            let times = self.run_timed(&passes)?;
-            timings.extend(chunk.iter().zip(times).map(|(step, nanoseconds)| Timing {
-                label: step.label.clone(),
-                nanoseconds,
+/// Times on their way: one for each pass.
+#[derive(Debug)]
+pub(crate) struct Times {
+    labels: Vec<String>,
+    readbacks: Vec<Readback<Vec<u64>>>,
+    period: f64,
+}
+
+impl Times {
+    /// Waits for the nanoseconds of each pass.
+    pub(crate) fn timings(self) -> Result<Vec<Timing>> {
+        let mut labels = self.labels.into_iter();
+        let mut timings = Vec::new();
+        for readback in self.readbacks {
+            let ticks = readback.wait()?;
+            let pairs = ticks.as_chunks().0.iter().zip(&mut labels);
+            timings.extend(pairs.map(|([start, end], label)| Timing {
+                label,
+                // The counter of some drivers steps back now and then.
+                nanoseconds: end.saturating_sub(*start) as f64 * self.period,
             }));
         }
         Ok(timings)
     }
 
-    /// Runs the steps in order in one pass, as a [`Recorder`](crate::gpu::Recorder) does, and waits for them.
+    /// Waits for the nanoseconds of all passes together.
+    pub(crate) fn total(self) -> Result<f64> {
+        Ok(self
+            .timings()?
+            .iter()
+            .map(|timing| timing.nanoseconds)
+            .sum())
+    }
+}
+
+impl Gpu {
+    /// Runs the sequences in order, each dispatch in a pass of its own with a timestamp before and after, and waits for them.
     ///
-    /// Returns nanoseconds from the beginning of the pass to its end: everything between dispatches counts. Without steps it is
+    /// Some drivers report zero for every dispatch: the timestamps exist, but do not count.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] without timestamps; otherwise as [`Recorder::submit`](crate::gpu::Recorder::submit).
+    pub fn profile(&self, sequences: &[&Sequence]) -> Result<Vec<Timing>> {
+        self.start_profile(sequences, &[], &|_| ())?.timings()
+    }
+
+    /// Runs the sequences in order in one pass, as a [`Recorder`](crate::gpu::Recorder) does, and waits for them.
+    ///
+    /// Returns nanoseconds from the beginning of the pass to its end: everything between dispatches counts. Without sequences it is
     /// what an empty pass takes. Zero from drivers whose timestamps do not count.
     ///
     /// # Errors
     /// As [`Gpu::profile`].
-    pub fn time(&self, steps: &[ProfileStep]) -> Result<f64> {
-        self.check_steps(steps)?;
-        Ok(self.run_timed(&[steps])?.iter().sum())
+    pub fn time(&self, sequences: &[&Sequence]) -> Result<f64> {
+        self.start_time(sequences, &[], &|_| ())?.total()
     }
 
-    fn check_steps(&self, steps: &[ProfileStep]) -> Result<()> {
+    /// As [`Gpu::profile`], without waiting. `before` runs before, untimed. `note` writes down that all is submitted, just before it is, and
+    /// then perhaps that it failed, told by false.
+    pub(crate) fn start_profile(
+        &self,
+        sequences: &[&Sequence],
+        before: &[&Dispatch],
+        note: &dyn Fn(bool),
+    ) -> Result<Times> {
+        let steps: Vec<&Dispatch> = steps(sequences).collect();
+        let passes: Vec<&[&Dispatch]> = steps.chunks(1).collect();
+        self.start(&passes, before, note)
+    }
+
+    /// As [`Gpu::time`], otherwise as [`Gpu::start_profile`].
+    pub(crate) fn start_time(
+        &self,
+        sequences: &[&Sequence],
+        before: &[&Dispatch],
+        note: &dyn Fn(bool),
+    ) -> Result<Times> {
+        let steps: Vec<&Dispatch> = steps(sequences).collect();
+        self.start(&[&steps], before, note)
+    }
+
+    fn start(
+        &self,
+        passes: &[&[&Dispatch]],
+        before: &[&Dispatch],
+        note: &dyn Fn(bool),
+    ) -> Result<Times> {
         if !self.capabilities().timestamps {
             return Err(Error::Unsupported {
                 what: "profiling".to_owned(),
                 feature: "TIMESTAMP_QUERY",
             });
         }
-        for step in steps {
-            self.check_workgroups(step.pipeline.key(), step.workgroups)?;
-            step.bind_group.check(&step.pipeline)?;
+        // No other run may come between the submissions: dispatches read what the ones before them left.
+        let _gate = self.gate();
+        let mut readbacks = Vec::new();
+        for (i, passes) in passes.chunks(PASSES_PER_SET).enumerate() {
+            let before = if i == 0 { before } else { &[] };
+            let submitted = self.submit_timed(passes, before, || {
+                if i == 0 {
+                    note(true);
+                }
+            });
+            readbacks.push(submitted.inspect_err(|_| note(false))?);
         }
-        Ok(())
+        let label = |pass: &&[&Dispatch]| pass.first().map_or("", |step| step.key()).to_owned();
+        Ok(Times {
+            labels: passes.iter().map(label).collect(),
+            readbacks,
+            period: f64::from(self.queue().get_timestamp_period()),
+        })
     }
 
-    /// Nanoseconds of each pass; at most [`PASSES_A_SET`] of them.
-    fn run_timed(&self, passes: &[&[ProfileStep]]) -> Result<Vec<f64>> {
-        let ticks = self.submit_timed(passes)?.wait()?;
-        let period = f64::from(self.queue().get_timestamp_period());
-        let pairs = ticks.as_chunks().0.iter();
-        // The counter of some drivers steps back now and then.
-        Ok(pairs
-            .map(|[start, end]| end.saturating_sub(*start) as f64 * period)
-            .collect())
-    }
-
-    fn submit_timed(&self, passes: &[&[ProfileStep]]) -> Result<Readback<Vec<u64>>> {
+    fn submit_timed(
+        &self,
+        passes: &[&[&Dispatch]],
+        before: &[&Dispatch],
+        ready: impl FnOnce(),
+    ) -> Result<Readback<Vec<u64>>> {
+        let context = self.context();
         let queries = 2 * passes.len() as u32;
         let bytes = u64::from(queries) * u64::from(wgpu::QUERY_SIZE);
-        let staging = self.download_staging(bytes)?;
-        let device = self.device();
-        let what = || "profiling".to_owned();
-        let index = self.0.guard.run(what, bytes, || {
+        let staging = self.0.staging.download(context, bytes)?;
+        let (device, label) = (&context.device, Some("profile"));
+        let encode = |encoder: &mut wgpu::CommandEncoder| {
             let query_set = device.create_query_set(&wgpu::QuerySetDescriptor {
-                label: Some("profile"),
+                label,
                 ty: wgpu::QueryType::Timestamp,
                 count: queries,
             });
             let resolved = device.create_buffer(&wgpu::BufferDescriptor {
-                label: Some("profile"),
+                label,
                 size: bytes,
                 usage: wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC,
                 mapped_at_creation: false,
             });
-            let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor {
-                label: Some("profile"),
-            });
+            if !before.is_empty() {
+                let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+                    label,
+                    timestamp_writes: None,
+                });
+                before.iter().for_each(|step| step.encode(&mut pass, 0));
+            }
+            let mut dispatches = before.len();
             for (steps, first) in passes.iter().zip((0..).step_by(2)) {
                 let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
-                    label: steps.first().map(|step| step.label.as_str()),
+                    label: steps.first().map(|step| step.key()),
                     timestamp_writes: Some(wgpu::ComputePassTimestampWrites {
                         query_set: &query_set,
                         beginning_of_pass_write_index: Some(first),
@@ -122,17 +172,20 @@ impl Gpu {
                     }),
                 });
                 for step in *steps {
-                    let [x, y, z] = step.workgroups;
-                    pass.set_pipeline(step.pipeline.raw());
-                    pass.set_bind_group(0, step.bind_group.raw(), &[]);
-                    pass.dispatch_workgroups(x, y, z);
+                    step.encode(&mut pass, 0);
                 }
+                dispatches += steps.len();
             }
             encoder.resolve_query_set(&query_set, 0..queries, &resolved, 0);
             encoder.copy_buffer_to_buffer(&resolved, 0, &staging, 0, bytes);
-            self.queue().submit([encoder.finish()])
-        })?;
+            dispatches as u64
+        };
+        let index = context.submit("profile", encode, ready, |index| index)?;
         let decode = |pieces: &[&[u8]]| Ok(bytemuck::pod_collect_to_vec(&pieces.concat()));
         Readback::new(self.clone(), staging, index, vec![bytes], Box::new(decode))
     }
+}
+
+fn steps<'a>(sequences: &'a [&Sequence]) -> impl Iterator<Item = &'a Dispatch> {
+    sequences.iter().flat_map(|sequence| &sequence.dispatches)
 }

@@ -3,88 +3,16 @@
 use std::fmt;
 use std::future::Future;
 use std::ops::Range;
+use std::panic::resume_unwind;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, OnceLock, mpsc};
-use std::task::{Context, Poll, Waker};
+use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use super::device::Gpu;
-use super::guard::Guard;
-use super::lock;
+use super::waiter::{Arrival, Watch};
 use crate::error::{Error, Result};
 
 type Decode<T> = Box<dyn FnOnce(&[&[u8]]) -> Result<T> + Send>;
-
-#[derive(Debug, Default)]
-enum Mapping {
-    /// Never asked for, or unmapped since.
-    #[default]
-    Idle,
-    Waiting,
-    Done(Result<(), String>),
-}
-
-#[derive(Debug, Default)]
-struct Progress {
-    mapping: Mapping,
-    waker: Option<Waker>,
-}
-
-/// Whether a buffer is mapped: shared with the callback that wgpu runs then. It does not own the buffer, which owns it.
-#[derive(Debug, Default)]
-pub(super) struct Arrival(Mutex<Progress>);
-
-impl Arrival {
-    /// Of a buffer that is mapped already.
-    pub(super) fn arrived() -> Self {
-        let arrival = Self::default();
-        arrival.set(Ok(()));
-        arrival
-    }
-
-    fn set(&self, mapped: Result<(), String>) {
-        let mut progress = lock(&self.0);
-        if !matches!(progress.mapping, Mapping::Done(_)) {
-            progress.mapping = Mapping::Done(mapped);
-        }
-        let waker = progress.waker.take();
-        drop(progress);
-        if let Some(waker) = waker {
-            waker.wake();
-        }
-    }
-
-    /// `None` while the device works.
-    pub(super) fn get(&self) -> Option<Result<(), String>> {
-        match &lock(&self.0).mapping {
-            Mapping::Done(mapped) => Some(mapped.clone()),
-            Mapping::Idle | Mapping::Waiting => None,
-        }
-    }
-
-    /// Unmaps the buffer if it is mapped; false, and nothing happens, while that is on its way.
-    pub(super) fn unmap(&self, buffer: &wgpu::Buffer) -> bool {
-        let mut progress = lock(&self.0);
-        match &progress.mapping {
-            Mapping::Waiting => return false,
-            Mapping::Done(Ok(())) => buffer.unmap(),
-            Mapping::Done(Err(_)) | Mapping::Idle => {}
-        }
-        *progress = Progress::default();
-        true
-    }
-
-    /// Maps the first bytes of a buffer once the work submitted so far is done. A second time only after the first has arrived.
-    pub(super) fn map(self: &Arc<Self>, buffer: &wgpu::Buffer, mode: wgpu::MapMode, bytes: u64) {
-        *lock(&self.0) = Progress {
-            mapping: Mapping::Waiting,
-            waker: None,
-        };
-        let arrival = Arc::clone(self);
-        buffer.map_async(mode, 0..bytes, move |mapped| {
-            arrival.set(mapped.map_err(|error| error.to_string()));
-        });
-    }
-}
 
 /// Host-visible memory that results are copied into.
 #[derive(Debug)]
@@ -107,7 +35,7 @@ impl Download {
     /// Maps it once the work submitted so far is done.
     pub(super) fn map(&self) {
         match self.bytes {
-            0 => self.arrival.set(Ok(())),
+            0 => self.arrival.skip(),
             bytes => self.arrival.map(&self.buffer, wgpu::MapMode::Read, bytes),
         }
     }
@@ -115,7 +43,13 @@ impl Download {
     /// Unmaps what has arrived, so that it can be filled again; false while results are on their way.
     pub(super) fn recycle(&mut self) -> bool {
         // Nothing is mapped for no bytes.
-        self.bytes == 0 || self.arrival.unmap(&self.buffer)
+        if self.bytes > 0 {
+            if self.arrival.awaited().is_some() {
+                return false;
+            }
+            self.arrival.unmap(&self.buffer);
+        }
+        true
     }
 
     /// What has arrived at these bytes, an offset that is a multiple of 8 and a size that is one of 4.
@@ -169,7 +103,7 @@ impl Transfer {
         if self.taken {
             return None;
         }
-        if let Err(error) = self.gpu.0.guard.poll(wgpu::PollType::Poll) {
+        if let Err(error) = self.gpu.context().settle() {
             return Some(Err(error));
         }
         self.take()
@@ -177,51 +111,45 @@ impl Transfer {
 
     /// Blocks until the results are here.
     pub(crate) fn wait(&mut self) -> Result<()> {
-        loop {
-            if self.taken {
-                return Err(taken());
-            }
-            self.gpu.0.guard.poll(self.until_done())?;
-            if let Some(result) = self.take() {
-                return result;
-            }
-            // Another thread has polled the callback out of wgpu and is about to run it.
-            std::thread::yield_now();
+        if self.taken {
+            return Err(taken());
         }
+        let awaited = self.download.arrival.awaited();
+        self.gpu.context().wait(Some(self.index.clone()))?;
+        // The callback may still be to come, on another thread or behind one of the caller's.
+        awaited.map(|round| self.download.arrival.expect(round));
+        self.take().unwrap_or_else(|| Err(taken()))
     }
 
     pub(crate) fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<()>> {
         if self.taken {
             return Poll::Ready(Err(taken()));
         }
-        lock(&self.download.arrival.0).waker = Some(context.waker().clone());
+        let arrival = &self.download.arrival;
+        let round = arrival.awaited();
+        arrival.wake(context.waker().clone());
         if let Some(result) = self.try_take() {
             return Poll::Ready(result);
         }
-        if !self.awaited {
+        if let (Some(round), false) = (round, self.awaited) {
             self.awaited = true;
             let inner = &self.gpu.0;
-            inner.waiter.watch(
-                &inner.guard,
-                Watch {
-                    until: self.until_done(),
-                    arrival: Arc::clone(&self.download.arrival),
-                },
-            );
+            let watch = Watch {
+                until: self.index.clone(),
+                arrival: Arc::clone(&self.download.arrival),
+                round,
+            };
+            inner.waiter.watch(&inner.context, watch);
         }
         Poll::Pending
-    }
-
-    fn until_done(&self) -> wgpu::PollType {
-        wgpu::PollType::Wait {
-            submission_index: Some(self.index.clone()),
-            timeout: None,
-        }
     }
 
     fn take(&mut self) -> Option<Result<()>> {
         let mapped = self.download.arrival.get()?;
         self.taken = true;
+        if let Some(panic) = self.download.arrival.take_panic() {
+            resume_unwind(panic);
+        }
         Some(mapped.map_err(|reason| Error::DeviceLost { reason }))
     }
 }
@@ -256,7 +184,8 @@ impl<T> Readback<T> {
         let bytes = sizes.iter().sum();
         let download = Download::new(staging, bytes);
         let what = || "mapping results".to_owned();
-        gpu.0.guard.run(what, bytes, || download.map())?;
+        gpu.context().run(what, bytes, || download.map())?;
+        gpu.context().settle()?;
         Ok(Self {
             transfer: Transfer::new(gpu, Arc::new(download), index),
             sizes,
@@ -322,47 +251,5 @@ impl<T> fmt::Debug for Readback<T> {
             .field("sizes", &self.sizes)
             .field("taken", &self.decode.is_none())
             .finish_non_exhaustive()
-    }
-}
-
-struct Watch {
-    until: wgpu::PollType,
-    arrival: Arc<Arrival>,
-}
-
-/// A thread, started by the first `.await` that finds results missing, which waits for the device on behalf of all.
-///
-/// wgpu runs callbacks only while some thread polls, and an executor's threads must not block.
-#[derive(Default)]
-pub(super) struct Waiter(OnceLock<Option<mpsc::Sender<Watch>>>);
-
-impl Waiter {
-    fn watch(&self, guard: &Arc<Guard>, watch: Watch) {
-        let sender = self.0.get_or_init(|| {
-            let (sender, receiver) = mpsc::channel::<Watch>();
-            let guard = Arc::clone(guard);
-            std::thread::Builder::new()
-                .name("energyflow-waiter".to_owned())
-                .spawn(move || receiver.iter().for_each(|watch| watch.run(&guard)))
-                .ok()
-                .map(|_| sender)
-        });
-        match sender {
-            Some(sender) => {
-                // The thread outlives the sender, so the channel is open.
-                let _ = sender.send(watch);
-            }
-            // Without threads, blocking here is what is left.
-            None => watch.run(guard),
-        }
-    }
-}
-
-impl Watch {
-    fn run(self, guard: &Guard) {
-        // On success the callback has woken the task, or is about to.
-        if let Err(error) = guard.poll(self.until) {
-            self.arrival.set(Err(error.to_string()));
-        }
     }
 }

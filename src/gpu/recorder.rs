@@ -1,31 +1,16 @@
 //! A list of dispatches and copies that becomes one submission.
 
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
 
 use super::bindings::BindGroup;
 use super::device::Gpu;
+use super::dispatch::{Dispatch, Sequence};
 use super::element::Element;
 use super::pipelines::Pipeline;
 use super::pool::BufferSlice;
 use super::readback::Readback;
 use super::tensor::Tensor;
 use crate::error::{Error, Result};
-
-#[derive(Debug)]
-struct Dispatch {
-    pipeline: wgpu::ComputePipeline,
-    bind_group: BindGroup,
-    workgroups: [u32; 3],
-}
-
-impl Dispatch {
-    fn encode(&self, pass: &mut wgpu::ComputePass<'_>) {
-        let [x, y, z] = self.workgroups;
-        pass.set_pipeline(&self.pipeline);
-        pass.set_bind_group(0, self.bind_group.raw(), &[]);
-        pass.dispatch_workgroups(x, y, z);
-    }
-}
 
 #[derive(Debug)]
 enum Command {
@@ -68,10 +53,7 @@ impl Submission {
     /// # Errors
     /// [`Error::DeviceLost`]
     pub fn wait(&self) -> Result<()> {
-        self.gpu.0.guard.poll(wgpu::PollType::Wait {
-            submission_index: Some(self.index.clone()),
-            timeout: None,
-        })
+        self.gpu.context().wait(Some(self.index.clone()))
     }
 }
 
@@ -85,23 +67,6 @@ impl Gpu {
             host: Vec::new(),
         }
     }
-
-    /// Fails when a dispatch of that many workgroups is not possible.
-    pub(super) fn check_workgroups(&self, key: &str, workgroups: [u32; 3]) -> Result<()> {
-        let limit = self
-            .capabilities()
-            .limits
-            .max_compute_workgroups_per_dimension;
-        match workgroups.into_iter().find(|&n| n == 0 || n > limit) {
-            None => Ok(()),
-            Some(n) => Err(Error::Limit {
-                what: format!("dispatch of {key:?} with {workgroups:?} workgroups"),
-                limit: "max_compute_workgroups_per_dimension",
-                needed: u64::from(n),
-                available: u64::from(limit),
-            }),
-        }
-    }
 }
 
 impl Recorder {
@@ -112,18 +77,28 @@ impl Recorder {
     /// bind group was made for other bindings.
     pub fn dispatch(
         &mut self,
-        pipeline: &Pipeline,
+        pipeline: &Arc<Pipeline>,
         bind_group: &BindGroup,
         workgroups: [u32; 3],
     ) -> Result<()> {
-        self.gpu.check_workgroups(pipeline.key(), workgroups)?;
-        bind_group.check(pipeline)?;
-        self.commands.push(Command::Dispatch(Dispatch {
-            pipeline: pipeline.raw().clone(),
-            bind_group: bind_group.clone(),
-            workgroups,
-        }));
+        let bind_groups = [bind_group.clone()];
+        let pipeline = Arc::clone(pipeline);
+        let dispatch = Dispatch::new(&self.gpu, pipeline, bind_groups, workgroups)?;
+        self.push(&dispatch);
         Ok(())
+    }
+
+    /// Runs a dispatch, on the memory of turn 0.
+    pub(crate) fn push(&mut self, dispatch: &Dispatch) {
+        self.commands.push(Command::Dispatch(dispatch.clone()));
+    }
+
+    /// Runs all dispatches of a sequence, in order.
+    pub fn sequence(&mut self, sequence: &Sequence) {
+        sequence
+            .dispatches
+            .iter()
+            .for_each(|dispatch| self.push(dispatch));
     }
 
     /// Copies all bytes of `from` to `to`.
@@ -182,6 +157,7 @@ impl Recorder {
     /// [`Error::OutOfMemory`], [`Error::DeviceLost`]; [`Error::Validation`] when wgpu rejects the commands.
     pub fn submit(self) -> Result<Submission> {
         let index = self.send(|_| ())?;
+        self.gpu.context().settle()?;
         Ok(Submission {
             gpu: self.gpu,
             index,
@@ -198,12 +174,13 @@ impl Recorder {
         decode: impl FnOnce(&[&[u8]]) -> Result<T> + Send + 'static,
     ) -> Result<Readback<T>> {
         let sizes: Vec<u64> = slices.iter().map(BufferSlice::size).collect();
-        let staging = self.gpu.download_staging(sizes.iter().sum())?;
+        let inner = &self.gpu.0;
+        let staging = inner.staging.download(&inner.context, sizes.iter().sum())?;
         let index = self.send(|encoder| {
             let mut at = 0;
             for slice in slices {
                 encoder.copy_buffer_to_buffer(
-                    slice.buffer().raw(),
+                    slice.buffer().inner(),
                     slice.offset(),
                     &staging,
                     at,
@@ -217,37 +194,31 @@ impl Recorder {
 
     fn send(&self, last: impl FnOnce(&mut wgpu::CommandEncoder)) -> Result<wgpu::SubmissionIndex> {
         let inner = &self.gpu.0;
-        inner.guard.check()?;
-        let what = || format!("submitting {:?}", self.label);
         let host = match self.host.as_slice() {
             [] => None,
-            bytes => Some(self.gpu.filled_staging(bytes)?),
+            bytes => Some(inner.staging.filled(&inner.context, bytes)?),
         };
-        let index = inner.guard.run(what, 0, || {
-            let label = Some(self.label.as_str());
-            let descriptor = wgpu::CommandEncoderDescriptor { label };
-            let mut encoder = self.gpu.device().create_command_encoder(&descriptor);
-            self.encode(&mut encoder, host.as_ref());
-            last(&mut encoder);
-            let index = self.gpu.queue().submit([encoder.finish()]);
-            if let Some(host) = host {
-                self.gpu.recycle_upload(host);
-            }
-            index
-        })?;
-        let dispatches = self
-            .commands
-            .iter()
-            .filter(|command| matches!(command, Command::Dispatch(_)))
-            .count();
-        inner.submissions.fetch_add(1, Ordering::Relaxed);
-        inner
-            .dispatches
-            .fetch_add(dispatches as u64, Ordering::Relaxed);
-        Ok(index)
+        let encode = |encoder: &mut wgpu::CommandEncoder| {
+            let dispatches = self.encode(encoder, host.as_ref());
+            last(encoder);
+            dispatches
+        };
+        inner.context.submit(
+            &self.label,
+            encode,
+            || (),
+            |index| {
+                if let Some(host) = &host {
+                    inner.staging.recycle(host.clone());
+                }
+                index
+            },
+        )
     }
 
-    fn encode(&self, encoder: &mut wgpu::CommandEncoder, host: Option<&wgpu::Buffer>) {
+    /// Returns the number of dispatches.
+    fn encode(&self, encoder: &mut wgpu::CommandEncoder, host: Option<&wgpu::Buffer>) -> u64 {
+        let mut dispatches = 0;
         let mut commands = self.commands.iter().peekable();
         while let Some(command) = commands.next() {
             match command {
@@ -256,21 +227,23 @@ impl Recorder {
                         label: Some(&self.label),
                         timestamp_writes: None,
                     });
-                    first.encode(&mut pass);
+                    first.encode(&mut pass, 0);
+                    dispatches += 1;
                     while let Some(Command::Dispatch(next)) = commands.peek() {
-                        next.encode(&mut pass);
+                        next.encode(&mut pass, 0);
+                        dispatches += 1;
                         commands.next();
                     }
                 }
                 Command::Copy { from, to } => encoder.copy_buffer_to_buffer(
-                    from.buffer().raw(),
+                    from.buffer().inner(),
                     from.offset(),
-                    to.buffer().raw(),
+                    to.buffer().inner(),
                     to.offset(),
                     from.size(),
                 ),
                 Command::Clear(slice) => {
-                    encoder.clear_buffer(slice.buffer().raw(), slice.offset(), Some(slice.size()))
+                    encoder.clear_buffer(slice.buffer().inner(), slice.offset(), Some(slice.size()))
                 }
                 Command::Write { start, bytes, to } => {
                     // `send` made the staging buffer if anything was written.
@@ -278,7 +251,7 @@ impl Recorder {
                         encoder.copy_buffer_to_buffer(
                             host,
                             *start,
-                            to.buffer().raw(),
+                            to.buffer().inner(),
                             to.offset(),
                             *bytes,
                         );
@@ -286,6 +259,7 @@ impl Recorder {
                 }
             }
         }
+        dispatches
     }
 }
 

@@ -4,15 +4,12 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::Mutex;
 
+use super::capabilities::Capabilities;
 use super::envelope;
-use super::lock;
-use super::report::Capabilities;
+use super::lock::lock;
 use crate::error::{Error, Result};
 use crate::file::{AtomicFile, InputFile};
 use crate::fnv::fnv1a;
-
-/// Where caches are kept when [`GpuOptions::cache_dir`](super::GpuOptions::cache_dir) names no folder.
-const FOLDER_VARIABLE: &str = "ENERGYFLOW_CACHE_DIR";
 
 /// Upper bound on the size of a cache file in bytes. No cache comes near it; a larger file is not read.
 const LARGEST: u64 = 1 << 30;
@@ -45,10 +42,9 @@ pub(super) struct Store {
 }
 
 impl Store {
-    /// `folder`: the caller's choice, before the environment's; none if it is empty.
+    /// `folder`: none if it is empty.
     pub(super) fn new(folder: Option<PathBuf>, capabilities: &Capabilities) -> Self {
         let folder = folder
-            .or_else(|| std::env::var_os(FOLDER_VARIABLE).map(PathBuf::from))
             .filter(|folder| !folder.as_os_str().is_empty())
             // The process may change its working directory before it saves.
             .map(|folder| std::path::absolute(&folder).unwrap_or(folder));

@@ -100,9 +100,9 @@ impl Tensor {
 
     fn write(&self, gpu: &Gpu, bytes: &[u8]) -> Result<()> {
         let what = || "uploading a tensor".to_owned();
-        gpu.0.guard.run(what, bytes.len() as u64, || {
-            let (raw, offset) = (self.slice.buffer().raw(), self.slice.offset());
-            gpu.queue().write_buffer(raw, offset, bytes);
+        gpu.context().run(what, bytes.len() as u64, || {
+            let (inner, offset) = (self.slice.buffer().inner(), self.slice.offset());
+            gpu.queue().write_buffer(inner, offset, bytes);
         })
     }
 

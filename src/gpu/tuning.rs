@@ -1,17 +1,13 @@
 //! Which of several kernels was found fastest, by description of the work.
 
 use std::collections::BTreeMap;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard};
 
 use serde::{Deserialize, Serialize};
 
-use super::device::Gpu;
-use super::lock;
+use super::lock::lock;
 use super::store::Store;
-
-/// Turns the tuner on where [`GpuOptions::autotune`](super::GpuOptions::autotune) is not called.
-const VARIABLE: &str = "ENERGYFLOW_AUTOTUNE";
 
 const KIND: &str = "tuning";
 
@@ -42,14 +38,11 @@ pub(crate) struct Tuning {
     choices: Mutex<BTreeMap<String, Choice>>,
     hits: AtomicU64,
     measured: AtomicU64,
-    measuring: Mutex<()>,
     warned: AtomicBool,
 }
 
 impl Tuning {
-    /// `on`: the caller's choice, before the environment's.
-    pub(super) fn new(on: Option<bool>, store: &Store) -> Option<Self> {
-        let on = on.unwrap_or_else(|| std::env::var(VARIABLE).is_ok_and(|value| value == "1"));
+    pub(super) fn new(on: bool, store: &Store) -> Option<Self> {
         on.then(|| {
             let stored = store.load(KIND, |content| {
                 serde_json::from_slice(content).map_err(|error| error.to_string())
@@ -92,22 +85,10 @@ impl Tuning {
         lock(&self.choices).insert(key.to_owned(), choice);
     }
 
-    /// Held while measuring: two measurements at once would disturb each other, and might choose twice for one key.
-    pub fn measuring(&self) -> MutexGuard<'_, ()> {
-        lock(&self.measuring)
-    }
-
     /// Says once that there is nothing to measure with.
     pub fn warn_without_times(&self, reason: &str) {
         if !self.warned.swap(true, Ordering::Relaxed) {
             log::warn!("kernels are not tuned: {reason}");
         }
-    }
-}
-
-impl Gpu {
-    /// The tuner's choices; `None` while tuning is off.
-    pub(crate) fn tuning(&self) -> Option<&Tuning> {
-        self.0.tuning.as_ref()
     }
 }

@@ -363,20 +363,20 @@ pub(crate) fn infer(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Result<Vec<(S
             o.require(*eps > 0.0, "eps must be positive")?;
             o.is(1, &Shape::vector(x.cols()), "gamma")?;
             o.is(2, &Shape::vector(x.cols()), "beta")?;
-            vec![like(0), (o.result(&[2, x.rows()])?, f32)]
+            vec![like(0), (o.result(&[3, x.rows()])?, f32)]
         }
         Op::LayerNormGrad => {
             o.count(4)?;
             let x = o.shapes[0];
             o.is(1, &Shape::vector(x.cols()), "gamma")?;
-            o.is(2, &Shape::matrix(2, x.rows()), "the statistics")?;
+            o.is(2, &Shape::matrix(3, x.rows()), "the statistics")?;
             o.is(3, x, "dy")?;
             vec![like(0)]
         }
         Op::LayerNormParamGrad => {
             o.count(3)?;
             let x = o.shapes[0];
-            o.is(1, &Shape::matrix(2, x.rows()), "the statistics")?;
+            o.is(1, &Shape::matrix(3, x.rows()), "the statistics")?;
             o.is(2, x, "dy")?;
             let vector = (Shape::vector(x.cols()), f32);
             vec![vector.clone(), vector]

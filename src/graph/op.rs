@@ -74,9 +74,10 @@ pub enum Op {
     Unary(UnaryOp),
     /// a, b → like a.
     Binary(BinaryOp, Broadcast),
-    /// x → same shape in another element type.
+    /// x → same shape in another element type. From f32 to f16, numbers beyond 65504 become infinite and NaN stays NaN, as
+    /// everywhere a value is stored as f16.
     Cast(DType),
-    /// x, counter `[1]` → like x: x/(1 − rate) where the element is kept, else 0. Srivastava et al., JMLR 15 (2014).
+    /// x, counter `[1]` → like x: x/(1 − rate) where the element is kept, else 0, whatever x is. Srivastava et al., JMLR 15 (2014).
     ///
     /// Element (r, c) is dropped where its draw, 32 random bits, is less than rate·2³². The draws of columns 4i to 4i + 3 are the four
     /// results of pcg4d (Jarzynski & Olano, JCGT 9(3), 2020) for (r·⌈C/4⌉ + i, stream, counter, 0), modulo 2³². They depend only on the
@@ -101,13 +102,17 @@ pub enum Op {
         /// Element type of the product.
         out: DType,
     },
-    /// x (f32 or f16), gamma `[C]`, beta `[C]` → y like x, statistics [2, rows]: mean, then 1/√(variance + eps) of each row.
-    /// y = (x − mean)·rstd·gamma + beta. Ba, Kiros & Hinton, arXiv:1607.06450.
+    /// x (f32 or f16), gamma `[C]`, beta `[C]` → y like x, statistics [3, rows]. y = x̂·gamma + beta with x̂ = (x − mean)·rstd.
+    /// Ba, Kiros & Hinton, arXiv:1607.06450.
+    ///
+    /// The statistics of a row are its first element x₀, the mean of the differences x − x₀, called shift here, and
+    /// rstd = 1/√(variance + eps). Then x̂ = ((x − x₀) − shift)·rstd, which keeps its digits when the mean is much larger than the
+    /// deviations from it: a mean of 1e6 itself has no digits below 0.06 in f32. The mean is x₀ + shift.
     LayerNorm {
         /// Added to the (biased) variance.
         eps: f32,
     },
-    /// x, gamma, statistics, dy → dx like x. With x̂ = (x − mean)·rstd and g = dy·gamma:
+    /// x, gamma, statistics, dy → dx like x. With x̂ as in [`Op::LayerNorm`] and g = dy·gamma:
     /// dx = rstd·(g − mean_c(g) − x̂·mean_c(g·x̂)).
     LayerNormGrad,
     /// x, statistics, dy → dgamma `[C]` = Σ_r dy·x̂, dbeta `[C]` = Σ_r dy.
@@ -162,7 +167,8 @@ pub enum Op {
         /// Rows added into one.
         period: usize,
     },
-    /// x [B, L, C] (f32 or f16), mask [B·L] → [B, C] like x: Σ_t mask·x / max(Σ_t mask, 1).
+    /// x [B, L, C] (f32 or f16), mask [B·L] → [B, C] like x: Σ_t mask·x / max(Σ_t mask, 1). NaN where x is NaN or infinite at a step that the mask
+    /// leaves out, since 0·NaN and 0·∞ are NaN; NaN in a mask makes its whole sample NaN.
     MaskedMean,
     /// dy [B, C], mask [B·L] → [B, L, C] like dy: mask·dy / max(Σ_t mask, 1).
     MaskedMeanGrad {
@@ -182,6 +188,7 @@ pub enum Op {
     },
     /// y, t, rows (from [`Op::KdLoss`]), dloss `[1]` → dy like y:
     /// dloss·( −alpha/B·(t/(‖y‖‖t‖) − (y·t)·y/(‖y‖³‖t‖)) + beta·2(y − t)/(B·E) ).
+    /// Where ‖y‖ is its lower bound of 1e-6 it is constant, and the term with ‖y‖³ is left out.
     KdLossGrad {
         /// Weight of the cosine term.
         alpha: f32,
@@ -190,6 +197,9 @@ pub enum Op {
     },
     /// logits [N, V], targets u32 `[N]` → loss `[1]`, count `[1]`, rows [2, N]: logsumexp, then the loss of each row (0 where ignored).
     /// Row loss = lse − (1 − s)·`x[target]` − s·mean(x); loss = Σ / max(count, 1) over targets that are not `ignore`.
+    ///
+    /// A logit of −∞ masks its class: its probability and, with s = 0, its gradient are 0. The loss is +∞ where the class is the target or
+    /// where s > 0. A row with NaN, with +∞ or with nothing but −∞ has no softmax: its logsumexp, loss and gradient are NaN.
     CrossEntropy {
         /// A target that does not count.
         ignore: Option<u32>,

@@ -1,6 +1,6 @@
 //! Windows of a 1-D convolution: how the rows of a product find the rows that they read, and the windows as a matrix.
 
-use super::{Kernel, Program, View};
+use super::{BLOCK, Kernel, Program, View};
 use crate::gpu::Layout;
 use crate::types::Window;
 
@@ -66,7 +66,11 @@ pub(crate) fn im2col(x: Layout, window: Window, program: Program) -> Kernel {
 pub(crate) fn col2im(columns: Layout, window: Window, program: Program) -> Kernel {
     let channels = program.cols;
     let taps = Taps::backward(window);
-    windows("col2im", columns, channels, taps, program).with("kernel", window.kernel)
+    windows("col2im", columns, channels, taps, program)
+        .with("kernel", window.kernel)
+        .with("windows", window.steps)
+        .with("dilation", window.dilation)
+        .with("block", BLOCK)
 }
 
 fn windows(

@@ -58,7 +58,7 @@ impl Binding {
             (View::Vec4, DType::F16) => (
                 "vec2<u32>".to_owned(),
                 format!("vec4<f32>(unpack2x16float({name}[i].x), unpack2x16float({name}[i].y))"),
-                "vec2<u32>(pack2x16float(value.xy), pack2x16float(value.zw))",
+                "packed_halves(value)",
             ),
             (View::Vec4, DType::U32) => ("vec4<u32>".to_owned(), format!("{name}[i]"), "value"),
             (View::Scalar, DType::F16) if target.f16 => {
@@ -140,13 +140,7 @@ impl Binding {
         }
         let (element, value) = match target.f16 {
             true => ("vec4<f16>", ["vec4<f16>(a)", "vec4<f16>(b)"]),
-            false => (
-                "vec2<u32>",
-                [
-                    "vec2<u32>(pack2x16float(a.xy), pack2x16float(a.zw))",
-                    "vec2<u32>(pack2x16float(b.xy), pack2x16float(b.zw))",
-                ],
-            ),
+            false => ("vec2<u32>", ["packed_halves(a)", "packed_halves(b)"]),
         };
         let [a, b] = value;
         format!(
@@ -181,6 +175,15 @@ impl fmt::Display for Binding {
     }
 }
 
+/// What f16 cannot hold is infinity, as with `SHADER_F16`: what `pack2x16float` makes of it is left open, and truncation makes 65504,
+/// which no check for overflow would see.
+const PACKED_HALVES: &str = "\
+fn packed_halves(value: vec4<f32>) -> vec2<u32> {
+    let v = select(value, value * 3.4e38, abs(value) >= vec4<f32>(65520.0));
+    return vec2<u32>(pack2x16float(v.xy), pack2x16float(v.zw));
+}
+";
+
 pub(super) fn header(bindings: &[Binding], target: Target, cooperative: bool) -> String {
     let mut text = String::new();
     if cooperative {
@@ -188,6 +191,10 @@ pub(super) fn header(bindings: &[Binding], target: Target, cooperative: bool) ->
     }
     if target.f16 && bindings.iter().any(|b| b.layout.dtype() == DType::F16) {
         text.push_str("enable f16;\n");
+    }
+    let packs = |b: &Binding| b.layout.dtype() == DType::F16 && b.access == Access::ReadWrite;
+    if !target.f16 && bindings.iter().any(packs) {
+        text.push_str(PACKED_HALVES);
     }
     for (index, binding) in bindings.iter().enumerate() {
         text.push_str(&binding.declare(index, target));

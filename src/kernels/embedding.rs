@@ -109,9 +109,12 @@ pub(crate) enum Rows {
     Parts([Layout; 2]),
 }
 
+/// Rows of a block of [`segments`].
+const SEGMENT: usize = 2 * BLOCK;
+
 /// Blocks into which [`segments`] cuts so many rows. Each leaves two rows, unless there is only one.
 pub(crate) fn blocks(rows: usize) -> usize {
-    rows.div_ceil(BLOCK)
+    rows.div_ceil(SEGMENT)
 }
 
 /// `count` rows, equal ids side by side → sums of the rows of each id into a zeroed table, and what is not complete into `left`.
@@ -128,7 +131,7 @@ pub(crate) fn segments(
         .items(blocks * used, SIZE)
         .with("count", count)
         .with("blocks", blocks)
-        .with("each", BLOCK)
+        .with("each", SEGMENT)
         .with("used", used)
         .with("vocabulary", table.rows())
         .with("padding", padding.map_or(-1, i64::from))

@@ -239,11 +239,11 @@ impl Gemm {
                 .layers(splits * batch)
                 .with("splits", splits)
                 .with("chunk", direct_steps(trans, k).div_ceil(splits))
-                .with("block", 2 * BLOCK),
+                .with("block", 4 * BLOCK),
             Tier::Skinny => Kernel::new("gemm_skinny")
                 .groups(width)
                 .with("size", SKINNY_LANES)
-                .with("block", BLOCK),
+                .with("block", 2 * BLOCK),
             Tier::Tiled(tile) => {
                 let chunk = k.div_ceil(DEPTH).div_ceil(splits);
                 tiled(tile, m, width, splits)

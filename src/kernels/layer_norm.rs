@@ -6,7 +6,7 @@ use crate::gpu::Layout;
 /// `vec4`s of a row that an invocation keeps in registers; wider rows are read again.
 const MOST_HELD: usize = 8;
 
-/// x, gamma, beta → program(y), statistics [2, rows].
+/// x, gamma, beta → program(y), statistics [3, rows].
 pub(crate) fn layer_norm(
     [x, gamma, beta]: [Layout; 3],
     stats: Layout,

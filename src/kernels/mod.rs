@@ -6,6 +6,7 @@ pub(crate) mod conv;
 mod declare;
 pub(crate) mod elementwise;
 pub(crate) mod embedding;
+mod functions;
 pub(crate) mod gemm;
 mod gemm_choice;
 mod gemm_conv;
@@ -25,18 +26,19 @@ pub(crate) use declare::{Binding, View};
 pub(crate) use program::{Dropout, Instruction, Operand, Program};
 
 use crate::error::Result;
-use crate::gpu::{Access, Capabilities, KernelSource, Layout, MatrixUnits};
+use crate::gpu::{Access, Capabilities, Layout, MatrixUnits, TrustedSource};
 
 /// Storage buffers that a kernel may bind: WebGPU's baseline limit.
 pub(crate) const MAX_BINDINGS: usize = 8;
 const MAX_GRID: u32 = 65_535;
 
 /// Additions in a row to one register. Every addition rounds, and of equal terms always to the same side, so longer sums are sums of such
-/// blocks: 32 terms lose at most 5e-7, blocks of blocks little more, where 16 384 terms in a row lose up to 2e-4.
-pub(crate) const BLOCK: usize = 32;
+/// blocks: 16 terms lose at most 3e-7, blocks of blocks little more, where 16 384 terms in a row lose up to 2e-4.
+pub(crate) const BLOCK: usize = 16;
 
 /// `vec4`s of a row up to which one invocation takes it alone where there are no barriers. Mesa's software driver ends the loops of an
-/// invocation after 65 535 iterations in total, without an error, so no invocation may take a row of any width.
+/// invocation after 65 535 iterations in total, without an error, so no invocation may take a row of any width. 256 of them read rows of
+/// 64 MiB with that, and those of LayerNorm, which reads a row three times, of 80 MB in f32.
 const ALONE: usize = 4096;
 
 /// What of the adapter shapes the generated source.
@@ -50,7 +52,7 @@ pub(crate) struct Target {
     pub matrix_units: Option<MatrixUnits>,
     /// Most invocations of a workgroup.
     pub invocations: u32,
-    /// Cores that run workgroups at once, guessed from the type of the adapter: none of the APIs tells.
+    /// Cores that run workgroups at once.
     pub cores: usize,
 }
 
@@ -64,11 +66,7 @@ impl Target {
             invocations: limits
                 .max_compute_invocations_per_workgroup
                 .min(limits.max_compute_workgroup_size_x),
-            cores: match capabilities.device_type {
-                wgpu::DeviceType::DiscreteGpu => 132,
-                wgpu::DeviceType::Cpu => 2,
-                _ => 20,
-            },
+            cores: capabilities.cores,
         }
     }
 }
@@ -244,7 +242,7 @@ impl Kernel {
     }
 
     /// The WGSL source and what it binds.
-    pub fn source(&self, target: Target) -> Result<KernelSource> {
+    pub fn source(&self, target: Target) -> Result<TrustedSource> {
         let bindings = self.bindings();
         let mut header = declare::header(&bindings, target, self.cooperative);
         if let Some(name) = self.over {
@@ -260,8 +258,9 @@ impl Kernel {
             });
         }
         let wgsl = templates::render(self.template, &header, &self.numbers)?;
-        let accesses = bindings.iter().map(|binding| binding.access).collect();
-        Ok(KernelSource::trusted(wgsl, accesses))
+        let needs = |binding: &Binding| (binding.access, binding.layout.size_bytes());
+        let bindings = bindings.iter().map(needs).collect();
+        Ok(TrustedSource { wgsl, bindings })
     }
 
     /// Operations and bytes of one dispatch.

@@ -2,6 +2,7 @@
 
 use std::fmt::{self, Write};
 
+use super::functions::{binary, library, literal, unary};
 use super::{Binding, View};
 use crate::gpu::{Access, Layout};
 use crate::types::{BinaryOp, Broadcast, DType, UnaryOp};
@@ -118,7 +119,7 @@ impl Program {
             true => format!("    if (col >= {used}u) {{\n{padding}        return;\n    }}\n"),
             false => String::new(),
         };
-        let functions = self.functions();
+        let functions = library(&body);
         format!("{functions}fn finish(row: u32, col: u32, sum: vec4<f32>) {{\n{padding}{body}}}\n")
     }
 
@@ -135,12 +136,13 @@ impl Program {
             true => format!("r{register}"),
             false => format!("select(vec4<f32>(), r{register}, valid)"),
         };
+        let registers = self.registers();
         format!(
             "{}fn finished(row: u32, col: u32, sum: vec4<f32>) -> vec4<f32> {{\n{padding}{}    return {value};\n}}\n\
              fn finish_pair(row: u32, i: u32, a: vec4<f32>, b: vec4<f32>) {{\n    \
              q0_pair(row * q0_stride + i, finished(row, 2u * i, a), finished(row, 2u * i + 1u, b));\n}}\n",
-            self.functions(),
-            self.registers(),
+            library(&registers),
+            registers,
         )
     }
 
@@ -155,7 +157,7 @@ impl Program {
                 Instruction::Present(i) => format!("q{i}_load(row * q{i}_stride + col)"),
                 Instruction::Constant(number) => format!("vec4<f32>({})", literal(number)),
                 Instruction::Unary(op, x) => unary(op, &format!("r{x}")),
-                Instruction::Binary(op, a, b) => binary(op, &format!("r{a}"), &format!("r{b}")),
+                Instruction::Binary(op, a, b) => self.binary(op, a, b),
                 Instruction::Dropout(dropout, x, counter) => self.dropout(dropout, x, counter),
             };
             let _ = writeln!(body, "    let r{r} = {value};");
@@ -168,6 +170,18 @@ impl Program {
             );
         }
         body
+    }
+
+    /// Compilers may take a − a and 0·a for zero, whatever a is; where that can be seen here, it is said from the bits of a.
+    fn binary(&self, op: BinaryOp, a: usize, b: usize) -> String {
+        let is_zero = |r: usize| self.instructions[r] == Instruction::Constant(0.0);
+        let vanishing = |r: usize| format!("or_undefined(vec4<f32>(), r{r})");
+        match op {
+            BinaryOp::Sub if self.instructions[a] == self.instructions[b] => vanishing(a),
+            BinaryOp::Mul if is_zero(b) => vanishing(a),
+            BinaryOp::Mul if is_zero(a) => vanishing(b),
+            _ => binary(op, &format!("r{a}"), &format!("r{b}")),
+        }
     }
 
     fn load(&self, i: usize) -> String {
@@ -190,176 +204,6 @@ impl Program {
         format!(
             "select(vec4<f32>(), {scale} * r{x}, pcg4d(vec4<u32>(row * {vectors}u + col, {stream}u, u32(r{counter}.x), 0u)) >= vec4<u32>({threshold}u))"
         )
-    }
-
-    /// Helper functions that the instructions call.
-    fn functions(&self) -> String {
-        let uses = |wanted: UnaryOp| {
-            self.instructions
-                .iter()
-                .any(|instruction| match instruction {
-                    Instruction::Unary(op, _) => *op == wanted,
-                    Instruction::Binary(BinaryOp::UnaryGrad(op), ..) => *op == wanted,
-                    _ => false,
-                })
-        };
-        let mut text = String::new();
-        if uses(UnaryOp::GeluTanh) {
-            text.push_str(GELU_TANH);
-        }
-        if uses(UnaryOp::GeluErf) {
-            text.push_str(GELU_ERF);
-        }
-        let drops = |step: &Instruction| matches!(step, Instruction::Dropout(..));
-        if self.instructions.iter().any(drops) {
-            text.push_str(PCG4D);
-        }
-        text
-    }
-}
-
-/// (1 + tanh u)/2 = 1/(1 + exp(−2u)), which does not cancel for negative x. The exponent is clamped to what f32 holds; beyond
-/// ±10 the second term of the derivative is zero, which x³ must not turn into NaN.
-const GELU_TANH: &str = "\
-fn gelu_tanh_gate(x: vec4<f32>) -> vec4<f32> {
-    return 1.0 / (1.0 + exp(clamp(-1.5957691216 * (x + 0.044715 * x * x * x), vec4<f32>(-88.0), vec4<f32>(88.0))));
-}
-fn gelu_tanh(x: vec4<f32>) -> vec4<f32> {
-    return x * gelu_tanh_gate(x);
-}
-fn gelu_tanh_grad(x: vec4<f32>) -> vec4<f32> {
-    let s = gelu_tanh_gate(x);
-    let c = clamp(x, vec4<f32>(-10.0), vec4<f32>(10.0));
-    return s + c * s * (1.0 - s) * 1.5957691216 * (1.0 + 0.134145 * c * c);
-}
-";
-
-/// erf by Abramowitz & Stegun 7.1.26, absolute error at most 1.5e-7.
-const GELU_ERF: &str = "\
-fn erf(x: vec4<f32>) -> vec4<f32> {
-    let a = min(abs(x), vec4<f32>(6.0));
-    let t = 1.0 / (1.0 + 0.3275911 * a);
-    let p = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))));
-    return sign(x) * (1.0 - p * exp(-a * a));
-}
-fn gelu_erf(x: vec4<f32>) -> vec4<f32> {
-    return 0.5 * x * (1.0 + erf(0.7071067812 * x));
-}
-fn gelu_erf_grad(x: vec4<f32>) -> vec4<f32> {
-    return 0.5 * (1.0 + erf(0.7071067812 * x)) + 0.3989422804 * x * exp(-0.5 * min(x * x, vec4<f32>(160.0)));
-}
-";
-
-/// Four numbers hashed into four: Jarzynski & Olano, Hash Functions for GPU Rendering, JCGT 9(3), 2020.
-const PCG4D: &str = "\
-fn pcg4d(numbers: vec4<u32>) -> vec4<u32> {
-    var v = numbers * 1664525u + 1013904223u;
-    v.x += v.y * v.w;
-    v.y += v.z * v.x;
-    v.z += v.x * v.y;
-    v.w += v.y * v.z;
-    v ^= v >> vec4<u32>(16u);
-    v.x += v.y * v.w;
-    v.y += v.z * v.x;
-    v.z += v.x * v.y;
-    v.w += v.y * v.z;
-    return v;
-}
-";
-
-/// A WGSL f32 literal; infinities and NaN, which WGSL cannot write, come from their bits.
-fn literal(number: f32) -> String {
-    if number.is_finite() {
-        format!("f32({number:?})")
-    } else {
-        format!("bitcast<f32>({}u)", number.to_bits())
-    }
-}
-
-fn unary(op: UnaryOp, x: &str) -> String {
-    match op {
-        UnaryOp::Identity => x.to_owned(),
-        UnaryOp::Affine { scale, offset } => {
-            let scaled = match scale {
-                1.0 => x.to_owned(),
-                scale => format!("{} * {x}", literal(scale)),
-            };
-            match offset {
-                0.0 => scaled,
-                offset => format!("{scaled} + {}", literal(offset)),
-            }
-        }
-        UnaryOp::Clamp { min, max } => format!(
-            "clamp({x}, vec4<f32>({}), vec4<f32>({}))",
-            literal(min),
-            literal(max)
-        ),
-        UnaryOp::Abs => format!("abs({x})"),
-        UnaryOp::Square => format!("{x} * {x}"),
-        UnaryOp::Sqrt => format!("sqrt({x})"),
-        UnaryOp::Rsqrt => format!("inverseSqrt({x})"),
-        UnaryOp::Recip => format!("1.0 / {x}"),
-        UnaryOp::Exp => format!("exp({x})"),
-        UnaryOp::Log => format!("log({x})"),
-        UnaryOp::Cos => format!("cos({x})"),
-        UnaryOp::Tanh => format!("tanh(clamp({x}, vec4<f32>(-10.0), vec4<f32>(10.0)))"),
-        UnaryOp::Sigmoid => sigmoid(x),
-        UnaryOp::Relu => format!("max({x}, vec4<f32>())"),
-        UnaryOp::GeluTanh => format!("gelu_tanh({x})"),
-        UnaryOp::GeluErf => format!("gelu_erf({x})"),
-        // From the bits: compilers may assume that floats are finite.
-        UnaryOp::IsFinite => format!(
-            "select(vec4<f32>(), vec4<f32>(1.0), (bitcast<vec4<u32>>({x}) & vec4<u32>(0x7f800000u)) != vec4<u32>(0x7f800000u))"
-        ),
-    }
-}
-
-fn sigmoid(x: &str) -> String {
-    format!("1.0 / (1.0 + exp(clamp(-{x}, vec4<f32>(-88.0), vec4<f32>(88.0))))")
-}
-
-fn binary(op: BinaryOp, a: &str, b: &str) -> String {
-    match op {
-        BinaryOp::Add => format!("{a} + {b}"),
-        BinaryOp::Sub => format!("{a} - {b}"),
-        BinaryOp::Mul => format!("{a} * {b}"),
-        BinaryOp::Div => format!("{a} / {b}"),
-        BinaryOp::Max => format!("max({a}, {b})"),
-        BinaryOp::Min => format!("min({a}, {b})"),
-        BinaryOp::Greater => format!("select(vec4<f32>(), vec4<f32>(1.0), {a} > {b})"),
-        BinaryOp::UnaryGrad(op) => format!("{b} * ({})", derivative(op, a)),
-    }
-}
-
-fn derivative(op: UnaryOp, x: &str) -> String {
-    match op {
-        UnaryOp::Identity => "vec4<f32>(1.0)".to_owned(),
-        UnaryOp::Affine { scale, .. } => format!("vec4<f32>({})", literal(scale)),
-        UnaryOp::Clamp { min, max } => format!(
-            "select(vec4<f32>(), vec4<f32>(1.0), {x} >= vec4<f32>({})) * select(vec4<f32>(), vec4<f32>(1.0), {x} <= vec4<f32>({}))",
-            literal(min),
-            literal(max)
-        ),
-        UnaryOp::Abs => format!("sign({x})"),
-        UnaryOp::Square => format!("2.0 * {x}"),
-        UnaryOp::Sqrt => format!("0.5 * inverseSqrt({x})"),
-        UnaryOp::Rsqrt => format!("-0.5 * inverseSqrt({x}) / {x}"),
-        UnaryOp::Recip => format!("-1.0 / ({x} * {x})"),
-        UnaryOp::Exp => format!("exp({x})"),
-        UnaryOp::Log => format!("1.0 / {x}"),
-        UnaryOp::Cos => format!("-sin({x})"),
-        UnaryOp::Tanh => {
-            let y = unary(UnaryOp::Tanh, x);
-            format!("1.0 - {y} * {y}")
-        }
-        UnaryOp::Sigmoid => {
-            let y = sigmoid(x);
-            format!("({y}) * (1.0 - {y})")
-        }
-        UnaryOp::Relu => format!("select(vec4<f32>(), vec4<f32>(1.0), {x} > vec4<f32>())"),
-        UnaryOp::GeluTanh => format!("gelu_tanh_grad({x})"),
-        UnaryOp::GeluErf => format!("gelu_erf_grad({x})"),
-        UnaryOp::IsFinite => "vec4<f32>()".to_owned(),
     }
 }
 

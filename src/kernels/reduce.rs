@@ -121,7 +121,7 @@ impl RowSums {
             true => (1, 16, BLOCK * BLOCK),
             false => {
                 let (lanes, together) = row_lanes(used, x.rows(), target);
-                (lanes, together, 2 * BLOCK * lanes)
+                (lanes, together, 4 * BLOCK * lanes)
             }
         };
         let pieces = used.div_ceil(most);
@@ -201,7 +201,7 @@ impl GroupSums {
         let (_, down) = Self::shares(cols.div_ceil(4), self.period, target);
         let most = match target.barrier_free {
             true => 4 * BLOCK * BLOCK,
-            false => 4 * down * 2 * BLOCK,
+            false => 4 * down * 4 * BLOCK,
         };
         self.period.div_ceil(most)
     }

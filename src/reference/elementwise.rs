@@ -36,14 +36,22 @@ fn combine(op: BinaryOp, a: f64, b: f64) -> f64 {
         BinaryOp::Sub => a - b,
         BinaryOp::Mul => a * b,
         BinaryOp::Div => a / b,
+        // Not `f64::max` and `f64::min`, which hide NaN.
+        BinaryOp::Max | BinaryOp::Min if a.is_nan() || b.is_nan() => f64::NAN,
         BinaryOp::Max => a.max(b),
         BinaryOp::Min => a.min(b),
         BinaryOp::Greater => indicator(a > b),
+        BinaryOp::UnaryGrad(UnaryOp::IsFinite) => 0.0,
         BinaryOp::UnaryGrad(op) => derivative(op, a) * b,
     }
 }
 
+/// f(x); NaN of NaN, but for `IsFinite`.
 fn value(op: UnaryOp, x: f64) -> f64 {
+    if let (UnaryOp::GeluTanh | UnaryOp::GeluErf, f64::NEG_INFINITY) = (op, x) {
+        // The limit of −x·0.
+        return 0.0;
+    }
     match op {
         UnaryOp::Identity => x,
         UnaryOp::Affine { scale, offset } => f64::from(scale) * x + f64::from(offset),
@@ -58,15 +66,22 @@ fn value(op: UnaryOp, x: f64) -> f64 {
         UnaryOp::Cos => x.cos(),
         UnaryOp::Tanh => x.tanh(),
         UnaryOp::Sigmoid => sigmoid(x),
-        UnaryOp::Relu => x.max(0.0),
+        UnaryOp::Relu => clamp(x, 0.0, f64::INFINITY),
         UnaryOp::GeluTanh => x * sigmoid(gelu_tanh_argument(x)),
         UnaryOp::GeluErf => x * normal_distribution(x),
         UnaryOp::IsFinite => indicator(x.is_finite()),
     }
 }
 
-/// f′(x). Where f has a kink: 0 for Abs and Relu at 0, 1 for Clamp at its bounds.
+/// f′(x); NaN of NaN, but for `IsFinite`. Where f has a kink: 0 for Abs and Relu at 0, 1 for Clamp at its bounds.
 fn derivative(op: UnaryOp, x: f64) -> f64 {
+    if x.is_nan() && op != UnaryOp::IsFinite {
+        return f64::NAN;
+    }
+    if let (UnaryOp::GeluTanh | UnaryOp::GeluErf, true) = (op, x.is_infinite()) {
+        // The second terms vanish, which infinity times zero does not say.
+        return indicator(x > 0.0);
+    }
     match op {
         UnaryOp::Identity => 1.0,
         UnaryOp::Affine { scale, .. } => f64::from(scale),

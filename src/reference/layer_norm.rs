@@ -6,7 +6,8 @@ use super::array::Array;
 pub(super) fn layer_norm(x: &Array, gamma: &Array, beta: &Array, eps: f32) -> (Vec<f64>, Vec<f64>) {
     let cols = x.cols() as f64;
     let mut y = Vec::with_capacity(x.data().len());
-    let mut means = Vec::with_capacity(x.rows());
+    let mut firsts = Vec::with_capacity(x.rows());
+    let mut shifts = Vec::with_capacity(x.rows());
     let mut rstds = Vec::with_capacity(x.rows());
     for row in x.row_iter() {
         let mean = row.iter().sum::<f64>() / cols;
@@ -15,11 +16,11 @@ pub(super) fn layer_norm(x: &Array, gamma: &Array, beta: &Array, eps: f32) -> (V
         for ((x, gamma), beta) in row.iter().zip(gamma.data()).zip(beta.data()) {
             y.push((x - mean) * rstd * gamma + beta);
         }
-        means.push(mean);
+        firsts.push(row[0]);
+        shifts.push(mean - row[0]);
         rstds.push(rstd);
     }
-    means.extend(rstds);
-    (y, means)
+    (y, [firsts, shifts, rstds].concat())
 }
 
 /// [`Op::LayerNormGrad`](crate::graph::Op::LayerNormGrad)
@@ -32,7 +33,7 @@ pub(super) fn layer_norm_grad(
     let cols = x.cols() as f64;
     let mut dx = Vec::with_capacity(x.data().len());
     for (r, dy_row) in dy.row_iter().enumerate() {
-        let rstd = statistics.row(1)[r];
+        let rstd = statistics.row(2)[r];
         let normalised = normalised_row(x, statistics, r);
         let g: Vec<f64> = dy_row
             .iter()
@@ -68,7 +69,7 @@ pub(super) fn layer_norm_param_grad(
 
 /// x̂ = (x − mean)·rstd of row `r`.
 fn normalised_row(x: &Array, statistics: &Array, r: usize) -> Vec<f64> {
-    let mean = statistics.row(0)[r];
-    let rstd = statistics.row(1)[r];
+    let mean = statistics.row(0)[r] + statistics.row(1)[r];
+    let rstd = statistics.row(2)[r];
     x.row(r).iter().map(|x| (x - mean) * rstd).collect()
 }

@@ -60,7 +60,11 @@ pub(super) fn kd_loss_grad(
     for ((y, t), row) in y.row_iter().zip(t.row_iter()).zip(rows.row_iter()) {
         let (dot, y_norm, t_norm) = (row[0], row[1], row[2]);
         for (y, t) in y.iter().zip(t) {
-            let dcosine = t / (y_norm * t_norm) - dot * y / (y_norm.powi(3) * t_norm);
+            let mut dcosine = t / (y_norm * t_norm);
+            // A norm at its lower bound is constant.
+            if y_norm != SMALLEST_NORM {
+                dcosine -= dot * y / (y_norm.powi(3) * t_norm);
+            }
             let dmse = 2.0 * (y - t) / elements;
             dy.push(dloss * (-f64::from(alpha) / batch * dcosine + f64::from(beta) * dmse));
         }
@@ -73,7 +77,12 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
 }
 
 fn norm(x: &[f64]) -> f64 {
-    dot(x, x).sqrt().max(SMALLEST_NORM)
+    let norm = dot(x, x).sqrt();
+    // Not `f64::max`, which hides NaN.
+    match norm < SMALLEST_NORM {
+        true => SMALLEST_NORM,
+        false => norm,
+    }
 }
 
 /// The results of [`Op::CrossEntropy`](crate::graph::Op::CrossEntropy).
@@ -95,15 +104,20 @@ pub(super) fn cross_entropy(
     let mut sums = Vec::with_capacity(logits.rows());
     let mut losses = Vec::with_capacity(logits.rows());
     for (x, &target) in logits.row_iter().zip(targets.data()) {
-        let lse = log_sum_exp(x);
-        sums.push(lse);
+        let (largest, log_sum) = log_sum_exp(x);
+        sums.push(largest + log_sum);
         if Some(target) == ignore.map(f64::from) {
             losses.push(0.0);
             continue;
         }
         let target = checked_index("cross entropy", target, x.len(), targets)?;
-        let mean = x.iter().sum::<f64>() / x.len() as f64;
-        losses.push(lse - (1.0 - smoothing) * x[target] - smoothing * mean);
+        // Relative to the largest, so that large logits do not swallow a small loss.
+        let mut loss = log_sum + (1.0 - smoothing) * (largest - x[target]);
+        // Without smoothing the mean does not count, even if a masked class makes it infinite.
+        if smoothing > 0.0 {
+            loss += smoothing * (largest - x.iter().sum::<f64>() / x.len() as f64);
+        }
+        losses.push(loss);
         count += 1.0;
     }
     let loss = losses.iter().sum::<f64>() / f64::max(count, 1.0);
@@ -196,9 +210,9 @@ fn stored(layer: &LinearCrossEntropy, dims: &[usize], mut data: Vec<f64>) -> Res
     Array::new(dims, data)
 }
 
-/// ln Σ eˣ, shifted by the largest x so that nothing overflows.
-fn log_sum_exp(x: &[f64]) -> f64 {
+/// The largest x and ln Σ e^(x − largest), whose sum is ln Σ eˣ. The logarithm is NaN where there is NaN, +∞ or nothing but −∞: no softmax exists.
+fn log_sum_exp(x: &[f64]) -> (f64, f64) {
     let largest = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let sum: f64 = x.iter().map(|x| (x - largest).exp()).sum();
-    largest + sum.ln()
+    (largest, sum.ln())
 }

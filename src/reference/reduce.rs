@@ -44,7 +44,7 @@ pub(super) fn masked_mean(time: usize, x: &Array, mask: &Array) -> Vec<f64> {
         .zip(mask.data().chunks_exact(time))
         .zip(out.chunks_exact_mut(cols))
     {
-        let count = mask.iter().sum::<f64>().max(1.0);
+        let count = at_least_one(mask.iter().sum());
         for (row, mask) in sample.chunks_exact(cols).zip(mask) {
             for (mean, x) in means.iter_mut().zip(row) {
                 *mean += mask * x / count;
@@ -58,12 +58,20 @@ pub(super) fn masked_mean(time: usize, x: &Array, mask: &Array) -> Vec<f64> {
 pub(super) fn masked_mean_grad(time: usize, dy: &Array, mask: &Array) -> Vec<f64> {
     let mut dx = Vec::with_capacity(mask.data().len() * dy.cols());
     for (dy_row, mask) in dy.row_iter().zip(mask.data().chunks_exact(time)) {
-        let count = mask.iter().sum::<f64>().max(1.0);
+        let count = at_least_one(mask.iter().sum());
         for mask in mask {
             dx.extend(dy_row.iter().map(|dy| mask * dy / count));
         }
     }
     dx
+}
+
+/// max(count, 1), but NaN where the count is.
+fn at_least_one(count: f64) -> f64 {
+    match count < 1.0 {
+        true => 1.0,
+        false => count,
+    }
 }
 
 /// [`Op::Stack`](crate::graph::Op::Stack)

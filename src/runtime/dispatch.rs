@@ -8,7 +8,7 @@ use crate::gpu::{self, BufferSlice, Gpu, Tensor};
 use crate::kernels::{Cost, Kernel, Target};
 use crate::types::Shape;
 
-/// A kernel with its bindings.
+/// A kernel with its bindings, on its own grid.
 #[derive(Debug)]
 pub(crate) struct Dispatch {
     pub name: &'static str,
@@ -25,11 +25,11 @@ impl Dispatch {
         kernel: &Kernel,
         turns: &[Vec<BufferSlice>],
     ) -> Result<Self> {
-        let pipeline = gpu.pipeline(&kernel.key(target), || kernel.source(target))?;
+        let pipeline = gpu.trusted_pipeline(&kernel.key(target), || kernel.source(target))?;
         let bind_groups = turns
             .iter()
             .map(|slices| gpu.bind_group(&pipeline, slices))
-            .collect::<Result<_>>()?;
+            .collect::<Result<Vec<_>>>()?;
         Ok(Self {
             name: kernel.name(),
             layer: None,
@@ -44,7 +44,7 @@ impl Dispatch {
 
     /// Layer and kernel, for profiles.
     pub fn label(&self) -> String {
-        let key = self.work.pipeline.key();
+        let key = self.work.key();
         match &self.layer {
             Some(layer) => format!("{layer}: {key}"),
             None => key.to_owned(),

@@ -10,7 +10,9 @@ use super::parameters::Parameters;
 use super::tune::Measuring;
 use crate::compile::{Place, Plan, compile};
 use crate::error::Result;
-use crate::gpu::{Access, Buffer, BufferSlice, Bundle, Gpu, Layout, ProfileStep, Timing};
+use crate::gpu::{
+    self, Access, Buffer, BufferSlice, Bundle, Gpu, Layout, Sequence, Sweeper, Times, Timing,
+};
 use crate::graph::Graph;
 use crate::kernels::{MAX_BINDINGS, Target};
 use crate::runtime::memory::Memory;
@@ -36,6 +38,26 @@ pub struct Executable {
     intermediates: Vec<BufferSlice>,
     plan: Plan,
     pub(crate) pace: Arc<Pace>,
+    /// Behind everything that holds kernels and bind groups.
+    _sweeper: Sweeper,
+}
+
+/// A dispatch of an [`Executable`], described.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Step<'a> {
+    /// Family and variant of the kernel.
+    pub name: &'static str,
+    /// The layer that it is for, if it is for one.
+    pub layer: Option<&'a str>,
+    /// Workgroups per dimension.
+    pub workgroups: [u32; 3],
+    /// Floating-point operations, a multiply-add counted as two.
+    pub flops: f64,
+    /// Bytes of every operand, each counted once.
+    pub bytes: f64,
+    /// The whole description of the kernel.
+    pub key: &'a str,
 }
 
 impl Executable {
@@ -118,6 +140,7 @@ impl Executable {
             lasting,
             intermediates: memory.intermediates(graph)?,
             plan,
+            _sweeper: Sweeper(gpu.clone()),
         };
         Ok((executable, grown))
     }
@@ -144,7 +167,7 @@ impl Executable {
     pub fn sources(&self) -> impl ExactSizeIterator<Item = (&str, &str)> {
         self.dispatches
             .iter()
-            .map(|dispatch| (dispatch.work.pipeline.key(), dispatch.work.pipeline.wgsl()))
+            .map(|dispatch| (dispatch.work.key(), dispatch.work.wgsl()))
     }
 
     /// Fills everything that a run computes with NaN, padding included: for tests that a run writes all it should.
@@ -169,7 +192,11 @@ impl Executable {
     /// [`Error::Unsupported`](crate::Error::Unsupported) without timestamps; [`Error::OutOfMemory`](crate::Error::OutOfMemory),
     /// [`Error::DeviceLost`](crate::Error::DeviceLost).
     pub fn profile(&self) -> Result<Vec<Timing>> {
-        self.measure(Gpu::profile)
+        let mut timings = self.measure(Gpu::start_profile)?.timings()?;
+        for (timing, dispatch) in timings.iter_mut().zip(&self.dispatches) {
+            timing.label = dispatch.label();
+        }
+        Ok(timings)
     }
 
     /// Runs the dispatches once on whatever the inputs hold, in one pass as a run does, and returns its GPU time in nanoseconds.
@@ -178,7 +205,7 @@ impl Executable {
     /// # Errors
     /// As [`Executable::profile`].
     pub fn time(&self) -> Result<f64> {
-        let nanoseconds = self.measure(Gpu::time)?;
+        let nanoseconds = self.measure(Gpu::start_time)?.total()?;
         if nanoseconds > 0.0 {
             self.pace.note(Duration::from_nanos(nanoseconds as u64));
         }
@@ -186,67 +213,76 @@ impl Executable {
     }
 
     /// Outdated shadows are refreshed before, in a submission of their own. What outlives a run is copied there, and restored at the end.
-    fn measure<T>(&self, measure: impl Fn(&Gpu, &[ProfileStep]) -> Result<T>) -> Result<T> {
-        // Inputs that are being written cannot be read. In the order in which a run takes both.
+    fn measure(&self, start: Start) -> Result<Times> {
+        // Inputs that are being written cannot be read, and no other run may come between.
         let held = self.bundle.hold();
-        let mut shadows = self.shadows.begin();
+        let sequence = self.sequence_at(held.turn);
         let copies = self.lasting.iter().map(|buffer| {
             let copy = self.gpu.buffer(buffer.size(), "copy of parameters")?;
             Ok((buffer.whole(), copy.whole()))
         });
         let copies: Vec<(BufferSlice, BufferSlice)> = copies.collect::<Result<_>>()?;
         let mut recorder = self.gpu.recorder("before measuring");
-        for dispatch in shadows.refreshes() {
-            let work = &dispatch.work;
-            recorder.dispatch(&work.pipeline, work.bind_group(0), work.workgroups)?;
+        for dispatch in self.shadows.refreshes() {
+            recorder.push(&dispatch.work);
         }
         for (buffer, copy) in &copies {
             recorder.copy(buffer, copy)?;
         }
         recorder.submit()?;
-        shadows.refreshed();
-        let measured = measure(&self.gpu, &self.steps_of(held.turn));
+        self.shadows.refreshed();
+        let times = start(&self.gpu, &[&sequence], &[], &|_| ());
         let mut recorder = self.gpu.recorder("after measuring");
         for (buffer, copy) in &copies {
             recorder.copy(copy, buffer)?;
         }
         recorder.submit()?;
-        measured
+        times
+    }
+
+    /// The dispatches of a run, described, in order of execution.
+    pub fn steps(&self) -> impl ExactSizeIterator<Item = Step<'_>> {
+        self.dispatches.iter().map(|dispatch| Step {
+            name: dispatch.name,
+            layer: dispatch.layer.as_deref(),
+            workgroups: dispatch.work.workgroups(),
+            flops: dispatch.cost.flops,
+            bytes: dispatch.cost.bytes,
+            key: dispatch.work.key(),
+        })
     }
 
     /// The dispatches of a run, for timing them together with others through [`Gpu::time`] and [`Gpu::profile`]. They read the inputs of the
-    /// last run, in memory that later runs may use: not while other threads run the executable.
+    /// last run, in memory that later runs may use: not while other threads run the executable. Outdated f16 copies of parameters stay as
+    /// they are.
     #[must_use]
-    pub fn steps(&self) -> Vec<ProfileStep> {
-        self.steps_of(self.bundle.hold().turn)
+    pub fn sequence(&self) -> Sequence {
+        self.sequence_at(self.bundle.hold().turn)
     }
 
-    fn steps_of(&self, turn: usize) -> Vec<ProfileStep> {
-        self.dispatches
-            .iter()
-            .map(|dispatch| ProfileStep {
-                label: dispatch.label(),
-                pipeline: Arc::clone(&dispatch.work.pipeline),
-                bind_group: dispatch.work.bind_group(turn).clone(),
-                workgroups: dispatch.work.workgroups,
-            })
-            .collect()
+    fn sequence_at(&self, turn: usize) -> Sequence {
+        Sequence::of(self.dispatches.iter().map(|dispatch| &dispatch.work), turn)
     }
 }
+
+/// [`Gpu::start_profile`] or [`Gpu::start_time`].
+type Start = fn(&Gpu, &[&Sequence], &[&gpu::Dispatch], &dyn Fn(bool)) -> Result<Times>;
 
 /// The dispatches: kernel, grid, work, layer.
 impl fmt::Display for Executable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}", self.plan)?;
-        for dispatch in &self.dispatches {
-            let [x, y, z] = dispatch.work.workgroups;
+        for step in self.steps() {
+            let [x, y, z] = step.workgroups;
             writeln!(
                 f,
-                "{:18} {x}x{y}x{z} groups, {:.3} Mflop, {:.3} MB  {}",
-                dispatch.name,
-                dispatch.cost.flops / 1e6,
-                dispatch.cost.bytes / 1e6,
-                dispatch.label()
+                "{:18} {x}x{y}x{z} groups, {:.3} Mflop, {:.3} MB  {}{}",
+                step.name,
+                step.flops / 1e6,
+                step.bytes / 1e6,
+                step.layer
+                    .map_or_else(String::new, |layer| format!("{layer}: ")),
+                step.key
             )?;
         }
         Ok(())

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use super::tune::Measuring;
 use crate::compile::{Place, Plan, Table, compile};
 use crate::error::{Error, Result};
-use crate::gpu::{Access, Buffer, BufferSlice, Gpu, Layout, Pipeline, Recorder, Tensor};
+use crate::gpu::{
+    Access, Buffer, BufferSlice, Dispatch, Gpu, Layout, Pipeline, Recorder, Sweeper, Tensor,
+};
 use crate::graph::{Graph, Source, ValueId};
 use crate::kernels::Target;
 
@@ -48,6 +50,8 @@ pub(crate) struct Function {
     outputs: Vec<Argument>,
     /// Memory of the function that takes the place of an output whose tensor lies in the buffer of another.
     stand_ins: Vec<BufferSlice>,
+    /// Behind everything that holds kernels.
+    _sweeper: Sweeper,
 }
 
 impl Function {
@@ -107,7 +111,7 @@ impl Function {
                 bound.push(to);
             }
             calls.push(Call {
-                pipeline: gpu.pipeline(&kernel.key(target), || kernel.source(target))?,
+                pipeline: gpu.trusted_pipeline(&kernel.key(target), || kernel.source(target))?,
                 workgroups: kernel.workgroups(),
                 bound,
             });
@@ -118,6 +122,7 @@ impl Function {
             inputs,
             outputs,
             stand_ins,
+            _sweeper: Sweeper(gpu.clone()),
         })
     }
 
@@ -156,7 +161,7 @@ impl Function {
         let part = |whole: &BufferSlice, (offset, size): Range| {
             whole.buffer().slice(whole.offset() + offset, size)
         };
-        let mut bind_groups = Vec::with_capacity(self.calls.len());
+        let mut dispatches = Vec::with_capacity(self.calls.len());
         for call in &self.calls {
             let slices = call.bound.iter().map(|bound| match bound {
                 Bound::Own(slice) => Ok(slice.clone()),
@@ -164,10 +169,13 @@ impl Function {
                 &Bound::Output(number, range) => part(results[number], range),
             });
             let slices: Vec<BufferSlice> = slices.collect::<Result<_>>()?;
-            bind_groups.push(self.gpu.bind_group(&call.pipeline, &slices)?);
+            let bind_group = self.gpu.bind_group(&call.pipeline, &slices)?;
+            let pipeline = Arc::clone(&call.pipeline);
+            let dispatch = Dispatch::new(&self.gpu, pipeline, [bind_group], call.workgroups)?;
+            dispatches.push(dispatch);
         }
-        for (call, bind_group) in self.calls.iter().zip(&bind_groups) {
-            recorder.dispatch(&call.pipeline, bind_group, call.workgroups)?;
+        for dispatch in &dispatches {
+            recorder.push(dispatch);
         }
         for (from, to) in copies {
             recorder.copy(from, to)?;

@@ -12,7 +12,7 @@ mod session;
 mod shadow;
 mod tune;
 
-pub use executable::Executable;
+pub use executable::{Executable, Step};
 pub(crate) use function::Function;
 pub(crate) use recent::Recent;
 pub use run::{Host, Outputs, Pending};

@@ -96,8 +96,9 @@ impl Parameters {
             Some(&index) => {
                 let entry = &self.entries[index];
                 let data = entry.to_storage(data);
-                self.shadows
-                    .write(entry.span.block, || tensor.upload(&self.gpu, &data))
+                self.shadows.write(&self.gpu, entry.span.block, || {
+                    tensor.upload(&self.gpu, &data)
+                })
             }
             None => tensor.upload(&self.gpu, data),
         }

@@ -124,12 +124,11 @@ impl Executable {
                 }?;
             }
         }
-        let shadows = self.shadows.begin();
-        let dispatches = shadows.refreshes().chain(&self.dispatches);
+        let dispatches = self.shadows.refreshes().chain(&self.dispatches);
         let cut = self.pace.cut(dispatches);
+        let cut = cut.map(|(dispatch, cut)| (&dispatch.work, cut));
         let start = Instant::now();
-        let transfer = turn.submit(cut.map(|(dispatch, cut)| (&dispatch.work, cut)))?;
-        shadows.submitted();
+        let transfer = turn.submit(cut, |sent| self.shadows.note(sent))?;
         Ok(Pending {
             transfer,
             outputs: Arc::clone(&self.results),

@@ -2,12 +2,13 @@
 //!
 //! A block of parameters has one shadow, element for element. The optimizer step of a graph that reads a shadow writes it in the
 //! same pass. Every other write to a parameter outdates the shadow of its block; the next run that reads it copies the block
-//! first. Versions decide, under one lock from the question to the submission: no run can see an outdated copy.
+//! first. Versions decide, while the device's gate is held from the question to the submission: no run can see an outdated copy.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::dispatch::Dispatch;
+use crate::gpu::Gpu;
 
 /// Versions of the shadow of one block.
 #[derive(Debug)]
@@ -51,9 +52,9 @@ impl Shadows {
     }
 
     /// Writes to parameters of a block.
-    pub fn write<T>(&self, block: usize, write: impl FnOnce() -> T) -> T {
-        let mut state = self.lock();
-        state.blocks[block].written += 1;
+    pub fn write<T>(&self, gpu: &Gpu, block: usize, write: impl FnOnce() -> T) -> T {
+        let _gate = gpu.gate();
+        self.lock().blocks[block].written += 1;
         write()
     }
 
@@ -72,13 +73,42 @@ pub(crate) struct ShadowUse {
     pub outdates: Vec<usize>,
 }
 
+/// All of it is called by who holds the gate, see [`Gpu::gate`], from the first question to the submission.
 impl ShadowUse {
-    /// Keeps other runs and writes away until the guard is dropped.
-    pub fn begin(&self) -> ShadowGuard<'_> {
-        let matters = !self.reads.is_empty() || !self.outdates.is_empty();
-        ShadowGuard {
-            state: matters.then(|| self.shadows.lock()),
-            user: self,
+    /// Copies to make before anything else of the run.
+    pub fn refreshes(&self) -> impl Iterator<Item = &Dispatch> {
+        let reads = self.reads.iter();
+        reads.filter_map(|(block, dispatch)| {
+            let outdated = self.shadows.lock().blocks[*block].is_outdated();
+            outdated.then_some(dispatch)
+        })
+    }
+
+    /// The [`refreshes`](Self::refreshes) are submitted, and nothing else of a run.
+    pub fn refreshed(&self) {
+        let mut state = self.shadows.lock();
+        for (block, _) in &self.reads {
+            let shadow = &mut state.blocks[*block];
+            let outdated = shadow.is_outdated();
+            shadow.shown = shadow.written;
+            state.refreshes += u64::from(outdated);
+        }
+    }
+
+    /// `sent`: the run is about to be submitted, and runs after it find the shadows as it leaves them. Otherwise it failed after all.
+    pub fn note(&self, sent: bool) {
+        if sent {
+            self.refreshed();
+        }
+        let mut state = self.shadows.lock();
+        if !sent {
+            for (block, _) in &self.reads {
+                state.blocks[*block].written += 1;
+            }
+            return;
+        }
+        for &block in &self.outdates {
+            state.blocks[block].written += 1;
         }
     }
 }
@@ -90,47 +120,5 @@ impl fmt::Debug for ShadowUse {
             .field("reads", &reads)
             .field("outdates", &self.outdates)
             .finish_non_exhaustive()
-    }
-}
-
-/// A run between the question which shadows are outdated and its submission.
-#[must_use]
-pub(crate) struct ShadowGuard<'a> {
-    /// Not locked where the run has nothing to do with shadows.
-    state: Option<MutexGuard<'a, State>>,
-    user: &'a ShadowUse,
-}
-
-impl ShadowGuard<'_> {
-    /// Copies to make before anything else of the run.
-    pub fn refreshes(&self) -> impl Iterator<Item = &Dispatch> {
-        let reads = self.state.iter().flat_map(|state| {
-            let reads = self.user.reads.iter();
-            reads.map(|(block, dispatch)| (&state.blocks[*block], dispatch))
-        });
-        reads.filter_map(|(shadow, dispatch)| shadow.is_outdated().then_some(dispatch))
-    }
-
-    /// The [`refreshes`](Self::refreshes) are submitted.
-    pub fn refreshed(&mut self) {
-        let Some(state) = self.state.as_deref_mut() else {
-            return;
-        };
-        for (block, _) in &self.user.reads {
-            let shadow = &mut state.blocks[*block];
-            state.refreshes += u64::from(shadow.is_outdated());
-            shadow.shown = shadow.written;
-        }
-    }
-
-    /// The run is submitted.
-    pub fn submitted(mut self) {
-        self.refreshed();
-        let Some(state) = self.state.as_deref_mut() else {
-            return;
-        };
-        for &block in &self.user.outdates {
-            state.blocks[block].written += 1;
-        }
     }
 }

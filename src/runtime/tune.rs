@@ -7,9 +7,10 @@ use half::f16;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use super::dispatch::Dispatch;
 use crate::compile::{Place, Step, Tuner};
 use crate::error::{Error, Result};
-use crate::gpu::{Access, Buffer, BufferSlice, Choice, Gpu, ProfileStep};
+use crate::gpu::{Access, Buffer, BufferSlice, Choice, Gpu, Sequence};
 use crate::kernels::{Binding, Target};
 use crate::types::DType;
 
@@ -64,13 +65,14 @@ impl Tuner for Measuring<'_> {
             tuning.warn_without_times("the device has no timestamps");
             return Ok(DEFAULT);
         }
-        let _measuring = tuning.measuring();
+        // Two measurements at once would disturb each other, and might choose twice for one key.
+        let _gate = gpu.gate();
         // Another thread may have measured it meanwhile.
         if let Some(candidate) = stored() {
             return Ok(candidate);
         }
         let start = Instant::now();
-        let mut ready: Vec<(usize, Vec<ProfileStep>)> = Vec::new();
+        let mut ready: Vec<(usize, Sequence)> = Vec::new();
         for (candidate, name) in names.iter().enumerate() {
             if start.elapsed() > TOTAL_LIMIT {
                 log::debug!("no time to try {name} and what follows for {key}");
@@ -88,7 +90,7 @@ impl Tuner for Measuring<'_> {
                 Err(error) => log::warn!("{name} fails for {key}: {error}"),
             }
         }
-        let work: Vec<&[ProfileStep]> = ready.iter().map(|(_, work)| work.as_slice()).collect();
+        let work: Vec<&Sequence> = ready.iter().map(|(_, work)| work).collect();
         let Some(times) = time_all(gpu, &work)? else {
             tuning.warn_without_times("the driver's timestamps do not count");
             return Ok(DEFAULT);
@@ -120,16 +122,10 @@ fn fastest<C: Copy + PartialEq>(times: &[(C, f64)], default: C) -> Option<(C, f6
 }
 
 /// The work of all steps, `None` when they took longer than `limit` to compile.
-fn prepare(
-    gpu: &Gpu,
-    target: Target,
-    steps: &[Step],
-    limit: Duration,
-) -> Result<Option<Vec<ProfileStep>>> {
+fn prepare(gpu: &Gpu, target: Target, steps: &[Step], limit: Duration) -> Result<Option<Sequence>> {
     let start = Instant::now();
-    let mut pipelines = Vec::with_capacity(steps.len());
     for step in steps {
-        pipelines.push(gpu.pipeline(&step.kernel.key(target), || step.kernel.source(target))?);
+        gpu.trusted_pipeline(&step.kernel.key(target), || step.kernel.source(target))?;
         if start.elapsed() > limit {
             return Ok(None);
         }
@@ -137,42 +133,33 @@ fn prepare(
     let places = places(steps);
     let buffers = buffers(gpu, &places)?;
     let mut work = Vec::with_capacity(steps.len());
-    for (step, pipeline) in steps.iter().zip(pipelines) {
+    for step in steps {
         let slices: Vec<BufferSlice> = step
             .places
             .iter()
             .zip(step.kernel.bindings())
             .map(|(place, binding)| buffers[place].slice(0, binding.layout.size_bytes()))
             .collect::<Result<_>>()?;
-        work.push(ProfileStep {
-            label: String::new(),
-            bind_group: gpu.bind_group(&pipeline, &slices)?,
-            pipeline,
-            workgroups: step.kernel.workgroups(),
-        });
+        work.push(Dispatch::new(gpu, target, &step.kernel, &[slices])?);
     }
-    Ok(Some(work))
+    let work = work.iter().map(|dispatch| &dispatch.work);
+    Ok(Some(Sequence::of(work, 0)))
 }
 
 /// Median nanoseconds of one run of each, `None` where timestamps do not count. All are timed in turn, so that a
 /// clock that changes meanwhile changes for all.
-fn time_all(gpu: &Gpu, work: &[&[ProfileStep]]) -> Result<Option<Vec<f64>>> {
+fn time_all(gpu: &Gpu, work: &[&Sequence]) -> Result<Option<Vec<f64>>> {
     let start = Instant::now();
-    let mut passes: Vec<Vec<ProfileStep>> = Vec::with_capacity(work.len());
+    let mut passes: Vec<Vec<&Sequence>> = Vec::with_capacity(work.len());
     loop {
         passes.clear();
         for steps in work {
-            let once = gpu.time(steps)?;
+            let once = gpu.time(&[steps])?;
             if once <= 0.0 {
                 return Ok(None);
             }
             let repeats = (PASS_NANOSECONDS / once).clamp(1.0, MOST_REPEATS) as usize;
-            passes.push(
-                std::iter::repeat_n(*steps, repeats)
-                    .flatten()
-                    .cloned()
-                    .collect(),
-            );
+            passes.push(vec![steps; repeats]);
         }
         if start.elapsed() > WARM_UP || work.is_empty() {
             break;
@@ -183,9 +170,8 @@ fn time_all(gpu: &Gpu, work: &[&[ProfileStep]]) -> Result<Option<Vec<f64>>> {
         if round > 0 && start.elapsed() > TIME_LIMIT {
             break;
         }
-        for ((pass, steps), times) in passes.iter().zip(work).zip(&mut times) {
-            let repeats = pass.len() / steps.len().max(1);
-            times.push(gpu.time(pass)? / repeats.max(1) as f64);
+        for (pass, times) in passes.iter().zip(&mut times) {
+            times.push(gpu.time(pass)? / pass.len() as f64);
         }
     }
     let median = |mut times: Vec<f64>| {
@@ -303,7 +289,7 @@ mod tests {
     };
 
     fn gpu() -> Result<Gpu> {
-        Gpu::new(&GpuOptions::default().cache_dir("").autotune(true))
+        Gpu::new(&GpuOptions::from_env()?.cache_dir("").autotune(true))
     }
 
     /// The choice among fills of so many rows.

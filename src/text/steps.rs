@@ -1,15 +1,15 @@
 //! What the trainings of encoder and decoder have in common: options, the compiled step, epochs, checkpoints.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 
 use super::batches::{Batch, Batches};
 use super::dataset::Dataset;
 use crate::error::{Error, Result};
-use crate::gpu::Gpu;
+use crate::gpu::{Gate, Gpu};
 use crate::graph::{Graph, ValueId};
 use crate::nn::{Draws, Mode};
 use crate::runtime::{Executable, Host, Outputs, Pending, Session};
@@ -126,7 +126,7 @@ impl Trainer {
             update: update.map(|graph| session.compile(&graph)).transpose()?,
             batch: options.batch,
             micro_batches: options.micro_batches,
-            order: Mutex::new(()),
+            order: Gate::default(),
         };
         let mut graph = Graph::new();
         let pass = Pass {
@@ -289,7 +289,7 @@ struct Step {
     batch: usize,
     micro_batches: usize,
     /// The micro-batches of a step belong together.
-    order: Mutex<()>,
+    order: Gate,
 }
 
 impl Step {
@@ -297,7 +297,12 @@ impl Step {
         let Some(update) = &self.update else {
             return self.train.run(&inputs.map(|(name, data, _)| (name, data)));
         };
-        let _order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(_order) = self.order.enter_once() else {
+            return Err(Error::Graph(
+                "a step is under way on this thread; a callback that it runs cannot begin another"
+                    .into(),
+            ));
+        };
         let step = self.accumulate(inputs).and_then(|()| update.run(&[]));
         if step.is_err() {
             // Or the next step would contain the beginning of this one. What went wrong is reported first.

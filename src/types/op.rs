@@ -1,6 +1,7 @@
 //! Elementwise functions, broadcasts and orientations of operands.
 
-/// A function of one element.
+/// A function of one element. NaN gives NaN, except for [`UnaryOp::IsFinite`], and infinities give the limit; the same holds for the
+/// derivative. Subnormal numbers may be taken for zero, and cosines are accurate for |x| ≤ 1e4.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum UnaryOp {
@@ -83,6 +84,9 @@ impl UnaryOp {
 
 /// A function of two elements. The second operand may be broadcast.
 ///
+/// NaN in either operand gives NaN, except for [`BinaryOp::Greater`]. So a product with a mask is NaN where x is NaN or infinite, even if
+/// the mask is 0 there, as in PyTorch.
+///
 /// The result has the element type of the first operand. Both operands have one element type, with these exceptions: a vector that
 /// is broadcast (a bias, a mask, a scalar: [`Broadcast::Cols`], [`Broadcast::Rows`], [`Broadcast::Scalar`]) may be f32 beside f16 or f16
 /// beside f32, and a constant, which is always f32, may meet either type.
@@ -101,9 +105,11 @@ pub enum BinaryOp {
     Max,
     /// the smaller
     Min,
-    /// 1 where a > b, else 0. Its derivative is 0 for both operands everywhere: no gradient passes through a comparison.
+    /// 1 where a > b, else 0, also where one of them is NaN. Its derivative is 0 for both operands everywhere: no gradient passes
+    /// through a comparison.
     Greater,
-    /// f′(a)·b: the derivative of a unary function at a, times the incoming gradient b.
+    /// f′(a)·b: the derivative of a unary function at a, times the incoming gradient b. Where f has a kink, f′ is 0 for `Abs` and `Relu` and
+    /// 1 for `Clamp`.
     UnaryGrad(UnaryOp),
 }
 

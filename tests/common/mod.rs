@@ -18,16 +18,22 @@ use rand_chacha::ChaCha8Rng;
 
 /// The device of a test process. Without an adapter every test fails here.
 pub fn gpu() -> Gpu {
-    static GPU: LazyLock<Gpu> =
-        LazyLock::new(|| Gpu::new(&GpuOptions::default()).expect("tests need a GPU adapter"));
+    static GPU: LazyLock<Gpu> = LazyLock::new(|| {
+        Gpu::new(&GpuOptions::from_env().unwrap()).expect("tests need a GPU adapter")
+    });
     GPU.clone()
 }
 
 /// A device with nothing but WebGPU's baseline: f16 storage through pack2x16float.
 pub fn baseline_gpu() -> Gpu {
     static GPU: LazyLock<Gpu> = LazyLock::new(|| {
-        Gpu::new(&GpuOptions::default().baseline(true).barrier_free(false))
-            .expect("tests need a GPU adapter")
+        Gpu::new(
+            &GpuOptions::from_env()
+                .unwrap()
+                .baseline(true)
+                .barrier_free(false),
+        )
+        .expect("tests need a GPU adapter")
     });
     GPU.clone()
 }
@@ -35,7 +41,8 @@ pub fn baseline_gpu() -> Gpu {
 /// A device whose kernels use workgroup memory and barriers, as on hardware, whatever the adapter.
 pub fn tiled_gpu() -> Gpu {
     static GPU: LazyLock<Gpu> = LazyLock::new(|| {
-        Gpu::new(&GpuOptions::default().barrier_free(false)).expect("tests need a GPU adapter")
+        Gpu::new(&GpuOptions::from_env().unwrap().barrier_free(false))
+            .expect("tests need a GPU adapter")
     });
     GPU.clone()
 }
@@ -43,8 +50,13 @@ pub fn tiled_gpu() -> Gpu {
 /// A barrier-free device without 16-bit floats in shaders.
 pub fn packed_gpu() -> Gpu {
     static GPU: LazyLock<Gpu> = LazyLock::new(|| {
-        Gpu::new(&GpuOptions::default().f16(false).barrier_free(true))
-            .expect("tests need a GPU adapter")
+        Gpu::new(
+            &GpuOptions::from_env()
+                .unwrap()
+                .f16(false)
+                .barrier_free(true),
+        )
+        .expect("tests need a GPU adapter")
     });
     GPU.clone()
 }
@@ -52,7 +64,10 @@ pub fn packed_gpu() -> Gpu {
 /// A device whose products use matrix units. Fails where the adapter has none, or where they fail their test.
 pub fn cooperative_gpu() -> Gpu {
     static GPU: LazyLock<Gpu> = LazyLock::new(|| {
-        let options = GpuOptions::default().cooperative(true).barrier_free(false);
+        let options = GpuOptions::from_env()
+            .unwrap()
+            .cooperative(true)
+            .barrier_free(false);
         let gpu = Gpu::new(&options).expect("tests need a GPU adapter");
         let capabilities = gpu.capabilities();
         assert!(

@@ -4,7 +4,7 @@ use crate::types::{DType, Shape};
 
 #[test]
 fn neighbours_are_copied_at_once() -> Result<()> {
-    let gpu = Gpu::new(&GpuOptions::default())?;
+    let gpu = Gpu::new(&GpuOptions::from_env()?)?;
     let (buffer, other) = (gpu.buffer(1 << 16, "a")?, gpu.buffer(256, "b")?);
     let vector = |buffer: &Buffer, offset: u64, len: usize| {
         let layout = Layout::of(&Shape::new(&[len])?, DType::F32)?;
@@ -34,7 +34,7 @@ fn neighbours_are_copied_at_once() -> Result<()> {
     turn.write(1, &[0.5_f32; 70])?;
     turn.write(2, &[5.0_f32; 4])?;
     turn.write(3, &[6.0_f32; 4])?;
-    let mut transfer = turn.submit(std::iter::empty())?.expect("results");
+    let mut transfer = turn.submit(std::iter::empty(), |_| ())?.expect("results");
     transfer.wait()?;
     let read = |bytes: &[u8]| Ok(bytemuck::cast_slice::<u8, f32>(bytes).to_vec());
     let first = [1.0, 2.0, 3.0, 4.0];
@@ -47,7 +47,10 @@ fn neighbours_are_copied_at_once() -> Result<()> {
 
 #[test]
 fn a_turn_that_is_dropped_is_the_next() -> Result<()> {
-    for options in [GpuOptions::default(), GpuOptions::default().baseline(true)] {
+    for options in [
+        GpuOptions::from_env()?,
+        GpuOptions::from_env()?.baseline(true),
+    ] {
         let gpu = Gpu::new(&options)?;
         let layout = Layout::of(&Shape::new(&[4])?, DType::F32)?;
         let mut bundle = Bundle::new(&gpu, "test");
@@ -71,7 +74,7 @@ fn a_turn_that_is_dropped_is_the_next() -> Result<()> {
             drop(turn);
             let turn = bundle.turn()?;
             turn.write(0, &[i as f32; 4])?;
-            let transfer = turn.submit(std::iter::empty())?;
+            let transfer = turn.submit(std::iter::empty(), |_| ())?;
             let mut transfer = transfer.expect("there is something to read");
             transfer.wait()?;
             let read = |bytes: &[u8]| Ok(bytemuck::cast_slice::<u8, f32>(bytes).to_vec());

@@ -159,7 +159,7 @@ fn dispatch(
     let bindings = kernel.bindings();
     assert_eq!(bindings.len(), slices.len());
     assert_eq!(bindings.last().map(|b| b.access), Some(Access::ReadWrite));
-    let pipeline = gpu.pipeline(&kernel.key(target), || kernel.source(target))?;
+    let pipeline = gpu.trusted_pipeline(&kernel.key(target), || kernel.source(target))?;
     let group = gpu.bind_group(&pipeline, slices)?;
     recorder.dispatch(&pipeline, &group, kernel.workgroups())
 }
@@ -195,7 +195,7 @@ fn around(gpu: &Gpu, speed: Speed, dtype: DType, trans: Trans, tier: Tier) -> Re
 }
 
 fn tiled(dtype: DType) -> Result<()> {
-    let gpu = Gpu::new(&GpuOptions::default().cooperative(false))?;
+    let gpu = Gpu::new(&GpuOptions::from_env()?.cooperative(false))?;
     for tile in TILES {
         for trans in ORIENTATIONS {
             around(&gpu, tile.speed(), dtype, trans, Tier::Tiled(tile))?;
@@ -216,7 +216,7 @@ fn every_tile_f16() -> Result<()> {
 
 #[test]
 fn without_workgroup_memory() -> Result<()> {
-    let gpu = Gpu::new(&GpuOptions::default().cooperative(false))?;
+    let gpu = Gpu::new(&GpuOptions::from_env()?.cooperative(false))?;
     for dtype in DTYPES {
         for trans in ORIENTATIONS {
             for (batch, m, n, k, splits) in [
@@ -241,10 +241,67 @@ fn without_workgroup_memory() -> Result<()> {
     Ok(())
 }
 
+/// What the built-in model would like, a baseline device cannot bind; parts that a long K needs are taken as far as they fit.
+#[test]
+fn parts_fit_a_binding() -> Result<()> {
+    const BASELINE: u64 = 128 << 20;
+    let target = |barrier_free, cores| Target {
+        f16: true,
+        barrier_free,
+        matrix_units: None,
+        invocations: 256,
+        cores,
+    };
+    for (trans, m, n, k, most) in [
+        (Trans::TN, 30_522, 768, 4096, BASELINE),
+        (Trans::NT, 30_522, 768, 4096, BASELINE),
+        (Trans::TN, 512, 512, 1 << 20, BASELINE),
+        (Trans::NN, 9, 5, 300_000, BASELINE),
+        (Trans::NN, 9, 5, 300_000, 1024),
+        (Trans::TN, 64, 64, 1 << 16, 1 << 14),
+    ] {
+        let product = Product {
+            trans,
+            batch: 1,
+            m,
+            n,
+            k,
+        };
+        for target in [target(false, 132), target(false, 2), target(true, 2)] {
+            let [a, b] = product.layouts(DType::F32)?;
+            let c = matrix(m, n, DType::F32)?;
+            let gemm = Gemm::new(a, b, trans, c.row_stride() / 4, target)?;
+            let program = Program {
+                rows: m,
+                cols: n,
+                operands: Vec::new(),
+                instructions: vec![Instruction::Sum],
+                results: vec![(0, c)],
+            };
+            let candidates = gemm.candidates(&program, most);
+            assert!(!candidates.is_empty());
+            for candidate in candidates {
+                let parts = candidate.splits();
+                let bytes = parts as u64 * c.size_bytes();
+                assert!(
+                    parts == 1 || bytes <= most,
+                    "{trans:?} {m}x{n}x{k}: {candidate}"
+                );
+                let needed = k.div_ceil(PART) as u64 * c.size_bytes();
+                assert!(
+                    needed > most || k / parts <= PART,
+                    "{trans:?} {m}x{n}x{k}: {candidate}"
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
 #[test]
 #[ignore = "needs matrix units"]
 fn every_tile_of_the_matrix_units() -> Result<()> {
-    let gpu = Gpu::new(&GpuOptions::default().cooperative(true))?;
+    let gpu = Gpu::new(&GpuOptions::from_env()?.cooperative(true))?;
     let units = gpu.capabilities().matrix_units;
     let units = units.expect("the test needs an adapter with matrix units");
     let mut tried = 0;
@@ -278,13 +335,13 @@ mod translation {
         let key = kernel.key(target);
         let source = kernel.source(target).unwrap();
         // In SPIR-V it orders no workgroup memory.
-        let text = source.wgsl();
+        let text = &source.wgsl;
         assert!(!text.contains("subgroupBarrier"), "{key}:\n{text}");
-        let module = naga::front::wgsl::parse_str(source.wgsl())
-            .unwrap_or_else(|error| panic!("{key}: {}", error.emit_to_string(source.wgsl())));
+        let module = naga::front::wgsl::parse_str(&source.wgsl)
+            .unwrap_or_else(|error| panic!("{key}: {}", error.emit_to_string(&source.wgsl)));
         let info = Validator::new(ValidationFlags::all(), Capabilities::all())
             .validate(&module)
-            .unwrap_or_else(|error| panic!("{key}: {}", error.emit_to_string(source.wgsl())));
+            .unwrap_or_else(|error| panic!("{key}: {}", error.emit_to_string(&source.wgsl)));
         let options = msl::Options {
             lang_version: (2, 4),
             ..Default::default()

@@ -167,6 +167,60 @@ fn binary_values() -> Result<()> {
     Ok(())
 }
 
+/// Function; f(−∞), f(∞), f′(−∞), f′(∞). Of NaN all are NaN.
+#[test]
+fn limits() -> Result<()> {
+    const INF: f64 = f64::INFINITY;
+    const NAN: f64 = f64::NAN;
+    let affine = |scale| UnaryOp::Affine { scale, offset: 3.0 };
+    let clamp = UnaryOp::Clamp {
+        min: -1.0,
+        max: 2.0,
+    };
+    let cases: [(UnaryOp, [f64; 4]); 18] = [
+        (UnaryOp::Identity, [-INF, INF, 1.0, 1.0]),
+        (affine(-2.0), [INF, -INF, -2.0, -2.0]),
+        (affine(0.0), [NAN, NAN, 0.0, 0.0]),
+        (clamp, [-1.0, 2.0, 0.0, 0.0]),
+        (UnaryOp::Abs, [INF, INF, -1.0, 1.0]),
+        (UnaryOp::Square, [INF, INF, -INF, INF]),
+        (UnaryOp::Sqrt, [NAN, INF, NAN, 0.0]),
+        (UnaryOp::Rsqrt, [NAN, 0.0, NAN, 0.0]),
+        (UnaryOp::Recip, [0.0, 0.0, 0.0, 0.0]),
+        (UnaryOp::Exp, [0.0, INF, 0.0, INF]),
+        (UnaryOp::Log, [NAN, INF, 0.0, 0.0]),
+        (UnaryOp::Cos, [NAN, NAN, NAN, NAN]),
+        (UnaryOp::Tanh, [-1.0, 1.0, 0.0, 0.0]),
+        (UnaryOp::Sigmoid, [0.0, 1.0, 0.0, 0.0]),
+        (UnaryOp::Relu, [0.0, INF, 0.0, 1.0]),
+        (UnaryOp::GeluTanh, [0.0, INF, 0.0, 1.0]),
+        (UnaryOp::GeluErf, [0.0, INF, 0.0, 1.0]),
+        (UnaryOp::IsFinite, [0.0, 0.0, 0.0, 0.0]),
+    ];
+    let same = |got: f64, want: f64| got == want || got.is_nan() && want.is_nan();
+    for (op, expected) in cases {
+        let x = [-INF, INF, NAN];
+        let (y, slope) = (unary(op, &x)?, derivative(op, &x)?);
+        for (i, want) in expected.into_iter().enumerate() {
+            let got = if i < 2 { y[i] } else { slope[i - 2] / 3.0 };
+            assert!(same(got, want), "{op:?} {i}: {got}, not {want}");
+        }
+        let hidden = if op == UnaryOp::IsFinite { 0.0 } else { NAN };
+        assert!(
+            same(y[2], hidden) && same(slope[2], hidden),
+            "{op:?} of NaN"
+        );
+    }
+    for op in [BinaryOp::Max, BinaryOp::Min, BinaryOp::Greater] {
+        let a = Array::new(&[3], vec![NAN, 1.0, NAN])?;
+        let b = Array::new(&[3], vec![1.0, NAN, NAN])?;
+        let y = apply_f32(Op::Binary(op, Broadcast::Same), [&a, &b], &[3])?;
+        let want = if op == BinaryOp::Greater { 0.0 } else { NAN };
+        assert!(y.data().iter().all(|&y| same(y, want)), "{op:?}: {y:?}");
+    }
+    Ok(())
+}
+
 #[test]
 fn broadcasts() -> Result<()> {
     let a = Array::filled(&[2, 2, 3], 0.0)?;

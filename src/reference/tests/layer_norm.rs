@@ -1,7 +1,7 @@
 use super::*;
 
 fn forward(x: &Array, gamma: &Array, beta: &Array, eps: f32) -> Result<Vec<Array>> {
-    let statistics: &[usize] = &[2, x.rows()];
+    let statistics: &[usize] = &[3, x.rows()];
     let results = [(x.shape().dims(), DType::F32), (statistics, DType::F32)];
     apply(Op::LayerNorm { eps }, &f32s([x, gamma, beta]), &results)
 }
@@ -14,7 +14,8 @@ fn by_hand() -> Result<()> {
     let beta = Array::new(&[2], vec![0.5, -1.0])?;
     let y = forward(&x, &gamma, &beta, 0.0)?;
     assert_close(y[0].data(), &[-1.5, 9.0, -1.5, 9.0], 1e-15);
-    assert_close(y[1].data(), &[2.0, 3.0, 1.0, 1.0 / 3.0], 1e-15);
+    // First elements, means of the differences to them, reciprocal deviations.
+    assert_close(y[1].data(), &[1.0, 0.0, 1.0, 3.0, 1.0, 1.0 / 3.0], 1e-15);
     Ok(())
 }
 
@@ -24,7 +25,7 @@ fn a_single_column_is_beta() -> Result<()> {
     let y = forward(&x, &Array::scalar(3.0), &Array::scalar(0.25), 1e-5)?;
     assert_eq!(y[0].data(), [0.25; 3]);
     let rstd = f64::from(1e-5f32).sqrt().recip();
-    assert_close(&y[1].data()[3..], &[rstd; 3], 1e-15);
+    assert_close(&y[1].data()[6..], &[rstd; 3], 1e-15);
     Ok(())
 }
 
@@ -48,7 +49,7 @@ fn gradients_match_finite_differences() -> Result<()> {
             &vectors,
         )?;
 
-        let results: [(&[usize], DType); 2] = [(dims, DType::F32), (&[2, rows], DType::F32)];
+        let results: [(&[usize], DType); 2] = [(dims, DType::F32), (&[3, rows], DType::F32)];
         let operands = f32s([&x, &gamma, &beta]);
         let expected = |operand| numeric(Op::LayerNorm { eps }, &operands, &results, &dy, operand);
         assert_close(dx.data(), expected(0)?.data(), 1e-8);

@@ -66,6 +66,50 @@ fn kd_of_a_zero_vector_is_finite() -> Result<()> {
     Ok(())
 }
 
+/// The steps of `numeric` are larger than these norms.
+#[test]
+fn kd_gradient_of_short_vectors_matches_finite_differences() -> Result<()> {
+    let t = Array::new(&[1, 3], vec![0.5, -0.75, 0.25])?;
+    for length in [0.0, 4e-7, 9e-7, 1.1e-6, 3e-6] {
+        let direction = [0.6, -0.64, 0.48];
+        let y = direction.map(|x| x * length);
+        let cosine = |y: &[f64; 3]| -> Result<f64> {
+            Ok(kd(&Array::new(&[1, 3], y.to_vec())?, &t, 1.0, 0.0)?[1].data()[0])
+        };
+        let op = Op::KdLossGrad {
+            alpha: -1.0,
+            beta: 0.0,
+        };
+        let array = Array::new(&[1, 3], y.to_vec())?;
+        let kept = kd(&array, &t, 1.0, 0.0)?.remove(3);
+        let dy = apply_f32(op, [&array, &t, &kept, &Array::scalar(1.0)], &[1, 3])?;
+        for i in 0..3 {
+            let step = 1e-11;
+            let (mut above, mut below) = (y, y);
+            above[i] += step;
+            below[i] -= step;
+            let expected = (cosine(&above)? - cosine(&below)?) / (above[i] - below[i]);
+            let error = (dy.data()[i] - expected).abs() / (1e5 + expected.abs());
+            assert!(error < 1e-5, "{length} {i}: {} {expected}", dy.data()[i]);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn norms_and_counts_do_not_hide_nan() -> Result<()> {
+    let y = Array::new(&[2, 2], vec![1.0, 2.0, 3.0, f64::NAN])?;
+    let t = Array::filled(&[2, 2], 1.0)?;
+    let results = kd(&y, &t, 1.0, 1.0)?;
+    assert!(results[0].data()[0].is_nan() && results[1].data()[0].is_nan());
+    assert!(results[3].data()[5].is_nan());
+    let mask = Array::new(&[2], vec![1.0, f64::NAN])?;
+    let op = Op::MaskedMeanGrad { time: 2 };
+    let dx = apply_f32(op, [&Array::filled(&[1, 1], 1.0)?, &mask], &[1, 2, 1])?;
+    assert!(dx.data().iter().all(|x| x.is_nan()), "{dx:?}");
+    Ok(())
+}
+
 struct Ce {
     ignore: Option<u32>,
     smoothing: f32,
@@ -121,6 +165,51 @@ fn cross_entropy_by_hand() -> Result<()> {
     let dlogits = ce.gradient(&logits, &targets, &Array::scalar(2.0))?;
     let expected = [0.125, 0.25, -0.375, 0.125, -0.75, 0.625, 0.0, 0.0, 0.0];
     assert_close(dlogits.data(), &expected, 1e-12);
+    Ok(())
+}
+
+/// Logits, target, smoothing; then the loss and the gradient.
+#[test]
+fn masked_classes() -> Result<()> {
+    const INF: f64 = f64::INFINITY;
+    const NAN: f64 = f64::NAN;
+    let softmax = [0.546_549_387, 0.0, 0.331_498_960, 0.121_951_652];
+    let hot = |x: [f64; 4], target: usize, smoothing: f64| {
+        let mut x = x.map(|p| p - smoothing / 4.0);
+        x[target] -= 1.0 - smoothing;
+        x
+    };
+    let masked = [1.0, -INF, 0.5, -0.5];
+    for (logits, target, smoothing, loss, gradient) in [
+        (masked, 0, 0.0, 0.604_130_605, hot(softmax, 0, 0.0)),
+        (masked, 1, 0.0, INF, hot(softmax, 1, 0.0)),
+        (masked, 0, 0.125, INF, hot(softmax, 0, 0.125)),
+        ([-INF, -INF, 5.0, -INF], 2, 0.0, 0.0, [0.0; 4]),
+        ([-INF; 4], 0, 0.0, NAN, [NAN; 4]),
+        ([-INF; 4], 0, 0.125, NAN, [NAN; 4]),
+        ([0.0, INF, 0.0, 0.0], 1, 0.0, NAN, [NAN; 4]),
+        ([0.0, INF, 0.0, 0.0], 0, 0.0, NAN, [NAN; 4]),
+        ([0.0, NAN, 0.0, 0.0], 0, 0.0, NAN, [NAN; 4]),
+        ([0.0, NAN, -INF, 0.0], 0, 0.125, NAN, [NAN; 4]),
+    ] {
+        let name = format!("{logits:?} {target} {smoothing}");
+        let logits = Array::new(&[1, 4], logits.to_vec())?;
+        let targets = Array::from_u32(&[1], &[target as u32])?;
+        let ce = Ce {
+            ignore: None,
+            smoothing: smoothing as f32,
+        };
+        let same = |got: f64, want: f64| {
+            (got - want).abs() < 1e-8 || got == want || got.is_nan() && want.is_nan()
+        };
+        let got = ce.forward(&logits, &targets)?[0].data()[0];
+        assert!(same(got, loss), "{name}: {got}");
+        // Of the separate gradient it is the logsumexp that is NaN.
+        let got = ce.gradient(&logits, &targets, &Array::scalar(1.0))?;
+        for (got, want) in got.data().iter().zip(gradient) {
+            assert!(same(*got, want), "{name}: {got} {want}");
+        }
+    }
     Ok(())
 }
 

@@ -163,7 +163,6 @@ fn every_convolution(gpu: &Gpu, dtype: DType, tier: Tier) -> Result<()> {
     for role in ROLES {
         if fits(tier, role, dtype) {
             for (convolution, splits) in convolutions(role)? {
-                let splits = if tier == Tier::Direct { 1 } else { splits };
                 convolution.check(gpu, dtype, Choice { tier, splits })?;
             }
         }
@@ -173,7 +172,7 @@ fn every_convolution(gpu: &Gpu, dtype: DType, tier: Tier) -> Result<()> {
 
 #[test]
 fn every_vector_tile_gathers() -> Result<()> {
-    let gpu = Gpu::new(&GpuOptions::default().cooperative(false))?;
+    let gpu = Gpu::new(&GpuOptions::from_env()?.cooperative(false))?;
     for (i, tile) in TILES.into_iter().enumerate() {
         every_convolution(&gpu, DTYPES[i % 2], Tier::Tiled(tile))?;
     }
@@ -186,7 +185,7 @@ fn every_vector_tile_gathers() -> Result<()> {
 #[test]
 #[ignore = "needs matrix units"]
 fn every_tile_of_the_matrix_units_gathers() -> Result<()> {
-    let gpu = Gpu::new(&GpuOptions::default().cooperative(true))?;
+    let gpu = Gpu::new(&GpuOptions::from_env()?.cooperative(true))?;
     let units = gpu.capabilities().matrix_units;
     let units = units.expect("the test needs an adapter with matrix units");
     for dtype in DTYPES {

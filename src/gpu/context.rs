@@ -1,0 +1,238 @@
+//! The device behind error scopes: the one way in which wgpu's failures become [`Error`]s, and the one place that submits and polls.
+//!
+//! wgpu runs callbacks, the caller's too, on whichever thread polls or submits. So [`Context::poll`] and [`Context::wait`] are called without
+//! any lock; [`Context::submit`] holds the re-entrant [`Gate`] alone. A callback may call this crate, and its panic unwinds to whoever
+//! called it.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use wgpu::{CommandEncoder, ErrorFilter, PollType, SubmissionIndex};
+
+use super::capabilities::Capabilities;
+use super::gate::{Gate, Passage};
+use crate::error::{Error, Result};
+
+/// What the device's callbacks reported.
+#[derive(Debug, Default)]
+struct Faults {
+    lost: OnceLock<String>,
+    uncaptured: AtomicU64,
+}
+
+/// Device and queue with what they can do; every call on them that can fail goes through it.
+#[derive(Debug)]
+pub(super) struct Context {
+    pub(super) device: wgpu::Device,
+    pub(super) queue: wgpu::Queue,
+    pub(super) capabilities: Capabilities,
+    pub(super) submissions: AtomicU64,
+    /// A part of a run is being submitted, of which the rest must come next.
+    parted: AtomicBool,
+    pub(super) dispatches: AtomicU64,
+    gate: Gate,
+    faults: Arc<Faults>,
+}
+
+impl Context {
+    /// `owned`: the device was opened by this crate, so its uncaptured errors are this crate's to handle.
+    pub(super) fn new(
+        device: wgpu::Device,
+        queue: wgpu::Queue,
+        owned: bool,
+        capabilities: Capabilities,
+    ) -> Self {
+        let faults = Arc::new(Faults::default());
+        let lost = Arc::clone(&faults);
+        device.set_device_lost_callback(move |cause, message| {
+            // The device of a dropped `Gpu` is destroyed in the end, which is no failure.
+            match cause {
+                wgpu::DeviceLostReason::Destroyed => log::debug!("GPU device gone: {message}"),
+                wgpu::DeviceLostReason::Unknown => log::error!("GPU device lost: {message}"),
+            }
+            // A device is lost once; a second report adds nothing.
+            let _ = lost.lost.set(format!("{cause:?}: {message}"));
+        });
+        if owned {
+            let uncaptured = Arc::clone(&faults);
+            device.on_uncaptured_error(Arc::new(move |error| {
+                log::error!("wgpu error outside any call of this crate: {error}");
+                uncaptured.uncaptured.fetch_add(1, Ordering::Relaxed);
+            }));
+        }
+        Self {
+            device,
+            queue,
+            capabilities,
+            submissions: AtomicU64::new(0),
+            parted: AtomicBool::new(false),
+            dispatches: AtomicU64::new(0),
+            gate: Gate::default(),
+            faults,
+        }
+    }
+
+    /// Errors that no scope caught.
+    pub(super) fn uncaptured(&self) -> u64 {
+        self.faults.uncaptured.load(Ordering::Relaxed)
+    }
+
+    /// Keeps other threads from submitting until it is dropped.
+    pub(super) fn gate(&self) -> Passage<'_> {
+        self.gate.enter()
+    }
+
+    /// Fails once the device is known to be lost.
+    pub(super) fn check(&self) -> Result<()> {
+        match self.faults.lost.get() {
+            Some(reason) => Err(Error::DeviceLost {
+                reason: reason.clone(),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// Fails once the device is lost. wgpu reports a loss through no scope, only through the callback, which a poll runs.
+    pub(super) fn settle(&self) -> Result<()> {
+        self.poll(PollType::Poll)
+    }
+
+    /// Runs `call` under error scopes. `what` and `bytes` describe it in an error. A loss of the device during it is reported by
+    /// [`Context::settle`] only, so that nothing of the caller's runs in here.
+    pub(super) fn run<T>(
+        &self,
+        what: impl FnOnce() -> String,
+        bytes: u64,
+        call: impl FnOnce() -> T,
+    ) -> Result<T> {
+        self.check()?;
+        let scopes = [
+            ErrorFilter::OutOfMemory,
+            ErrorFilter::Internal,
+            ErrorFilter::Validation,
+        ]
+        .map(|filter| self.device.push_error_scope(filter));
+        let value = call();
+        let mut caught = None;
+        // Scopes form a stack. Their futures are ready at once: scopes of native devices are filled synchronously.
+        for scope in scopes.into_iter().rev() {
+            caught = pollster::block_on(scope.pop()).or(caught);
+        }
+        match caught {
+            None => Ok(value),
+            Some(wgpu::Error::OutOfMemory { .. }) => Err(Error::OutOfMemory {
+                what: what(),
+                bytes,
+            }),
+            Some(error) => Err(Error::Validation {
+                what: what(),
+                reason: error.to_string(),
+            }),
+        }
+    }
+
+    /// Encodes work and hands it to the device. `encode` returns the number of dispatches.
+    ///
+    /// `ready` writes down that the work is submitted, `done` runs when it is. Between them callbacks of the caller may run, call this crate
+    /// again, and panic: then `done` never runs.
+    pub(super) fn submit<T>(
+        &self,
+        label: &str,
+        encode: impl FnOnce(&mut CommandEncoder) -> u64,
+        ready: impl FnOnce(),
+        done: impl FnOnce(SubmissionIndex) -> T,
+    ) -> Result<T> {
+        let _gate = self.gate();
+        let what = || format!("submitting {label:?}");
+        if self.parted.load(Ordering::Relaxed) {
+            return Err(Error::Validation {
+                what: what(),
+                reason: "a callback cannot submit work between the parts of a long run".to_owned(),
+            });
+        }
+        self.run(what, 0, || {
+            let label = Some(label);
+            let descriptor = wgpu::CommandEncoderDescriptor { label };
+            let mut encoder = self.device.create_command_encoder(&descriptor);
+            let dispatches = encode(&mut encoder);
+            let commands = encoder.finish();
+            ready();
+            self.submissions.fetch_add(1, Ordering::Relaxed);
+            self.dispatches.fetch_add(dispatches, Ordering::Relaxed);
+            done(self.queue.submit([commands]))
+        })
+    }
+
+    /// Hands what is encoded so far to the device and begins anew: what follows is another submission. Callbacks of the caller, which may
+    /// run here, cannot submit anything before the rest.
+    pub(super) fn submit_part(&self, label: &str, encoder: &mut CommandEncoder) {
+        struct Parted<'a>(&'a AtomicBool);
+        impl Drop for Parted<'_> {
+            fn drop(&mut self) {
+                self.0.store(false, Ordering::Relaxed);
+            }
+        }
+        let label = Some(label);
+        let descriptor = wgpu::CommandEncoderDescriptor { label };
+        let next = self.device.create_command_encoder(&descriptor);
+        let part = std::mem::replace(encoder, next).finish();
+        self.parted.store(true, Ordering::Relaxed);
+        let _parted = Parted(&self.parted);
+        self.submissions.fetch_add(1, Ordering::Relaxed);
+        self.queue.submit([part]);
+    }
+
+    /// Waits for a submission, or for all that are known.
+    pub(super) fn wait(&self, submission_index: Option<SubmissionIndex>) -> Result<()> {
+        self.poll(PollType::Wait {
+            submission_index,
+            timeout: None,
+        })
+    }
+
+    /// Lets wgpu make progress, run its callbacks, and, for a waiting `kind`, waits.
+    pub(super) fn poll(&self, kind: PollType) -> Result<()> {
+        let polled = catch_unwind(AssertUnwindSafe(|| self.device.poll(kind)));
+        match polled {
+            Err(panic) if !is_of_wgpu(&*panic) => resume_unwind(panic),
+            Ok(Ok(_)) => self.check(),
+            Ok(Err(error)) => self.check().and_then(|()| {
+                Err(Error::DeviceLost {
+                    reason: error.to_string(),
+                })
+            }),
+            Err(_) => {
+                let reason = "the driver failed while waiting";
+                let _ = self.faults.lost.set(reason.to_owned());
+                self.check()
+            }
+        }
+    }
+}
+
+/// wgpu panics, with this text, when the driver reports a loss during a poll; every other panic is one of a callback. It holds no lock and
+/// no half-made state then, so unwinding is safe.
+fn is_of_wgpu(panic: &(dyn Any + Send)) -> bool {
+    let text = panic.downcast_ref::<String>();
+    text.is_some_and(|text| text.starts_with("Error in Device::poll"))
+}
+
+/// Fails when `needed` is above `available`, the device's limit named `limit`.
+pub(super) fn within(
+    what: impl FnOnce() -> String,
+    limit: &'static str,
+    needed: u64,
+    available: u64,
+) -> Result<()> {
+    if needed > available {
+        return Err(Error::Limit {
+            what: what(),
+            limit,
+            needed,
+            available,
+        });
+    }
+    Ok(())
+}

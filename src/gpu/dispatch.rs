@@ -1,0 +1,139 @@
+//! A kernel with its buffers and its grid.
+
+use std::sync::Arc;
+
+use super::bindings::BindGroup;
+use super::device::Gpu;
+use super::pipelines::Pipeline;
+use crate::error::{Error, Result};
+
+/// A dispatch, checked once for all its submissions.
+#[derive(Clone, Debug)]
+pub(crate) struct Dispatch {
+    pipeline: Arc<Pipeline>,
+    /// One, or one for each turn of a [`Bundle`](super::Bundle) where turns read different memory.
+    bind_groups: Arc<[BindGroup]>,
+    workgroups: [u32; 3],
+}
+
+impl Dispatch {
+    /// Fails as [`Recorder::dispatch`](super::Recorder::dispatch). A trusted pipeline has to be given the kernel's own grid.
+    pub fn new(
+        gpu: &Gpu,
+        pipeline: Arc<Pipeline>,
+        bind_groups: impl Into<Arc<[BindGroup]>>,
+        workgroups: [u32; 3],
+    ) -> Result<Self> {
+        let limit = gpu
+            .capabilities()
+            .limits
+            .max_compute_workgroups_per_dimension;
+        if let Some(n) = workgroups.into_iter().find(|&n| n == 0 || n > limit) {
+            return Err(Error::Limit {
+                what: format!(
+                    "dispatch of {:?} with {workgroups:?} workgroups",
+                    pipeline.key()
+                ),
+                limit: "max_compute_workgroups_per_dimension",
+                needed: u64::from(n),
+                available: u64::from(limit),
+            });
+        }
+        let bind_groups = bind_groups.into();
+        for bind_group in bind_groups.iter() {
+            bind_group.check(&pipeline)?;
+        }
+        Ok(Self {
+            pipeline,
+            bind_groups,
+            workgroups,
+        })
+    }
+
+    /// What the kernel is cached under.
+    pub fn key(&self) -> &str {
+        self.pipeline.key()
+    }
+
+    pub fn wgsl(&self) -> &str {
+        self.pipeline.wgsl()
+    }
+
+    pub fn workgroups(&self) -> [u32; 3] {
+        self.workgroups
+    }
+
+    /// The same on the memory of one turn.
+    fn at(&self, turn: usize) -> Self {
+        let mut at = self.clone();
+        if let Some(bind_group) = self.bind_groups.get(turn) {
+            at.bind_groups = [bind_group.clone()].into();
+        }
+        at
+    }
+
+    /// On the memory of a turn; all are the same for a dispatch with one bind group.
+    pub(super) fn encode(&self, pass: &mut wgpu::ComputePass<'_>, turn: usize) {
+        let [x, y, z] = self.workgroups;
+        let bind_group = self.bind_groups.get(turn).unwrap_or(&self.bind_groups[0]);
+        pass.set_pipeline(self.pipeline.raw());
+        pass.set_bind_group(0, bind_group.raw(), &[]);
+        pass.dispatch_workgroups(x, y, z);
+    }
+}
+
+/// Dispatches in order, checked: what [`Gpu::time`] and [`Gpu::profile`] run. A sequence runs whole and as it is; those of an executable come
+/// from [`Executable::sequence`](crate::Executable::sequence).
+#[derive(Clone, Debug, Default)]
+pub struct Sequence {
+    pub(super) dispatches: Vec<Dispatch>,
+}
+
+impl Sequence {
+    /// Without dispatches.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Dispatches at a turn of the bundle around them.
+    pub(crate) fn of<'a>(dispatches: impl Iterator<Item = &'a Dispatch>, turn: usize) -> Self {
+        Self {
+            dispatches: dispatches.map(|dispatch| dispatch.at(turn)).collect(),
+        }
+    }
+
+    /// Adds a kernel in so many workgroups.
+    ///
+    /// # Errors
+    /// As [`Recorder::dispatch`](super::Recorder::dispatch).
+    pub fn dispatch(
+        &mut self,
+        gpu: &Gpu,
+        pipeline: &Arc<Pipeline>,
+        bind_group: &BindGroup,
+        workgroups: [u32; 3],
+    ) -> Result<()> {
+        let bind_groups = [bind_group.clone()];
+        let dispatch = Dispatch::new(gpu, Arc::clone(pipeline), bind_groups, workgroups)?;
+        self.dispatches.push(dispatch);
+        Ok(())
+    }
+
+    /// Number of dispatches.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.dispatches.len()
+    }
+
+    /// Whether there is no dispatch.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.dispatches.is_empty()
+    }
+
+    /// The keys of its kernels, in order.
+    pub fn keys(&self) -> impl ExactSizeIterator<Item = &str> {
+        self.dispatches.iter().map(Dispatch::key)
+    }
+}
