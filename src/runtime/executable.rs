@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::dispatch::{Dispatch, Input};
+use super::bound::{BoundKernel, Input};
 use super::pace::Pace;
 use super::parameters::Parameters;
 use super::tune::Measuring;
@@ -19,17 +19,17 @@ use crate::runtime::memory::Memory;
 use crate::runtime::run::Named;
 use crate::runtime::shadow::ShadowUse;
 
-/// A graph ready to run: one submission a run, nothing left to decide.
+/// A graph that is ready to run: pipelines, buffers and bindings exist, so that a run only encodes and submits.
 ///
 /// Runs of one executable follow each other in the order of their [`Executable::run`] calls, from any thread.
 #[derive(Debug)]
 pub struct Executable {
     gpu: Gpu,
-    pub(crate) dispatches: Vec<Dispatch>,
+    pub(crate) dispatches: Vec<BoundKernel>,
     pub(crate) inputs: Vec<Input>,
-    /// The outputs on the host: shared with the results of every run.
+    /// Name, layout and place of each output on the host. The results of every run share it.
     pub(crate) results: Arc<[Named]>,
-    /// Inputs, updates of states and outputs around the dispatches.
+    /// What surrounds the dispatches: inputs, updates of states, outputs.
     pub(crate) bundle: Bundle,
     pub(crate) shadows: ShadowUse,
     /// Buffers that outlive a run and that its dispatches write: parameters, moments, accumulated gradients, f16 copies.
@@ -97,7 +97,7 @@ impl Executable {
                 }
             }
             let turns = memory.turns(slices)?;
-            let dispatch = Dispatch::new(gpu, target, kernel, &turns)?;
+            let dispatch = BoundKernel::new(gpu, target, kernel, &turns)?;
             dispatches.push(dispatch.layer(step.layer.clone()));
         }
         let inputs = memory.inputs(graph);
@@ -149,7 +149,7 @@ impl Executable {
         self.inputs.iter().find(|input| input.name == name)
     }
 
-    /// Buffers and dispatches.
+    /// The memory plan, and the number of dispatches.
     #[must_use]
     pub fn plan(&self) -> &Plan {
         &self.plan
@@ -163,14 +163,14 @@ impl Executable {
         1 + cuts.filter(|&(_, cut)| cut).count()
     }
 
-    /// Key and WGSL text of every dispatch, in order of execution; a kernel that runs twice occurs twice.
+    /// Key and WGSL text of every dispatch, in order of execution. A kernel that runs twice occurs twice.
     pub fn sources(&self) -> impl ExactSizeIterator<Item = (&str, &str)> {
         self.dispatches
             .iter()
             .map(|dispatch| (dispatch.work.key(), dispatch.work.wgsl()))
     }
 
-    /// Fills everything that a run computes with NaN, padding included: for tests that a run writes all it should.
+    /// Fills everything that a run computes with NaN, padding included. Tests use it to show that a run writes all it should.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`](crate::Error::OutOfMemory), [`Error::DeviceLost`](crate::Error::DeviceLost)

@@ -4,7 +4,7 @@ use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use super::dispatch::{Dispatch, Input};
+use super::bound::{BoundKernel, Input};
 use super::parameters::Parameters;
 use crate::compile::{Arena, Arenas, Lowered, Place, Plan, Table};
 use crate::error::{Error, Result};
@@ -18,7 +18,7 @@ pub(crate) struct Memory<'a> {
     parameters: &'a Parameters,
     table: Table,
     inputs: HashMap<ValueId, Tensor>,
-    /// Where kernels read inputs where the host writes them: all inputs by turn, those of the first turn in `inputs`.
+    /// When inputs are read in place: one buffer of all inputs per run in flight. `inputs` lie in the first.
     in_place: Vec<Buffer>,
     gradients: HashMap<usize, Buffer>,
     /// Blocks whose f16 copy is read.
@@ -84,7 +84,7 @@ impl<'a> Memory<'a> {
         &self.in_place
     }
 
-    /// What a dispatch binds, once or by turn.
+    /// What a dispatch binds: once, or once per run in flight if it reads inputs in place.
     pub(crate) fn turns(&self, slices: Vec<BufferSlice>) -> Result<Vec<Vec<BufferSlice>>> {
         let first = self.in_place.first().map(Buffer::id);
         if !slices
@@ -159,7 +159,7 @@ impl<'a> Memory<'a> {
             let arenas = arenas.iter().filter_map(|&arena| block_of.arena(arena));
             let slices: Vec<BufferSlice> = arenas.map(Buffer::whole).collect();
             let kernel = kernels::optimizer::shadow(block_of.bytes as usize / 4, target)?;
-            reads.push((block, Dispatch::new(gpu, target, &kernel, &[slices])?));
+            reads.push((block, BoundKernel::new(gpu, target, &kernel, &[slices])?));
         }
         let mut outdates = Vec::new();
         for param in graph.nodes().iter().flat_map(|node| node.op.updated()) {
@@ -206,8 +206,9 @@ impl<'a> Memory<'a> {
     }
 }
 
-/// The tensors of the inputs: side by side, or each in a buffer of its own where they are too large. And, where they are read in place, the
-/// buffers that hold them all, one for every run under way.
+/// The tensors of the inputs, and the buffers of inputs that are read in place, one per run in flight.
+///
+/// Inputs lie side by side in one buffer, or each in a buffer of its own if one buffer cannot hold them.
 fn inputs(
     gpu: &Gpu,
     graph: &Graph,

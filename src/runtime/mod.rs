@@ -1,6 +1,6 @@
-//! What runs: parameters and states by name, executables, and their runs.
+//! Parameters and states by name, executables, and their runs.
 
-mod dispatch;
+mod bound;
 mod executable;
 mod function;
 mod memory;

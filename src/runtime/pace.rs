@@ -6,7 +6,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::dispatch::Dispatch;
+use super::bound::BoundKernel;
 use crate::kernels::Target;
 
 /// Floating-point operations per second and core, and bytes per second and core: what slower GPUs reach with kernels that are not tuned
@@ -29,7 +29,7 @@ pub(crate) struct Pace {
 }
 
 impl Pace {
-    pub fn new(most: Option<Duration>, target: Target, dispatches: &[Dispatch]) -> Self {
+    pub fn new(most: Option<Duration>, target: Target, dispatches: &[BoundKernel]) -> Self {
         let mut pace = Self {
             most: most.map(|most| most.as_secs_f64()),
             cores: target.cores as f64,
@@ -44,7 +44,7 @@ impl Pace {
     }
 
     /// Estimated time of a dispatch.
-    fn seconds(&self, dispatch: &Dispatch) -> f64 {
+    fn seconds(&self, dispatch: &BoundKernel) -> f64 {
         let cost = &dispatch.cost;
         LEAST + (cost.flops / FLOPS).max(cost.bytes / BYTES) / self.cores
     }
@@ -68,8 +68,8 @@ impl Pace {
     /// Dispatches, and whether a new submission begins before each.
     pub fn cut<'a>(
         &self,
-        dispatches: impl Iterator<Item = &'a Dispatch>,
-    ) -> impl Iterator<Item = (&'a Dispatch, bool)> {
+        dispatches: impl Iterator<Item = &'a BoundKernel>,
+    ) -> impl Iterator<Item = (&'a BoundKernel, bool)> {
         let factor = self.factor();
         let mut spent = 0.0;
         dispatches.map(move |dispatch| {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use super::dispatch::Input;
+use super::bound::Input;
 use super::pace::Pace;
 use crate::error::{Error, Result};
 use crate::gpu::{Download, Element, IN_FLIGHT, Layout, Transfer};
@@ -95,8 +95,8 @@ pub(crate) struct Named {
 }
 
 impl Executable {
-    /// Runs that are under way at most: one more waits until the oldest is done, however few results the caller has taken. So the
-    /// device's queue is bounded, and inputs need no more staging memory than that.
+    /// Upper bound on the number of runs under way. One more waits until the oldest is done, even if the caller has taken no results.
+    /// This bounds the device's queue and the staging memory of inputs.
     pub const IN_FLIGHT: usize = IN_FLIGHT;
 
     /// Writes the inputs, submits all dispatches and returns without waiting for them. It waits only while
@@ -197,7 +197,7 @@ impl Executable {
     }
 }
 
-/// Results of a run that may still be under way.
+/// The results of a run that may still be under way.
 #[derive(Debug)]
 #[must_use = "results arrive when waited for"]
 pub struct Pending {
@@ -221,7 +221,7 @@ impl Pending {
         }
     }
 
-    /// The results if the run is done; does not block. After a `Some` there is nothing left to take.
+    /// The results if the run is done. Does not block. After a `Some` there is nothing left to take.
     pub fn try_take(&mut self) -> Option<Result<Outputs>> {
         match &mut self.transfer {
             Some(transfer) => {
@@ -254,8 +254,8 @@ impl Future for Pending {
     }
 }
 
-/// Named results of a run, in host-visible memory that a later run uses again once this and its clones are dropped. Nothing is
-/// converted before it is asked for.
+/// Named results of a run. They lie in host-visible memory, which a later run uses again once this value and its clones are dropped.
+/// A result is converted when it is asked for.
 #[derive(Clone, Default)]
 pub struct Outputs(Option<(Arc<Download>, Arc<[Named]>)>);
 
