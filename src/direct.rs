@@ -1,16 +1,16 @@
-//! Fused operations as plain functions on tensors, for who has no graph: LayerNorm, linear layers, and both with GELU before the product.
+//! Fused operations as plain functions on tensors, for callers without a graph: LayerNorm, linear layers, and both with GELU before the
+//! product.
 //!
-//! A function is compiled once for its static key: shapes, element type, whether there is a bias, epsilon. A key says nothing of the
-//! tensors: weights are operands of every call, so layers of one shape share code and nothing else, and a changed weight is seen.
+//! A function is compiled once for its key: shapes, element type, whether there is a bias, epsilon. Weights are operands of every call.
+//! Layers of one shape therefore share code only, and a changed weight is seen by the next call.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Recorder, Tensor};
 use crate::graph::{Graph, ValueId};
-use crate::runtime::{Executable, Session};
+use crate::runtime::{Function, Recent};
 use crate::types::{DType, Trans, UnaryOp};
 
 /// What is done to x before the product, if there is one.
@@ -73,8 +73,10 @@ pub struct DirectStats {
 
 /// The compiled functions of one device. Any thread may use it.
 ///
-/// A call records: its operands are copied into the function's own buffers, its result is copied out, both on the device, and nothing runs
-/// before the recorder is submitted. Tensors have the layout that [`Layout::of`](crate::gpu::Layout::of) gives their shape: matrices rows of 64 bytes or a
+/// A call records: kernels read the operands and write the result where the caller has them, and nothing runs before the recorder is
+/// submitted. A result may lie in the buffer of an operand, or be an operand itself; it is then computed elsewhere and copied.
+///
+/// Tensors have the layout that [`Layout::of`](crate::gpu::Layout::of) gives their shape: matrices rows of 64 bytes or a
 /// multiple, vectors of 16.
 ///
 /// ```
@@ -102,18 +104,21 @@ pub struct DirectStats {
 #[derive(Debug)]
 pub struct Direct {
     gpu: Gpu,
-    functions: Mutex<HashMap<Key, Arc<Executable>>>,
+    functions: Mutex<Recent<Key, Function>>,
     hits: AtomicU64,
     misses: AtomicU64,
 }
 
 impl Direct {
+    /// Number of compiled functions that are kept. When there are more, the one used longest ago is dropped.
+    pub const MAX_FUNCTIONS: usize = 256;
+
     /// Without any function yet.
     #[must_use]
     pub fn new(gpu: &Gpu) -> Self {
         Self {
             gpu: gpu.clone(),
-            functions: Mutex::default(),
+            functions: Mutex::new(Recent::new(Self::MAX_FUNCTIONS)),
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
         }
@@ -132,7 +137,7 @@ impl Direct {
     ///
     /// # Errors
     /// [`Error::Layout`] for tensors that do not fit each other, [`Error::Config`] unless epsilon is positive; what
-    /// [`Session::compile`] and [`Recorder::dispatch`] return.
+    /// [`Session::compile`](crate::Session::compile) and [`Recorder::dispatch`] return.
     pub fn layer_norm(
         &self,
         recorder: &mut Recorder,
@@ -221,27 +226,30 @@ impl Direct {
         self.function(key)?.record(recorder, &inputs, &[("y", y)])
     }
 
-    fn function(&self, key: Key) -> Result<Arc<Executable>> {
-        let known = |functions: &HashMap<Key, Arc<Executable>>| {
-            let function = functions.get(&key)?;
+    fn function(&self, key: Key) -> Result<Arc<Function>> {
+        let known = |functions: &mut Recent<Key, Function>| {
+            let function = functions.find(&key)?;
             self.hits.fetch_add(1, Ordering::Relaxed);
-            Some(Arc::clone(function))
+            Some(function)
         };
-        if let Some(function) = known(&self.functions()) {
+        if let Some(function) = known(&mut self.functions()) {
             return Ok(function);
         }
         // So that it is compiled once, without a lock that a callback of the caller could find taken by its own thread.
         let _gate = self.gpu.gate();
-        if let Some(function) = known(&self.functions()) {
+        if let Some(function) = known(&mut self.functions()) {
             return Ok(function);
         }
-        let function = Session::new(&self.gpu, 0).compile(&graph(key)?)?;
+        let function = Arc::new(Function::new(&self.gpu, &graph(key)?)?);
         self.misses.fetch_add(1, Ordering::Relaxed);
-        self.functions().insert(key, Arc::clone(&function));
+        let mut functions = self.functions();
+        functions.insert(key, Arc::clone(&function));
+        functions.evict();
+        drop(functions);
         Ok(function)
     }
 
-    fn functions(&self) -> MutexGuard<'_, HashMap<Key, Arc<Executable>>> {
+    fn functions(&self) -> MutexGuard<'_, Recent<Key, Function>> {
         self.functions
             .lock()
             .unwrap_or_else(PoisonError::into_inner)

@@ -221,3 +221,96 @@ fn what_does_not_fit_is_refused() {
     };
     direct.linear(r, &x, weight, &y).unwrap();
 }
+
+/// Nothing is copied: the kernels of a call bind the caller's tensors, and a function has memory for intermediate values only.
+#[test]
+fn tensors_are_bound_where_they_are() {
+    let gpu = Gpu::new(&energyflow::GpuOptions::default()).unwrap();
+    let direct = Direct::new(&gpu);
+    let (rows, width) = (256, 512);
+    let x = filled(&gpu, &[rows, width], DType::F32, &vec![1.0; rows * width]);
+    let w = filled(&gpu, &[width, width], DType::F32, &vec![0.5; width * width]);
+    let y = tensor(&gpu, &[rows, width], DType::F32);
+    let weight = Weight {
+        weight: &w,
+        bias: None,
+    };
+    let before = gpu.report();
+    let mut recorder = gpu.recorder("bound");
+    direct.linear(&mut recorder, &x, weight, &y).unwrap();
+    recorder.submit().unwrap();
+    let got: Vec<f32> = y.download(&gpu).unwrap().wait().unwrap();
+    assert!(got.iter().all(|y| (y - 256.0).abs() < 1e-3));
+    // Memory for the result alone, which is used where it may not be bound.
+    let made = gpu.report().pool.in_use_bytes - before.pool.in_use_bytes;
+    let result = (rows * width * 4) as u64;
+    // Large GPUs split the product, and so need more.
+    let software = gpu.capabilities().device_type == energyflow::wgpu::DeviceType::Cpu;
+    assert!(!software || made <= result + result / 16, "{made}");
+    // Calls on the same tensors find their bind groups, on others they make new ones.
+    let groups = |y: &Tensor| {
+        let before = gpu.report().bind_groups.misses;
+        let mut recorder = gpu.recorder("again");
+        direct.linear(&mut recorder, &x, weight, y).unwrap();
+        recorder.submit().unwrap();
+        gpu.report().bind_groups.misses - before
+    };
+    assert_eq!(groups(&y), 0);
+    assert!(groups(&tensor(&gpu, &[rows, width], DType::F32)) > 0);
+}
+
+/// The result is an operand, or lies in one buffer with it: computed elsewhere, and copied.
+#[test]
+fn results_may_take_the_place_of_operands() {
+    for gpu in [gpu(), tiled_gpu()] {
+        let direct = Direct::new(&gpu);
+        let n = 24;
+        let data = numbers(n * n, 3);
+        let square = |data: &[f32]| filled(&gpu, &[n, n], DType::F32, data);
+        let gamma = filled(&gpu, &[n], DType::F32, &numbers(n, 11));
+        let norm = Norm {
+            gamma: &gamma,
+            beta: &gamma,
+            eps: EPS,
+        };
+        let weight_data = numbers(n * n, 5);
+        let down = |tensor: &Tensor| -> Vec<f32> { tensor.download(&gpu).unwrap().wait().unwrap() };
+        let run = |x: &Tensor, w: &Tensor, y: &Tensor| {
+            let weight = Weight {
+                weight: w,
+                bias: None,
+            };
+            let mut recorder = gpu.recorder("in place");
+            let r = &mut recorder;
+            direct.ln_gelu_gemm(r, x, norm, weight, y).unwrap();
+            recorder.submit().unwrap();
+            down(y)
+        };
+        let expected = {
+            let y = tensor(&gpu, &[n, n], DType::F32);
+            run(&square(&data), &square(&weight_data), &y)
+        };
+        let x = square(&data);
+        assert_eq!(run(&x, &square(&weight_data), &x), expected);
+        let w = square(&weight_data);
+        assert_eq!(run(&square(&data), &w, &w), expected);
+
+        // Halves of one buffer.
+        let layout = *x.layout();
+        let bytes = layout.size_bytes();
+        let at = bytes.next_multiple_of(energyflow::gpu::OFFSET_ALIGNMENT);
+        let buffer = gpu.zeroed_buffer(at + bytes, "halves").unwrap();
+        let [first, second] = [0, at].map(|at| {
+            let slice = buffer.slice(at, bytes).unwrap();
+            Tensor::from_slice(slice, layout).unwrap()
+        });
+        first.upload(&gpu, &data).unwrap();
+        assert_eq!(run(&first, &square(&weight_data), &second), expected);
+        assert_eq!(down(&first), data);
+        // Two operands of one buffer are no conflict.
+        first.upload(&gpu, &data).unwrap();
+        second.upload(&gpu, &weight_data).unwrap();
+        let y = tensor(&gpu, &[n, n], DType::F32);
+        assert_eq!(run(&first, &second, &y), expected);
+    }
+}

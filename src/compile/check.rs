@@ -169,17 +169,17 @@ fn describe(graph: &Graph, place: Place) -> String {
         Source::State(_) => format!("state {:?}", value.name),
         Source::Constant(number) => format!("constant {number}"),
         Source::Node { node, .. } => {
-            let op = graph
-                .nodes()
-                .get(*node)
-                .map_or("operation", |node| node.op.name());
+            let node = graph.nodes().get(*node);
+            let op = node.map_or("operation", |node| node.op.name());
+            let layer = node.and_then(|node| node.scope.as_deref());
+            let layer = layer.map_or_else(String::new, |layer| format!("layer {layer:?}: "));
             let outputs = graph.outputs().iter();
             let output = outputs
                 .filter(|(_, output)| *output == id)
                 .map(|(name, _)| name);
             match output.min() {
-                Some(name) => format!("output {name:?} of {op}"),
-                None => format!("the result of {op}"),
+                Some(name) => format!("{layer}output {name:?} of {op}"),
+                None => format!("{layer}the result of {op}"),
             }
         }
     };

@@ -93,7 +93,7 @@ fn takes_program(op: &Op) -> bool {
     )
 }
 
-/// Whether the elements of an f16 copy have the same offsets, counted in elements, as those of the parameter.
+/// Whether the elements of an f16 copy have the same offsets as those of the parameter, counted in elements.
 fn shadow_fits(parameter: &Shape, copy: &Shape) -> bool {
     match (
         Layout::of(parameter, DType::F32),

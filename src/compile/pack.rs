@@ -1,10 +1,10 @@
-//! Where intermediate values lie: few buffers, whose bytes are used by one value after the other.
+//! Places of intermediate values in few buffers, whose bytes are used by one value after the other.
 
 use std::cmp::Reverse;
 
 use crate::gpu::OFFSET_ALIGNMENT;
 
-/// Something that needs memory for a while.
+/// A value that needs memory from its first to its last step.
 #[derive(Clone, Debug)]
 pub(crate) struct Item {
     pub bytes: u64,

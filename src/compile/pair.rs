@@ -72,7 +72,7 @@ fn producer(fused: &Fused<'_>, id: ValueId) -> Option<usize> {
     }
 }
 
-/// By node: whether `value` depends on it. Who needs a paired loss, needs its gradient: by loss in `gradients`.
+/// By node: whether `value` depends on it. What depends on a paired loss depends on its gradient, too; `gradients` has them by loss.
 fn ancestors(fused: &Fused<'_>, value: ValueId, gradients: &HashMap<usize, usize>) -> Vec<bool> {
     let nodes = fused.graph.nodes();
     let mut found = vec![false; nodes.len()];

@@ -19,15 +19,16 @@ use crate::graph::{Graph, Op, Source, ValueId};
 pub struct Plan {
     /// Bytes of each buffer that intermediate values share.
     pub slots: Vec<u64>,
-    /// Bytes of the inputs, of all runs that may be under way where kernels read them in place.
+    /// Bytes of the inputs. If kernels read them in place, those of all runs that may be under way count.
     pub inputs: u64,
-    /// Whether kernels read inputs in the memory that the host writes, which the adapter shares with it, so that no run copies them.
+    /// Whether kernels read inputs in the memory that the host writes, so that no run copies them. Needs an adapter that shares its memory
+    /// with the host.
     pub inputs_in_place: bool,
     /// Bytes of the parameters of the session, those of its other graphs included.
     pub parameters: u64,
     /// Bytes of AdamW's moments, which the session keeps for all its parameters; zero for a graph that does not train.
     pub moments: u64,
-    /// Bytes of the gradients that lie side by side as the parameters do; others are intermediate values.
+    /// Bytes of the gradients that lie side by side in the order of the parameters. Other gradients are intermediate values.
     pub gradients: u64,
     /// Bytes of the gradients that the session accumulates over micro-batches, kept for all its parameters; zero for a graph that does not
     /// accumulate.
@@ -36,11 +37,11 @@ pub struct Plan {
     pub shadows: u64,
     /// Bytes of the states.
     pub states: u64,
-    /// Most bytes of intermediate values that are alive at once: no plan needs less than this.
+    /// Largest number of bytes of intermediate values that are alive at once. No plan needs less.
     pub lower_bound: u64,
     /// Number of intermediate values.
     pub values: usize,
-    /// Dispatches of a run.
+    /// Number of dispatches of a run.
     pub dispatches: usize,
     /// Whether one buffer holds all inputs, one behind the other.
     pub(crate) inputs_together: bool,
@@ -55,8 +56,7 @@ impl Plan {
         self.slots.iter().sum()
     }
 
-    /// Bytes of everything on the device. All of it is allocated when the graph is compiled, nothing by a run; the buffer pool may
-    /// round each buffer up.
+    /// Bytes of everything on the device. All of it is allocated when the graph is compiled. The buffer pool may round each buffer up.
     #[must_use]
     pub fn peak(&self) -> u64 {
         let lasting =
@@ -65,7 +65,9 @@ impl Plan {
     }
 }
 
-/// Values that are alive in the same step never share bytes, and what a step reads never lies in a buffer that it writes.
+/// Plans the memory of an executable.
+///
+/// Values that are alive in the same step never share bytes. A value that a step reads never lies in a buffer that the step writes.
 pub(crate) fn plan(
     graph: &Graph,
     lowered: &Lowered,
@@ -88,7 +90,7 @@ pub(crate) fn plan(
     };
     let blocks_of = |params: &mut dyn Iterator<Item = ValueId>| -> Result<u64> {
         let mut blocks: Vec<usize> = params
-            .map(|param| Ok(table.run(param)?.block))
+            .map(|param| Ok(table.span(param)?.block))
             .collect::<Result<_>>()?;
         blocks.sort_unstable();
         blocks.dedup();

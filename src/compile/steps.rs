@@ -20,7 +20,7 @@ pub(crate) enum Place {
     },
     /// Intermediate storage of one operation, by number.
     Scratch(usize),
-    /// A run of an arena.
+    /// A span of an arena.
     Span(Arena, Span),
 }
 
@@ -37,17 +37,17 @@ pub(crate) enum Arena {
     Shadows,
 }
 
-/// A stretch of consecutive parameters.
+/// A stretch of an arena: one parameter, or several that follow each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Span {
-    /// Which block of parameters, see [`Session`](super::Session).
+    /// Which block of parameters. A session keeps its parameters in blocks, each of which is one buffer per arena.
     pub block: usize,
     pub offset: u64,
     pub bytes: u64,
 }
 
 impl Span {
-    /// Where the run begins in an arena.
+    /// Where the span begins in an arena.
     pub fn offset_in(&self, arena: Arena) -> u64 {
         match arena {
             Arena::Shadows => self.offset / 2,
@@ -98,8 +98,8 @@ pub(crate) trait Tuner {
     ) -> Result<usize>;
 }
 
-/// Where the session keeps parameters.
+/// Where parameters lie in the arenas.
 pub(crate) trait Arenas {
-    /// The run of one parameter.
-    fn run(&self, parameter: ValueId) -> Result<Span>;
+    /// The span of one parameter.
+    fn span(&self, parameter: ValueId) -> Result<Span>;
 }

@@ -15,7 +15,7 @@ pub(crate) struct Entry {
     pub shape: Shape,
     pub taps: Option<usize>,
     pub layout: Layout,
-    pub run: Span,
+    pub span: Span,
 }
 
 impl Entry {
@@ -40,7 +40,7 @@ impl Entry {
     }
 }
 
-/// Every run of rows × cols elements, transposed.
+/// Every stretch of rows × cols elements, transposed.
 fn transpose(data: &[f32], rows: usize, cols: usize) -> Vec<f32> {
     if rows == 1 || cols == 1 {
         return data.to_vec();
@@ -58,9 +58,10 @@ pub(crate) struct NewParameters {
     pub entries: Vec<(Entry, Init)>,
 }
 
-/// Runs of the parameters of one graph, and the sizes of all blocks.
+/// Spans of the parameters of one graph, and the sizes of all blocks.
+#[derive(Default)]
 pub(crate) struct Table {
-    pub runs: HashMap<ValueId, Span>,
+    pub spans: HashMap<ValueId, Span>,
     pub blocks: Vec<u64>,
 }
 
@@ -71,8 +72,8 @@ impl Table {
 }
 
 impl Arenas for Table {
-    fn run(&self, parameter: ValueId) -> Result<Span> {
-        self.runs
+    fn span(&self, parameter: ValueId) -> Result<Span> {
+        self.spans
             .get(&parameter)
             .copied()
             .ok_or_else(|| Error::Graph("a parameter is not in the session".into()))

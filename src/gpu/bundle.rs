@@ -387,13 +387,16 @@ impl Turn<'_> {
 
     /// Hands everything to the device and returns at once. Without [`Bundle::read`] there is nothing to wait for.
     ///
+    /// Each dispatch comes with whether a new submission begins before it. Submissions are done in order: the first has what the host
+    /// writes, the last has copies and results.
+    ///
     /// `note` writes down that the work is submitted, just before it is, and then perhaps that it failed, told by false.
     ///
     /// # Errors
     /// As [`Recorder::submit`](super::Recorder::submit).
     pub fn submit<'d>(
         mut self,
-        dispatches: impl Iterator<Item = &'d Dispatch>,
+        dispatches: impl Iterator<Item = (&'d Dispatch, bool)>,
         note: impl Fn(bool),
     ) -> Result<Option<Transfer>> {
         let bundle = self.bundle;
@@ -484,7 +487,7 @@ impl Bundle {
         turn: usize,
         upload: Option<&Upload>,
         download: Option<&Download>,
-        dispatches: impl Iterator<Item = &'d Dispatch>,
+        dispatches: impl Iterator<Item = (&'d Dispatch, bool)>,
     ) -> u64 {
         if let Some(upload) = upload {
             upload.unmap();
@@ -495,12 +498,17 @@ impl Bundle {
         }
         let mut dispatches = dispatches.peekable();
         let mut count = 0;
-        if dispatches.peek().is_some() {
+        while let Some((first, _)) = dispatches.next() {
+            if count > 0 {
+                self.gpu.context().submit_part(self.label, encoder);
+            }
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
                 label: Some(self.label),
                 timestamp_writes: None,
             });
-            for dispatch in dispatches {
+            first.encode(&mut pass, turn);
+            count += 1;
+            while let Some((dispatch, _)) = dispatches.next_if(|(_, cut)| !cut) {
                 dispatch.encode(&mut pass, turn);
                 count += 1;
             }

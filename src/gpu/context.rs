@@ -6,7 +6,7 @@
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use wgpu::{CommandEncoder, ErrorFilter, PollType, SubmissionIndex};
@@ -30,6 +30,8 @@ pub(super) struct Context {
     pub(super) queue: wgpu::Queue,
     pub(super) capabilities: Capabilities,
     pub(super) submissions: AtomicU64,
+    /// A part of a run is being submitted, of which the rest must come next.
+    parted: AtomicBool,
     pub(super) dispatches: AtomicU64,
     gate: Gate,
     faults: Arc<Faults>,
@@ -68,6 +70,7 @@ impl Context {
             queue,
             capabilities,
             submissions: AtomicU64::new(0),
+            parted: AtomicBool::new(false),
             dispatches: AtomicU64::new(0),
             gate: Gate::default(),
             faults,
@@ -147,6 +150,12 @@ impl Context {
     ) -> Result<T> {
         let _gate = self.gate();
         let what = || format!("submitting {label:?}");
+        if self.parted.load(Ordering::Relaxed) {
+            return Err(Error::Validation {
+                what: what(),
+                reason: "a callback cannot submit work between the parts of a long run".to_owned(),
+            });
+        }
         self.run(what, 0, || {
             let label = Some(label);
             let descriptor = wgpu::CommandEncoderDescriptor { label };
@@ -158,6 +167,25 @@ impl Context {
             self.dispatches.fetch_add(dispatches, Ordering::Relaxed);
             done(self.queue.submit([commands]))
         })
+    }
+
+    /// Hands what is encoded so far to the device and begins anew: what follows is another submission. Callbacks of the caller, which may
+    /// run here, cannot submit anything before the rest.
+    pub(super) fn submit_part(&self, label: &str, encoder: &mut CommandEncoder) {
+        struct Parted<'a>(&'a AtomicBool);
+        impl Drop for Parted<'_> {
+            fn drop(&mut self) {
+                self.0.store(false, Ordering::Relaxed);
+            }
+        }
+        let label = Some(label);
+        let descriptor = wgpu::CommandEncoderDescriptor { label };
+        let next = self.device.create_command_encoder(&descriptor);
+        let part = std::mem::replace(encoder, next).finish();
+        self.parted.store(true, Ordering::Relaxed);
+        let _parted = Parted(&self.parted);
+        self.submissions.fetch_add(1, Ordering::Relaxed);
+        self.queue.submit([part]);
     }
 
     /// Waits for a submission, or for all that are known.

@@ -2,36 +2,42 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::dispatch::{Dispatch, Input};
+use super::bound::{BoundKernel, Input};
+use super::pace::Pace;
 use super::parameters::Parameters;
 use super::tune::Measuring;
 use crate::compile::{Place, Plan, compile};
 use crate::error::Result;
-use crate::gpu::{self, BufferSlice, Bundle, Gpu, Layout, Sequence, Sweeper, Times, Timing};
+use crate::gpu::{
+    self, Access, Buffer, BufferSlice, Bundle, Gpu, Layout, Sequence, Sweeper, Times, Timing,
+};
 use crate::graph::Graph;
 use crate::kernels::{MAX_BINDINGS, Target};
 use crate::runtime::memory::Memory;
 use crate::runtime::run::Named;
 use crate::runtime::shadow::ShadowUse;
 
-/// A graph ready to run: one submission a run, nothing left to decide.
+/// A graph that is ready to run: pipelines, buffers and bindings exist, so that a run only encodes and submits.
 ///
 /// Runs of one executable follow each other in the order of their [`Executable::run`] calls, from any thread.
 #[derive(Debug)]
 pub struct Executable {
     gpu: Gpu,
-    pub(crate) dispatches: Vec<Dispatch>,
+    pub(crate) dispatches: Vec<BoundKernel>,
     pub(crate) inputs: Vec<Input>,
-    pub(crate) outputs: Vec<(String, BufferSlice, Layout)>,
-    /// The outputs on the host: shared with the results of every run.
+    /// Name, layout and place of each output on the host. The results of every run share it.
     pub(crate) results: Arc<[Named]>,
-    /// Inputs, updates of states and outputs around the dispatches.
+    /// What surrounds the dispatches: inputs, updates of states, outputs.
     pub(crate) bundle: Bundle,
     pub(crate) shadows: ShadowUse,
+    /// Buffers that outlive a run and that its dispatches write: parameters, moments, accumulated gradients, f16 copies.
+    lasting: Vec<Buffer>,
     /// Everything a run overwrites, for [`Executable::poison`].
     intermediates: Vec<BufferSlice>,
     plan: Plan,
+    pub(crate) pace: Arc<Pace>,
     /// Behind everything that holds kernels and bind groups.
     _sweeper: Sweeper,
 }
@@ -55,8 +61,13 @@ pub struct Step<'a> {
 }
 
 impl Executable {
-    /// The executable of a graph, and the parameters with those that it adds. `known` keeps what it has.
-    pub(crate) fn new(known: &Parameters, graph: &Graph) -> Result<(Self, Parameters)> {
+    /// The executable of a graph, and the parameters with those that it adds. `known` keeps what it has. No submission of a run takes
+    /// longer than `most`, as far as dispatches are shorter.
+    pub(crate) fn new(
+        known: &Parameters,
+        graph: &Graph,
+        most: Option<Duration>,
+    ) -> Result<(Self, Parameters)> {
         let gpu = known.gpu();
         let capabilities = gpu.capabilities();
         let target = Target::new(capabilities);
@@ -67,6 +78,7 @@ impl Executable {
         let parameters = &grown;
         let memory = Memory::new(parameters, graph, &lowered, &plan, table)?;
         let mut dispatches = Vec::with_capacity(lowered.steps.len());
+        let mut lasting: Vec<Buffer> = Vec::new();
         for step in &lowered.steps {
             let kernel = &step.kernel;
             let bindings = kernel.bindings();
@@ -77,8 +89,15 @@ impl Executable {
                 .zip(&bindings)
                 .map(|(&place, binding)| memory.slice(place, binding.layout.size_bytes()))
                 .collect::<Result<_>>()?;
+            for (slice, binding) in slices.iter().zip(&bindings) {
+                let buffer = slice.buffer();
+                let known = lasting.iter().any(|known| known.id() == buffer.id());
+                if binding.access == Access::ReadWrite && !known && parameters.holds(buffer) {
+                    lasting.push(buffer.clone());
+                }
+            }
             let turns = memory.turns(slices)?;
-            let dispatch = Dispatch::new(gpu, target, kernel, &turns)?;
+            let dispatch = BoundKernel::new(gpu, target, kernel, &turns)?;
             dispatches.push(dispatch.layer(step.layer.clone()));
         }
         let inputs = memory.inputs(graph);
@@ -112,12 +131,13 @@ impl Executable {
             .collect();
         let executable = Self {
             gpu: gpu.clone(),
+            pace: Arc::new(Pace::new(most, target, &dispatches)),
             dispatches,
             inputs,
-            outputs,
             results: results.into(),
             bundle,
             shadows: memory.shadow_use(graph, target)?,
+            lasting,
             intermediates: memory.intermediates(graph)?,
             plan,
             _sweeper: Sweeper(gpu.clone()),
@@ -129,20 +149,28 @@ impl Executable {
         self.inputs.iter().find(|input| input.name == name)
     }
 
-    /// Buffers and dispatches.
+    /// The memory plan, and the number of dispatches.
     #[must_use]
     pub fn plan(&self) -> &Plan {
         &self.plan
     }
 
-    /// Key and WGSL text of every dispatch, in order of execution; a kernel that runs twice occurs twice.
+    /// Number of submissions of the next run: 1, or more where its estimated or measured time exceeds
+    /// [`Session::max_submission`](crate::Session::max_submission).
+    #[must_use]
+    pub fn submissions(&self) -> usize {
+        let cuts = self.pace.cut(self.dispatches.iter());
+        1 + cuts.filter(|&(_, cut)| cut).count()
+    }
+
+    /// Key and WGSL text of every dispatch, in order of execution. A kernel that runs twice occurs twice.
     pub fn sources(&self) -> impl ExactSizeIterator<Item = (&str, &str)> {
         self.dispatches
             .iter()
             .map(|dispatch| (dispatch.work.key(), dispatch.work.wgsl()))
     }
 
-    /// Fills everything that a run computes with NaN, padding included: for tests that a run writes all it should.
+    /// Fills everything that a run computes with NaN, padding included. Tests use it to show that a run writes all it should.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`](crate::Error::OutOfMemory), [`Error::DeviceLost`](crate::Error::DeviceLost)
@@ -155,10 +183,14 @@ impl Executable {
         Ok(())
     }
 
-    /// Runs the dispatches once on whatever the inputs hold, and times each on the GPU. Parameters are updated as in a run.
+    /// Runs the dispatches once on whatever the inputs hold, and times each on the GPU.
+    ///
+    /// Nothing that outlives a run changes: parameters, moments and accumulated gradients are copied before and restored after, which
+    /// takes as much memory again meanwhile; states keep their values.
     ///
     /// # Errors
-    /// [`Error::Unsupported`](crate::Error::Unsupported) without timestamps; [`Error::DeviceLost`](crate::Error::DeviceLost).
+    /// [`Error::Unsupported`](crate::Error::Unsupported) without timestamps; [`Error::OutOfMemory`](crate::Error::OutOfMemory),
+    /// [`Error::DeviceLost`](crate::Error::DeviceLost).
     pub fn profile(&self) -> Result<Vec<Timing>> {
         let mut timings = self.measure(Gpu::start_profile)?.timings()?;
         for (timing, dispatch) in timings.iter_mut().zip(&self.dispatches) {
@@ -168,24 +200,44 @@ impl Executable {
     }
 
     /// Runs the dispatches once on whatever the inputs hold, in one pass as a run does, and returns its GPU time in nanoseconds.
-    /// Parameters are updated as in a run; states keep their values.
+    /// Nothing that outlives a run changes, as for [`Executable::profile`]. The pass is one submission, however long it takes.
     ///
     /// # Errors
     /// As [`Executable::profile`].
     pub fn time(&self) -> Result<f64> {
-        self.measure(Gpu::start_time)?.total()
+        let nanoseconds = self.measure(Gpu::start_time)?.total()?;
+        if nanoseconds > 0.0 {
+            self.pace.note(Duration::from_nanos(nanoseconds as u64));
+        }
+        Ok(nanoseconds)
     }
 
-    /// Outdated shadows are copied before, in a pass of their own.
+    /// Outdated shadows are refreshed before, in a submission of their own. What outlives a run is copied there, and restored at the end.
     fn measure(&self, start: Start) -> Result<Times> {
-        // Inputs that are being written cannot be read.
+        // Inputs that are being written cannot be read, and no other run may come between.
         let held = self.bundle.hold();
         let sequence = self.sequence_at(held.turn);
-        let refreshes = self.shadows.refreshes();
-        let before: Vec<&gpu::Dispatch> = refreshes.map(|dispatch| &dispatch.work).collect();
-        start(&self.gpu, &[&sequence], &before, &|sent| {
-            self.shadows.note(sent);
-        })
+        let copies = self.lasting.iter().map(|buffer| {
+            let copy = self.gpu.buffer(buffer.size(), "copy of parameters")?;
+            Ok((buffer.whole(), copy.whole()))
+        });
+        let copies: Vec<(BufferSlice, BufferSlice)> = copies.collect::<Result<_>>()?;
+        let mut recorder = self.gpu.recorder("before measuring");
+        for dispatch in self.shadows.refreshes() {
+            recorder.push(&dispatch.work);
+        }
+        for (buffer, copy) in &copies {
+            recorder.copy(buffer, copy)?;
+        }
+        recorder.submit()?;
+        self.shadows.refreshed();
+        let times = start(&self.gpu, &[&sequence], &[], &|_| ());
+        let mut recorder = self.gpu.recorder("after measuring");
+        for (buffer, copy) in &copies {
+            recorder.copy(copy, buffer)?;
+        }
+        recorder.submit()?;
+        times
     }
 
     /// The dispatches of a run, described, in order of execution.

@@ -4,7 +4,7 @@ use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use super::dispatch::{Dispatch, Input};
+use super::bound::{BoundKernel, Input};
 use super::parameters::Parameters;
 use crate::compile::{Arena, Arenas, Lowered, Place, Plan, Table};
 use crate::error::{Error, Result};
@@ -18,7 +18,7 @@ pub(crate) struct Memory<'a> {
     parameters: &'a Parameters,
     table: Table,
     inputs: HashMap<ValueId, Tensor>,
-    /// Where kernels read inputs where the host writes them: all inputs by turn, those of the first turn in `inputs`.
+    /// When inputs are read in place: one buffer of all inputs per run in flight. `inputs` lie in the first.
     in_place: Vec<Buffer>,
     gradients: HashMap<usize, Buffer>,
     /// Blocks whose f16 copy is read.
@@ -50,7 +50,7 @@ impl<'a> Memory<'a> {
             if arena != Arena::Gradients {
                 continue;
             }
-            let block = table.run(param)?.block;
+            let block = table.span(param)?.block;
             if let Entry::Vacant(entry) = gradients.entry(block) {
                 let bytes = parameters.block(block).bytes;
                 // Zeroed: the gaps between parameters are part of the norm.
@@ -59,7 +59,7 @@ impl<'a> Memory<'a> {
         }
         let shadows = lowered.shadows.values();
         let shadows = shadows
-            .map(|&param| Ok(table.run(param)?.block))
+            .map(|&param| Ok(table.span(param)?.block))
             .collect::<Result<_>>()?;
         let slots = plan
             .slots
@@ -84,7 +84,7 @@ impl<'a> Memory<'a> {
         &self.in_place
     }
 
-    /// What a dispatch binds, once or by turn.
+    /// What a dispatch binds: once, or once per run in flight if it reads inputs in place.
     pub(crate) fn turns(&self, slices: Vec<BufferSlice>) -> Result<Vec<Vec<BufferSlice>>> {
         let first = self.in_place.first().map(Buffer::id);
         if !slices
@@ -118,8 +118,8 @@ impl<'a> Memory<'a> {
         if let Some(&(slot, offset)) = self.plan.place_of.get(&place) {
             return self.slots[slot].slice(offset, bytes);
         }
-        let (arena, run) = match place {
-            Place::Span(arena, run) => (arena, run),
+        let (arena, span) = match place {
+            Place::Span(arena, span) => (arena, span),
             Place::Value(id) => {
                 if let Some(tensor) = self.inputs.get(&id) {
                     return Ok(tensor.slice().clone());
@@ -128,11 +128,11 @@ impl<'a> Memory<'a> {
                     return self.parameters.state(name);
                 }
                 if let Some(&(arena, param)) = self.lowered.pinned.get(&id) {
-                    (arena, self.table.run(param)?)
+                    (arena, self.table.span(param)?)
                 } else if let Some(&param) = self.lowered.shadows.get(&id) {
-                    (Arena::Shadows, self.table.run(param)?)
+                    (Arena::Shadows, self.table.span(param)?)
                 } else {
-                    (Arena::Parameters, self.table.run(id)?)
+                    (Arena::Parameters, self.table.span(id)?)
                 }
             }
             // Parts were taken from their value above.
@@ -142,12 +142,12 @@ impl<'a> Memory<'a> {
             }
         };
         let buffer = match arena {
-            Arena::Gradients => self.gradients.get(&run.block),
-            _ => self.parameters.block(run.block).arena(arena),
+            Arena::Gradients => self.gradients.get(&span.block),
+            _ => self.parameters.block(span.block).arena(arena),
         };
         let missing = || Error::Graph("an arena is used before it is allocated".into());
         let buffer = buffer.ok_or_else(missing)?;
-        buffer.slice(run.offset_in(arena), bytes)
+        buffer.slice(span.offset_in(arena), bytes)
     }
 
     pub(crate) fn shadow_use(&self, graph: &Graph, target: Target) -> Result<ShadowUse> {
@@ -159,11 +159,11 @@ impl<'a> Memory<'a> {
             let arenas = arenas.iter().filter_map(|&arena| block_of.arena(arena));
             let slices: Vec<BufferSlice> = arenas.map(Buffer::whole).collect();
             let kernel = kernels::optimizer::shadow(block_of.bytes as usize / 4, target)?;
-            reads.push((block, Dispatch::new(gpu, target, &kernel, &[slices])?));
+            reads.push((block, BoundKernel::new(gpu, target, &kernel, &[slices])?));
         }
         let mut outdates = Vec::new();
         for param in graph.nodes().iter().flat_map(|node| node.op.updated()) {
-            let block = self.table.run(*param)?.block;
+            let block = self.table.span(*param)?.block;
             if !self.shadows.contains(&block) && !outdates.contains(&block) {
                 outdates.push(block);
             }
@@ -206,8 +206,9 @@ impl<'a> Memory<'a> {
     }
 }
 
-/// The tensors of the inputs: side by side, or each in a buffer of its own where they are too large. And, where they are read in place, the
-/// buffers that hold them all, one for every run under way.
+/// The tensors of the inputs, and the buffers of inputs that are read in place, one per run in flight.
+///
+/// Inputs lie side by side in one buffer, or each in a buffer of its own if one buffer cannot hold them.
 fn inputs(
     gpu: &Gpu,
     graph: &Graph,

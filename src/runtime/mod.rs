@@ -1,17 +1,20 @@
-//! What runs: parameters and states by name, executables, and their runs.
+//! Parameters and states by name, executables, and their runs.
 
-mod dispatch;
+mod bound;
 mod executable;
-mod executables;
+mod function;
 mod memory;
+mod pace;
 mod parameters;
-mod record;
+mod recent;
 mod run;
 mod session;
 mod shadow;
 mod tune;
 
 pub use executable::{Executable, Step};
+pub(crate) use function::Function;
+pub(crate) use recent::Recent;
 pub use run::{Host, Outputs, Pending};
 pub use session::{Session, SessionStats};
 

@@ -96,7 +96,7 @@ impl Parameters {
             Some(&index) => {
                 let entry = &self.entries[index];
                 let data = entry.to_storage(data);
-                self.shadows.write(&self.gpu, entry.run.block, || {
+                self.shadows.write(&self.gpu, entry.span.block, || {
                     tensor.upload(&self.gpu, &data)
                 })
             }
@@ -107,12 +107,12 @@ impl Parameters {
     /// As [`Session::moments`](super::Session::moments).
     pub fn moments(&self, name: &str) -> Result<Option<[Vec<f32>; 2]>> {
         let entry = self.entry(name)?;
-        let Some(buffers) = &self.blocks[entry.run.block].moments else {
+        let Some(buffers) = &self.blocks[entry.span.block].moments else {
             return Ok(None);
         };
         let [m, v] = buffers;
         let read = |buffer: &Buffer| -> Result<Vec<f32>> {
-            let slice = buffer.slice(entry.run.offset, entry.layout.size_bytes())?;
+            let slice = buffer.slice(entry.span.offset, entry.layout.size_bytes())?;
             let tensor = Tensor::from_slice(slice, entry.layout)?;
             Ok(entry.to_host_order(&tensor.download::<f32>(&self.gpu)?.wait()?))
         };
@@ -122,7 +122,7 @@ impl Parameters {
     /// As [`Session::set_moments`](super::Session::set_moments).
     pub fn set_moments(&mut self, name: &str, moments: [&[f32]; 2]) -> Result<()> {
         let entry = self.entry(name)?;
-        let Some(buffers) = &self.blocks[entry.run.block].moments else {
+        let Some(buffers) = &self.blocks[entry.span.block].moments else {
             return Err(Error::Data {
                 name: name.to_owned(),
                 reason: "has no moments; compile a graph that trains".into(),
@@ -132,7 +132,7 @@ impl Parameters {
             check(name, data, entry.layout.len())?;
         }
         for (buffer, data) in buffers.iter().zip(moments) {
-            let slice = buffer.slice(entry.run.offset, entry.layout.size_bytes())?;
+            let slice = buffer.slice(entry.span.offset, entry.layout.size_bytes())?;
             let tensor = Tensor::from_slice(slice, entry.layout)?;
             tensor.upload(&self.gpu, &entry.to_storage(data))?;
         }
@@ -140,7 +140,7 @@ impl Parameters {
     }
 
     pub fn has_moments(&self, name: &str) -> Result<bool> {
-        Ok(self.blocks[self.entry(name)?.run.block].moments.is_some())
+        Ok(self.blocks[self.entry(name)?.span.block].moments.is_some())
     }
 
     /// Names of all states in alphabetical order, with their numbers of elements.
@@ -192,14 +192,30 @@ impl Parameters {
     }
 
     fn slice(&self, entry: &Entry) -> Result<BufferSlice> {
-        let block = &self.blocks[entry.run.block];
+        let block = &self.blocks[entry.span.block];
         block
             .parameters
-            .slice(entry.run.offset, entry.layout.size_bytes())
+            .slice(entry.span.offset, entry.layout.size_bytes())
     }
 
     pub fn state(&self, name: &str) -> Result<BufferSlice> {
         Ok(self.tensor(name)?.slice().clone())
+    }
+
+    /// Whether a buffer is one of the arenas.
+    pub fn holds(&self, buffer: &Buffer) -> bool {
+        let arenas = [
+            Arena::Parameters,
+            Arena::FirstMoments,
+            Arena::SecondMoments,
+            Arena::Accumulated,
+            Arena::Shadows,
+        ];
+        let mut blocks = self.blocks.iter();
+        blocks.any(|block| {
+            let mut all = arenas.iter().filter_map(|&arena| block.arena(arena));
+            all.any(|arena| arena.id() == buffer.id())
+        })
     }
 
     pub fn block(&self, index: usize) -> &Block {
@@ -217,18 +233,18 @@ impl Parameters {
         let created = new
             .entries
             .iter()
-            .map(|(entry, _)| (&entry.name, entry.run));
+            .map(|(entry, _)| (&entry.name, entry.span));
         let created: HashMap<&String, Span> = created.collect();
-        let mut runs = HashMap::new();
+        let mut spans = HashMap::new();
         for (id, value) in graph.parameters() {
-            let known = self.by_name.get(&value.name).map(|&i| self.entries[i].run);
-            if let Some(run) = known.or_else(|| created.get(&value.name).copied()) {
-                runs.insert(id, run);
+            let known = self.by_name.get(&value.name).map(|&i| self.entries[i].span);
+            if let Some(span) = known.or_else(|| created.get(&value.name).copied()) {
+                spans.insert(id, span);
             }
         }
         let blocks = self.blocks.iter().map(|block| block.bytes);
         Ok(Table {
-            runs,
+            spans,
             blocks: blocks.chain(new.blocks).collect(),
         })
     }
@@ -275,7 +291,7 @@ impl Parameters {
                 shape: value.shape.clone(),
                 taps: value.taps,
                 layout,
-                run: Span {
+                span: Span {
                     block: self.blocks.len() + blocks.len() - 1,
                     offset,
                     bytes,
@@ -346,7 +362,7 @@ impl Parameters {
             }
         }
         for &param in lowered.shadows.values() {
-            let block = &mut grown.blocks[table.run(param)?.block];
+            let block = &mut grown.blocks[table.span(param)?.block];
             if block.shadow.is_none() {
                 let buffer = self.gpu.zeroed_buffer(block.bytes / 2, "f16 shadows")?;
                 block.shadow = Some(buffer);

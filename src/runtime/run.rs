@@ -6,8 +6,10 @@ use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
-use super::dispatch::Input;
+use super::bound::Input;
+use super::pace::Pace;
 use crate::error::{Error, Result};
 use crate::gpu::{Download, Element, IN_FLIGHT, Layout, Transfer};
 use crate::runtime::executable::Executable;
@@ -93,12 +95,15 @@ pub(crate) struct Named {
 }
 
 impl Executable {
-    /// Runs that are under way at most: one more waits until the oldest is done, however few results the caller has taken. So the
-    /// device's queue is bounded, and inputs need no more staging memory than that.
+    /// Upper bound on the number of runs under way. One more waits until the oldest is done, even if the caller has taken no results.
+    /// This bounds the device's queue and the staging memory of inputs.
     pub const IN_FLIGHT: usize = IN_FLIGHT;
 
-    /// Uploads the inputs, submits everything, returns; at once, unless [`Executable::IN_FLIGHT`] runs are under way. An input that
-    /// neither an output nor an update depends on may be left out.
+    /// Writes the inputs, submits all dispatches and returns without waiting for them. It waits only while
+    /// [`Executable::IN_FLIGHT`] runs are under way. An input that neither an output nor an update depends on may be left out.
+    ///
+    /// A run is one submission, or several where it would take longer than
+    /// [`Session::max_submission`](super::Session::max_submission).
     ///
     /// The first run makes staging memory for results, and for inputs unless kernels read them where they are written
     /// ([`Plan::inputs_in_place`](super::Plan::inputs_in_place)). After that a run and taking its results allocate nothing, on the device or
@@ -120,11 +125,15 @@ impl Executable {
             }
         }
         let dispatches = self.shadows.refreshes().chain(&self.dispatches);
-        let dispatches = dispatches.map(|dispatch| &dispatch.work);
-        let transfer = turn.submit(dispatches, |sent| self.shadows.note(sent))?;
+        let cut = self.pace.cut(dispatches);
+        let cut = cut.map(|(dispatch, cut)| (&dispatch.work, cut));
+        let start = Instant::now();
+        let transfer = turn.submit(cut, |sent| self.shadows.note(sent))?;
         Ok(Pending {
             transfer,
             outputs: Arc::clone(&self.results),
+            start,
+            pace: Arc::clone(&self.pace),
         })
     }
 
@@ -188,13 +197,16 @@ impl Executable {
     }
 }
 
-/// Results of a run that may still be under way.
+/// The results of a run that may still be under way.
 #[derive(Debug)]
 #[must_use = "results arrive when waited for"]
 pub struct Pending {
     /// Nothing where the graph has no outputs.
     transfer: Option<Transfer>,
     outputs: Arc<[Named]>,
+    /// When the run was submitted.
+    start: Instant,
+    pace: Arc<Pace>,
 }
 
 impl Pending {
@@ -209,7 +221,7 @@ impl Pending {
         }
     }
 
-    /// The results if the run is done; does not block. After a `Some` there is nothing left to take.
+    /// The results if the run is done. Does not block. After a `Some` there is nothing left to take.
     pub fn try_take(&mut self) -> Option<Result<Outputs>> {
         match &mut self.transfer {
             Some(transfer) => {
@@ -220,7 +232,9 @@ impl Pending {
         }
     }
 
+    /// Of a run that is done.
     fn outputs(&self) -> Outputs {
+        self.pace.note(self.start.elapsed());
         let download = self.transfer.as_ref().map(Transfer::download);
         Outputs(download.map(|download| (Arc::clone(download), Arc::clone(&self.outputs))))
     }
@@ -240,8 +254,8 @@ impl Future for Pending {
     }
 }
 
-/// Named results of a run, in host-visible memory that a later run uses again once this and its clones are dropped. Nothing is
-/// converted before it is asked for.
+/// Named results of a run. They lie in host-visible memory, which a later run uses again once this value and its clones are dropped.
+/// A result is converted when it is asked for.
 #[derive(Clone, Default)]
 pub struct Outputs(Option<(Arc<Download>, Arc<[Named]>)>);
 

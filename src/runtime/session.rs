@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::executable::Executable;
-use super::executables::Executables;
 use super::parameters::Parameters;
+use super::recent::Recent;
 use crate::compile::{self, Plan, fingerprint};
 use crate::error::Result;
 use crate::gpu::Gpu;
@@ -38,8 +38,10 @@ pub struct SessionStats {
 /// [`Session::max_executables`]. A dropped session returns its memory to the device.
 #[derive(Debug)]
 pub struct Session {
-    executables: Executables,
+    /// By the fingerprint of their graph.
+    executables: Recent<u128, Executable>,
     parameters: Parameters,
+    max_submission: Option<Duration>,
     stats: SessionStats,
     /// Last, so that everything before it is dropped already.
     _memory: Memory,
@@ -58,13 +60,19 @@ impl Drop for Memory {
 impl Session {
     /// Number of compiled graphs that a session keeps unless [`Session::max_executables`] says otherwise.
     pub const MAX_EXECUTABLES: usize = 32;
+    /// Longest time of a submission on hardware unless [`Session::max_submission`] says otherwise.
+    pub const MAX_SUBMISSION: Duration = Duration::from_millis(500);
 
     /// An empty session; parameters start from `seed`, each from its own stream, so that their order does not matter.
     #[must_use]
     pub fn new(gpu: &Gpu, seed: u64) -> Self {
         Self {
-            executables: Executables::new(Self::MAX_EXECUTABLES),
+            executables: Recent::new(Self::MAX_EXECUTABLES),
             parameters: Parameters::new(gpu, seed),
+            max_submission: match gpu.capabilities().device_type {
+                wgpu::DeviceType::Cpu => None,
+                _ => Some(Self::MAX_SUBMISSION),
+            },
             stats: SessionStats::default(),
             _memory: Memory(gpu.clone()),
         }
@@ -78,6 +86,19 @@ impl Session {
     #[must_use]
     pub fn max_executables(mut self, most: usize) -> Self {
         self.executables.most = most.max(1);
+        self
+    }
+
+    /// Cuts runs of graphs compiled from now on into submissions of at most about `most`; `None` never cuts.
+    ///
+    /// Desktop systems end a submission that takes about two seconds, and the device with it. Without this call the bound is
+    /// [`Session::MAX_SUBMISSION`] on hardware, and there is none on software adapters, which no system watches. The time of a run is
+    /// estimated from its operations and bytes, and corrected by the shortest time that a run of the executable took from its
+    /// submission to its results. Submissions follow each other in order, so that results have the same bits.
+    /// A single dispatch is never cut: one that takes longer than the bound is a submission of its own.
+    #[must_use]
+    pub fn max_submission(mut self, most: Option<Duration>) -> Self {
+        self.max_submission = most;
         self
     }
 
@@ -107,13 +128,14 @@ impl Session {
     /// [`Error::Validation`](crate::Error::Validation), [`Error::DeviceLost`](crate::Error::DeviceLost) from the device.
     pub fn compile(&mut self, graph: &Graph) -> Result<Arc<Executable>> {
         let key = fingerprint(graph);
-        if let Some(executable) = self.executables.find(key) {
+        if let Some(executable) = self.executables.find(&key) {
             self.stats.hits += 1;
             return Ok(executable);
         }
         let start = Instant::now();
         // What fails up to here leaves everything as it was.
-        let (executable, parameters) = Executable::new(&self.parameters, graph)?;
+        let (executable, parameters) =
+            Executable::new(&self.parameters, graph, self.max_submission)?;
         let executable = Arc::new(executable);
         self.parameters = parameters;
         self.stats.misses += 1;
@@ -137,7 +159,7 @@ impl Session {
     ///
     /// Parameters, moments and states stay. An executable that the caller holds keeps its buffers until it is dropped there.
     pub fn forget(&mut self, graph: &Graph) -> bool {
-        let found = self.executables.forget(fingerprint(graph));
+        let found = self.executables.forget(&fingerprint(graph));
         if found {
             self.gpu().trim();
         }

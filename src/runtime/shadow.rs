@@ -1,13 +1,13 @@
 //! Shadows: f16 copies of parameters that the session keeps, so that no run casts a weight that has not changed.
 //!
 //! A block of parameters has one shadow, element for element. The optimizer step of a graph that reads a shadow writes it in the
-//! same pass. Every other write to a parameter outdates the shadow of its block; the next run that reads it copies the block
+//! same pass. Every other write to a parameter makes the shadow of its block stale; the next run that reads it copies the block
 //! first. Versions decide, while the device's gate is held from the question to the submission: no run can see an outdated copy.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::dispatch::Dispatch;
+use super::bound::BoundKernel;
 use crate::gpu::Gpu;
 
 /// Versions of the shadow of one block.
@@ -68,7 +68,7 @@ impl Shadows {
 pub(crate) struct ShadowUse {
     pub shadows: Arc<Shadows>,
     /// Blocks whose shadow is read, with the dispatch that copies the block.
-    pub reads: Vec<(usize, Dispatch)>,
+    pub reads: Vec<(usize, BoundKernel)>,
     /// Blocks whose parameters are updated, but not their shadows.
     pub outdates: Vec<usize>,
 }
@@ -76,7 +76,7 @@ pub(crate) struct ShadowUse {
 /// All of it is called by who holds the gate, see [`Gpu::gate`], from the first question to the submission.
 impl ShadowUse {
     /// Copies to make before anything else of the run.
-    pub fn refreshes(&self) -> impl Iterator<Item = &Dispatch> {
+    pub fn refreshes(&self) -> impl Iterator<Item = &BoundKernel> {
         let reads = self.reads.iter();
         reads.filter_map(|(block, dispatch)| {
             let outdated = self.shadows.lock().blocks[*block].is_outdated();
@@ -84,20 +84,28 @@ impl ShadowUse {
         })
     }
 
+    /// The [`refreshes`](Self::refreshes) are submitted, and nothing else of a run.
+    pub fn refreshed(&self) {
+        let mut state = self.shadows.lock();
+        for (block, _) in &self.reads {
+            let shadow = &mut state.blocks[*block];
+            let outdated = shadow.is_outdated();
+            shadow.shown = shadow.written;
+            state.refreshes += u64::from(outdated);
+        }
+    }
+
     /// `sent`: the run is about to be submitted, and runs after it find the shadows as it leaves them. Otherwise it failed after all.
     pub fn note(&self, sent: bool) {
+        if sent {
+            self.refreshed();
+        }
         let mut state = self.shadows.lock();
         if !sent {
             for (block, _) in &self.reads {
                 state.blocks[*block].written += 1;
             }
             return;
-        }
-        for (block, _) in &self.reads {
-            let shadow = &mut state.blocks[*block];
-            let outdated = shadow.is_outdated();
-            shadow.shown = shadow.written;
-            state.refreshes += u64::from(outdated);
         }
         for &block in &self.outdates {
             state.blocks[block].written += 1;

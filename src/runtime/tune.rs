@@ -7,7 +7,7 @@ use half::f16;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::dispatch::Dispatch;
+use super::bound::BoundKernel;
 use crate::compile::{Place, Step, Tuner};
 use crate::error::{Error, Result};
 use crate::gpu::{Access, Buffer, BufferSlice, Choice, Gpu, Sequence};
@@ -20,7 +20,7 @@ const DEFAULT: usize = 0;
 const CANDIDATE_LIMIT: Duration = Duration::from_secs(2);
 /// After this long the candidates that are left are not compiled.
 const TOTAL_LIMIT: Duration = Duration::from_secs(6);
-/// Work before anything is timed: a GPU that has idled, as it does while kernels are compiled, runs at a fraction of its clock.
+/// Duration of the work before anything is timed. A GPU that has idled, as it does while kernels are compiled, runs at a fraction of its clock.
 const WARM_UP: Duration = Duration::from_millis(300);
 /// After this long no further round of passes begins.
 const TIME_LIMIT: Duration = Duration::from_secs(2);
@@ -140,7 +140,7 @@ fn prepare(gpu: &Gpu, target: Target, steps: &[Step], limit: Duration) -> Result
             .zip(step.kernel.bindings())
             .map(|(place, binding)| buffers[place].slice(0, binding.layout.size_bytes()))
             .collect::<Result<_>>()?;
-        work.push(Dispatch::new(gpu, target, &step.kernel, &[slices])?);
+        work.push(BoundKernel::new(gpu, target, &step.kernel, &[slices])?);
     }
     let work = work.iter().map(|dispatch| &dispatch.work);
     Ok(Some(Sequence::of(work, 0)))

@@ -57,54 +57,54 @@ pub(crate) fn pin(fused: &Fused<'_>) -> Result<HashMap<ValueId, (Arena, ValueId)
     Ok(pinned)
 }
 
-/// A run of one of the arenas.
-type ArenaRun = (Arena, Span);
+/// A span of one of the arenas.
+type ArenaSpan = (Arena, Span);
 
 impl Lowering<'_> {
     /// Runs of the arenas that cover the pinned gradients of `ids`, merged where they touch; and the other gradients.
-    fn runs(
+    fn spans(
         &self,
         ids: &[ValueId],
         params: Option<&[ValueId]>,
-    ) -> Result<(Vec<ArenaRun>, Vec<usize>)> {
-        let mut runs = Vec::new();
+    ) -> Result<(Vec<ArenaSpan>, Vec<usize>)> {
+        let mut spans = Vec::new();
         let mut rest = Vec::new();
         for (i, &id) in ids.iter().enumerate() {
             match self.pinned.get(&self.fused.root(id)) {
                 Some(&(arena, param)) if params.is_none_or(|params| params[i] == param) => {
-                    runs.push((arena, self.arenas.run(param)?));
+                    spans.push((arena, self.arenas.span(param)?));
                 }
                 _ => rest.push(i),
             }
         }
-        Ok((self.merged(runs), rest))
+        Ok((self.merged(spans), rest))
     }
 
-    fn merged(&self, mut runs: Vec<ArenaRun>) -> Vec<ArenaRun> {
-        runs.sort_by_key(|(arena, run)| (*arena, run.block, run.offset));
-        let mut merged: Vec<ArenaRun> = Vec::new();
-        for (arena, run) in runs {
+    fn merged(&self, mut spans: Vec<ArenaSpan>) -> Vec<ArenaSpan> {
+        spans.sort_by_key(|(arena, span)| (*arena, span.block, span.offset));
+        let mut merged: Vec<ArenaSpan> = Vec::new();
+        for (arena, span) in spans {
             match merged.last_mut() {
                 Some((before, last))
                     if *before == arena
-                        && last.block == run.block
-                        && last.offset + last.bytes == run.offset
-                        && last.bytes + run.bytes <= self.max_binding =>
+                        && last.block == span.block
+                        && last.offset + last.bytes == span.offset
+                        && last.bytes + span.bytes <= self.max_binding =>
                 {
-                    last.bytes += run.bytes;
+                    last.bytes += span.bytes;
                 }
-                _ => merged.push((arena, run)),
+                _ => merged.push((arena, span)),
             }
         }
         merged
     }
 
     pub(crate) fn global_norm(&mut self, node: &Node) -> Result<()> {
-        let (runs, rest) = self.runs(&node.inputs, None)?;
+        let (spans, rest) = self.spans(&node.inputs, None)?;
         let mut sources = Vec::new();
-        for (arena, run) in runs {
-            let layout = Self::vector(run.bytes as usize / 4, DType::F32)?;
-            sources.push((layout, Place::Span(arena, run)));
+        for (arena, span) in spans {
+            let layout = Self::vector(span.bytes as usize / 4, DType::F32)?;
+            sources.push((layout, Place::Span(arena, span)));
         }
         for i in rest {
             let layout = self.layout(node.inputs[i])?;
@@ -131,16 +131,16 @@ impl Lowering<'_> {
 
     /// For each stretch of parameters, where its gradients lie.
     fn gradients(&mut self, ids: &[ValueId], params: &[ValueId]) -> Result<Vec<(Span, Place)>> {
-        let (runs, rest) = self.runs(ids, Some(params))?;
-        let mut work: Vec<(Span, Place)> = runs
+        let (spans, rest) = self.spans(ids, Some(params))?;
+        let mut work: Vec<(Span, Place)> = spans
             .into_iter()
-            .map(|(arena, run)| (run, Place::Span(arena, run)))
+            .map(|(arena, span)| (span, Place::Span(arena, span)))
             .collect();
         for i in rest {
-            let run = self.arenas.run(params[i])?;
+            let span = self.arenas.span(params[i])?;
             // Without the gap behind the parameter, which the gradient's own buffer does not have.
             let bytes = self.layout(params[i])?.size_bytes();
-            work.push((Span { bytes, ..run }, self.place(ids[i])?));
+            work.push((Span { bytes, ..span }, self.place(ids[i])?));
         }
         Ok(work)
     }
@@ -167,10 +167,10 @@ impl Lowering<'_> {
             kernels::optimizer::Weight::Constant(_) => None,
             kernels::optimizer::Weight::Value(_) => Some(self.place(node.inputs[params.len()])?),
         };
-        for (run, gradient) in self.gradients(&used.0, &used.1)? {
-            let layout = Self::vector(run.bytes as usize / 4, DType::F32)?;
+        for (span, gradient) in self.gradients(&used.0, &used.1)? {
+            let layout = Self::vector(span.bytes as usize / 4, DType::F32)?;
             let kernel = kernels::optimizer::accumulate(layout, weight, self.target);
-            let sum = Place::Span(Arena::Accumulated, run);
+            let sum = Place::Span(Arena::Accumulated, span);
             let places = std::iter::once(gradient).chain(weight_place);
             self.step(kernel, places.chain([sum]).collect())?;
         }
@@ -179,17 +179,17 @@ impl Lowering<'_> {
 
     /// What was taken is zero when the run ends.
     pub(crate) fn clear_accumulated(&mut self) -> Result<()> {
-        let mut runs = Vec::new();
+        let mut spans = Vec::new();
         for node in self.graph().nodes() {
             if let Op::TakeAccumulated { params } = &node.op {
                 for &param in params {
-                    runs.push((Arena::Accumulated, self.arenas.run(param)?));
+                    spans.push((Arena::Accumulated, self.arenas.span(param)?));
                 }
             }
         }
-        for (arena, run) in self.merged(runs) {
-            let layout = Self::vector(run.bytes as usize / 4, DType::F32)?;
-            self.fill(layout, 0.0, Place::Span(arena, run))?;
+        for (arena, span) in self.merged(spans) {
+            let layout = Self::vector(span.bytes as usize / 4, DType::F32)?;
+            self.fill(layout, 0.0, Place::Span(arena, span))?;
         }
         Ok(())
     }
@@ -198,18 +198,18 @@ impl Lowering<'_> {
     fn shadowed_blocks(&self) -> Result<HashSet<usize>> {
         let params = self.fused.shadows().values();
         params
-            .map(|&param| Ok(self.arenas.run(param)?.block))
+            .map(|&param| Ok(self.arenas.span(param)?.block))
             .collect()
     }
 
-    /// Rates of the parameters that lie in a run of the arenas, in stretches of equal rates.
-    fn stretches(&self, run: Span, params: &[ValueId], rates: &[Rates]) -> Result<Vec<Stretch>> {
+    /// Rates of the parameters that lie in a span of the arenas, in stretches of equal rates.
+    fn stretches(&self, whole: Span, params: &[ValueId], rates: &[Rates]) -> Result<Vec<Stretch>> {
         let mut all = Vec::new();
         for (&param, &rates) in params.iter().zip(rates) {
-            let span = self.arenas.run(param)?;
-            let inside = run.offset..run.offset + run.bytes;
-            if span.block == run.block && inside.contains(&span.offset) {
-                let start = (span.offset - run.offset) as usize / 4;
+            let span = self.arenas.span(param)?;
+            let inside = whole.offset..whole.offset + whole.bytes;
+            if whole.block == span.block && inside.contains(&span.offset) {
+                let start = (span.offset - whole.offset) as usize / 4;
                 all.push(Stretch { start, rates });
             }
         }
@@ -238,22 +238,22 @@ impl Lowering<'_> {
         let hyper = node.inputs[params.len()];
         let hyper = (self.layout(hyper)?, self.place(hyper)?);
         let shadowed = self.shadowed_blocks()?;
-        for (run, gradient) in self.gradients(gradients, params)? {
-            let stretches = self.stretches(run, params, rates)?;
-            let end = run.bytes as usize / 4;
+        for (span, gradient) in self.gradients(gradients, params)? {
+            let stretches = self.stretches(span, params, rates)?;
+            let end = span.bytes as usize / 4;
             for (i, part) in stretches.chunks(STRETCHES).enumerate() {
                 let next = stretches.get((i + 1) * STRETCHES);
                 let first = part[0].start;
                 let bytes = 4 * (next.map_or(end, |next| next.start) - first) as u64;
                 let offset = 4 * first as u64;
-                let run = Span {
-                    offset: run.offset + offset,
+                let span = Span {
+                    offset: span.offset + offset,
                     bytes,
-                    ..run
+                    ..span
                 };
                 // A gradient outside of the arenas is that of one parameter, which is one stretch.
                 let gradient = match gradient {
-                    Place::Span(arena, _) => Place::Span(arena, run),
+                    Place::Span(arena, _) => Place::Span(arena, span),
                     other => other,
                 };
                 let part: Vec<Stretch> = part
@@ -263,24 +263,24 @@ impl Lowering<'_> {
                         ..*stretch
                     })
                     .collect();
-                let shadowed = shadowed.contains(&run.block);
-                self.adamw_run(run, gradient, hyper, shadowed, (options, &part))?;
+                let shadowed = shadowed.contains(&span.block);
+                self.adamw_span(span, gradient, hyper, shadowed, (options, &part))?;
             }
         }
         Ok(())
     }
 
-    fn adamw_run(
+    fn adamw_span(
         &mut self,
-        run: Span,
+        span: Span,
         gradient: Place,
         (hyper_layout, hyper): (Layout, Place),
         shadowed: bool,
         (options, stretches): (AdamWConstants, &[Stretch]),
     ) -> Result<()> {
-        let elements = run.bytes as usize / 4;
+        let elements = span.bytes as usize / 4;
         let layout = Self::vector(elements, DType::F32)?;
-        let arena = |arena| Place::Span(arena, run);
+        let arena = |arena| Place::Span(arena, span);
         let mut places = vec![
             gradient,
             hyper,

@@ -2,7 +2,7 @@
 //! with a matrix of windows.
 
 use super::Lowering;
-use super::matmul::Operands;
+use super::matmul::ProductPlaces;
 use crate::compile::Place;
 use crate::error::{Error, Result};
 use crate::gpu::Layout;
@@ -20,7 +20,7 @@ impl Lowering<'_> {
         op: &Op,
         layouts: [Layout; 2],
         program: Program,
-        mut x: Operands,
+        mut x: ProductPlaces,
     ) -> Result<()> {
         let (target, width) = (self.target, program.width());
         let [first, second] = layouts;
@@ -34,7 +34,7 @@ impl Lowering<'_> {
                 let place = self.scratch(columns);
                 let gemm = Gemm::new(first, second, Trans::NN, columns.row_stride() / 4, target);
                 let (loads, stores) = (Vec::new(), vec![place]);
-                let product = Operands {
+                let product = ProductPlaces {
                     ab: x.ab,
                     loads,
                     stores,

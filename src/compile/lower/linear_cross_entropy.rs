@@ -1,7 +1,7 @@
 //! A linear layer and its cross entropy, some rows at a time: the logits of a chunk are computed, used up, and overwritten by those
 //! of the next. Gradients of the parameters add up over the chunks, in their order.
 
-use super::matmul::Operands;
+use super::matmul::ProductPlaces;
 use super::{At, Lowering};
 use crate::compile::Place;
 use crate::error::Result;
@@ -279,7 +279,7 @@ impl Lowering<'_> {
         let gemm = Gemm::new(a.0, b.0, trans, program.width(), self.target);
         let ab = [a.1, b.1];
         let stores = vec![store];
-        self.matmul(gemm, program, &Operands { ab, loads, stores })
+        self.matmul(gemm, program, &ProductPlaces { ab, loads, stores })
     }
 
     /// sum += x

@@ -10,7 +10,7 @@ use crate::kernels::gemm::Gemm;
 use crate::types::{DType, Shape};
 
 /// What a product reads and writes, in binding order but for the operands.
-pub(crate) struct Operands {
+pub(crate) struct ProductPlaces {
     pub ab: [Place; 2],
     pub loads: Vec<Place>,
     pub stores: Vec<Place>,
@@ -18,7 +18,12 @@ pub(crate) struct Operands {
 
 impl Lowering<'_> {
     /// The product `gemm`, or another way to cut it where the tuner finds that faster.
-    pub(crate) fn matmul(&mut self, gemm: Gemm, program: &Program, x: &Operands) -> Result<()> {
+    pub(crate) fn matmul(
+        &mut self,
+        gemm: Gemm,
+        program: &Program,
+        x: &ProductPlaces,
+    ) -> Result<()> {
         let scratch = Place::Scratch(self.scratch.len());
         let candidates = gemm.candidates(program, self.max_binding);
         let chosen = match self.tuner {
@@ -57,7 +62,7 @@ impl Lowering<'_> {
 fn steps(
     gemm: Gemm,
     program: &Program,
-    x: &Operands,
+    x: &ProductPlaces,
     scratch: Place,
 ) -> Result<(Vec<Step>, Option<Layout>)> {
     let step = |kernel, places| Step {

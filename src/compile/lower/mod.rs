@@ -13,7 +13,7 @@ mod staged;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use self::matmul::Operands;
+use self::matmul::ProductPlaces;
 use self::parts::Parts;
 use crate::compile::fuse::{Fused, Group};
 use crate::compile::{Arena, Arenas, Lowered, Place, Step, Tuner};
@@ -280,12 +280,12 @@ impl Lowering<'_> {
                 let width = program.width();
                 let gemm = kernels::gemm::Gemm::batched(*batch, ab, *trans, width, target);
                 let ab = [reads[0], reads[1]];
-                return self.matmul(gemm, &program, &Operands { ab, loads, stores });
+                return self.matmul(gemm, &program, &ProductPlaces { ab, loads, stores });
             }
             op @ (Op::Conv { .. } | Op::ConvGradInput { .. } | Op::ConvGradWeight { .. }) => {
                 let layouts = self.layouts(x)?;
                 let ab = [reads[0], reads[1]];
-                return self.conv(op, layouts, program, Operands { ab, loads, stores });
+                return self.conv(op, layouts, program, ProductPlaces { ab, loads, stores });
             }
             Op::LayerNorm { eps } => {
                 side.push(Place::Value(node.outputs[1]));

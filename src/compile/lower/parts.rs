@@ -33,7 +33,7 @@ pub(crate) fn only_stores(program: &Program) -> bool {
 
 /// A result's buffer, or the stretch of the gradient arena that it lies in.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Target {
+enum Destination {
     Whole(Place, Layout),
     Arena(Arena, Span),
 }
@@ -42,7 +42,7 @@ enum Target {
 #[derive(Default)]
 struct Bound {
     sources: Vec<(Place, Layout)>,
-    targets: Vec<Target>,
+    targets: Vec<Destination>,
 }
 
 impl Lowering<'_> {
@@ -114,13 +114,13 @@ impl Lowering<'_> {
         let mut places: Vec<Place> = bound.sources.iter().map(|&(place, _)| place).collect();
         for target in bound.targets {
             match target {
-                Target::Whole(place, layout) => {
+                Destination::Whole(place, layout) => {
                     results.push(layout);
                     places.push(place);
                 }
-                Target::Arena(arena, run) => {
-                    results.push(Self::vector(run.bytes as usize / 4, DType::F32)?);
-                    places.push(Place::Span(arena, run));
+                Destination::Arena(arena, span) => {
+                    results.push(Self::vector(span.bytes as usize / 4, DType::F32)?);
+                    places.push(Place::Span(arena, span));
                 }
             }
         }
@@ -135,7 +135,7 @@ impl Lowering<'_> {
     fn arena_of(&self, place: Place) -> Result<Option<(Arena, Span)>> {
         match place {
             Place::Value(id) => match self.pinned.get(&id) {
-                Some(&(arena, param)) => Ok(Some((arena, self.arenas.run(param)?))),
+                Some(&(arena, param)) => Ok(Some((arena, self.arenas.span(param)?))),
                 None => Ok(None),
             },
             _ => Ok(None),
@@ -149,21 +149,23 @@ impl Lowering<'_> {
             if !bound.sources.contains(&source) {
                 bound.sources.push(source);
             }
-            let Some((arena, run)) = self.arena_of(parts.to)? else {
-                bound.targets.push(Target::Whole(parts.to, parts.result));
+            let Some((arena, span)) = self.arena_of(parts.to)? else {
+                bound
+                    .targets
+                    .push(Destination::Whole(parts.to, parts.result));
                 continue;
             };
             let mut joined = false;
             for target in &mut bound.targets {
-                if let Target::Arena(other, whole) = target
+                if let Destination::Arena(other, whole) = target
                     && *other == arena
-                    && whole.block == run.block
+                    && whole.block == span.block
                 {
-                    let start = whole.offset.min(run.offset);
-                    let end = (whole.offset + whole.bytes).max(run.offset + run.bytes);
+                    let start = whole.offset.min(span.offset);
+                    let end = (whole.offset + whole.bytes).max(span.offset + span.bytes);
                     if end - start <= self.max_binding {
                         *whole = Span {
-                            block: run.block,
+                            block: span.block,
                             offset: start,
                             bytes: end - start,
                         };
@@ -173,26 +175,26 @@ impl Lowering<'_> {
                 }
             }
             if !joined {
-                bound.targets.push(Target::Arena(arena, run));
+                bound.targets.push(Destination::Arena(arena, span));
             }
         }
         Ok(bound)
     }
 
     /// Number of the target and bytes from its beginning.
-    fn target(&self, targets: &[Target], parts: &Parts) -> Result<(usize, u64)> {
+    fn target(&self, targets: &[Destination], parts: &Parts) -> Result<(usize, u64)> {
         let own = self.arena_of(parts.to)?;
         let found = targets
             .iter()
             .enumerate()
             .find_map(|(i, target)| match (target, own) {
-                (Target::Whole(place, _), None) => (*place == parts.to).then_some((i, 0)),
-                (Target::Arena(arena, whole), Some((own, run))) => {
+                (Destination::Whole(place, _), None) => (*place == parts.to).then_some((i, 0)),
+                (Destination::Arena(arena, whole), Some((own, span))) => {
                     let inside = *arena == own
-                        && whole.block == run.block
-                        && whole.offset <= run.offset
-                        && run.offset + run.bytes <= whole.offset + whole.bytes;
-                    inside.then(|| (i, run.offset - whole.offset))
+                        && whole.block == span.block
+                        && whole.offset <= span.offset
+                        && span.offset + span.bytes <= whole.offset + whole.bytes;
+                    inside.then(|| (i, span.offset - whole.offset))
                 }
                 _ => None,
             });
@@ -219,11 +221,11 @@ mod tests {
     impl Sequence {
         fn of(graph: &Graph) -> Result<Self> {
             let mut offset = 0;
-            let mut runs = HashMap::new();
+            let mut spans = HashMap::new();
             for (id, value) in graph.parameters() {
                 let bytes = Layout::of(&value.shape, value.dtype)?.size_bytes();
                 let bytes = bytes.next_multiple_of(512);
-                runs.insert(
+                spans.insert(
                     id,
                     Span {
                         block: 0,
@@ -233,12 +235,12 @@ mod tests {
                 );
                 offset += bytes;
             }
-            Ok(Self(runs))
+            Ok(Self(spans))
         }
     }
 
     impl Arenas for Sequence {
-        fn run(&self, parameter: ValueId) -> Result<Span> {
+        fn span(&self, parameter: ValueId) -> Result<Span> {
             Ok(self.0[&parameter])
         }
     }

@@ -10,7 +10,7 @@ use crate::types::Shape;
 
 /// A kernel with its bindings, on its own grid.
 #[derive(Debug)]
-pub(crate) struct Dispatch {
+pub(crate) struct BoundKernel {
     pub name: &'static str,
     /// The layer that it is for, if it is for one.
     pub layer: Option<Arc<str>>,
@@ -18,7 +18,7 @@ pub(crate) struct Dispatch {
     pub cost: Cost,
 }
 
-impl Dispatch {
+impl BoundKernel {
     pub fn new(
         gpu: &Gpu,
         target: Target,
