@@ -153,6 +153,12 @@ fn elements(dtype: DType, width: usize) -> Graph {
         }
     }
     graph.output("y", y).unwrap();
+    // Copies between rows of other lengths: of numbers and of indices.
+    let flat = graph.reshape(x, &[BATCH * TIME * width]).unwrap();
+    graph.output("flat", flat).unwrap();
+    let ids = graph.index_input("ids", BATCH * TIME, 9).unwrap();
+    let ids = graph.reshape(ids, &[BATCH, TIME]).unwrap();
+    graph.output("ids", ids).unwrap();
     graph
 }
 
