@@ -93,19 +93,13 @@ fn the_widest_initial_values() {
 fn trainings_of_sizes_that_do_not_fit() {
     let gpu = gpu();
     for batch in [usize::MAX, 1 << 60, 1 << 40] {
-        let options = DistillOptions {
-            batch,
-            ..DistillOptions::default()
-        };
+        let options = DistillOptions::default().batch(batch);
         let error = Distiller::new(&gpu, &EncoderOptions::default(), &options).unwrap_err();
         assert!(
             matches!(error, Error::Config { .. } | Error::Shape { .. }),
             "{error}"
         );
-        let options = DecoderTraining {
-            batch,
-            ..DecoderTraining::default()
-        };
+        let options = DecoderTraining::default().batch(batch);
         let error = DecoderTrainer::new(&gpu, &DecoderOptions::default(), &options).unwrap_err();
         assert!(
             matches!(error, Error::Config { .. } | Error::Shape { .. }),

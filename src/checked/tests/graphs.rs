@@ -169,6 +169,19 @@ fn text(places: usize, vocabulary: usize, width: usize, dtype: DType) -> Result<
     Ok(graph)
 }
 
+/// The gradient of a table of one column that is read so often that its places are sorted as a whole.
+fn many_places() -> Result<Graph> {
+    const PLACES: usize = 4099;
+    let mut graph = Graph::new();
+    let ids = graph.index_input("ids", PLACES, 5)?;
+    let table = graph.parameter("table", &[5, 1], Init::Uniform(0.1))?;
+    let rows = graph.gather(table, ids, None)?;
+    let loss = square(&mut graph, rows)?;
+    let gradient = graph.gradients(loss, &[table])?[0];
+    graph.output("gradient", gradient)?;
+    Ok(graph)
+}
+
 /// Every broadcast, and results with rows of several strides.
 fn broadcasts(rows: usize, cols: usize, dtype: DType) -> Result<Graph> {
     let mut graph = Graph::new();
@@ -183,6 +196,10 @@ fn broadcasts(rows: usize, cols: usize, dtype: DType) -> Result<Graph> {
     let a = graph.apply(add(Broadcast::Groups { period: rows }), &[a, groups])?[0];
     let a = graph.add_bias(a, column)?;
     let a = graph.mul_rows(a, row)?;
+    // Moves the elements, since rows are padded.
+    let moved = graph.reshape(a, &[cols, 6 * rows])?;
+    let moved = graph.cast(moved, DType::F32)?;
+    graph.output("moved", moved)?;
     let a = graph.mul_scalar(a, scalar)?;
     let b = graph.cast(a, DType::F32)?;
     let counter = graph.input("mask", &[1], DType::F32)?;
@@ -283,6 +300,7 @@ fn every_kernel_stays_inside_its_memory() {
         );
     }
     run(&products, "products");
+    run(&|_| many_places(), "places");
     for update in [false, true] {
         run(&|_| accumulated(update), "accumulation");
     }

@@ -61,7 +61,10 @@ fn kernels(target: Target) -> Result<Vec<Kernel>> {
     for layout in [tall, square, long] {
         let sums = ColumnSums::new(layout.cols(), target);
         let chunks = sums.chunks(layout.rows(), layout.cols());
-        let parts = matrix(chunks, layout.cols(), f32s)?;
+        let parts = match chunks {
+            1 => vector(layout.cols(), f32s)?,
+            _ => matrix(chunks, layout.cols(), f32s)?,
+        };
         all.push(sums.sums(layout, parts));
     }
     let rows = RowSums::new(tall, target);

@@ -36,7 +36,7 @@ impl Sequence {
 }
 
 impl Arenas for Sequence {
-    fn run(&self, parameter: ValueId) -> Result<Span> {
+    fn span(&self, parameter: ValueId) -> Result<Span> {
         Ok(self.spans[&parameter])
     }
 }
@@ -143,7 +143,7 @@ impl<'a> Network<'a> {
                     let numbers = noise(n, seed);
                     let array = Array::from_f32(dims, &numbers)?;
                     network.variables.set(value.name.clone(), array);
-                    let at = network.arenas.run(id)?.offset as usize;
+                    let at = network.arenas.span(id)?.offset as usize;
                     let bytes = layout.pack(&numbers)?;
                     parameters[at..at + bytes.len()].copy_from_slice(&bytes);
                     continue;
@@ -198,7 +198,7 @@ impl<'a> Network<'a> {
                 };
                 match arena {
                     Some((arena, parameter)) => {
-                        let span = self.arenas.run(parameter)?;
+                        let span = self.arenas.span(parameter)?;
                         return self.bound(Place::Span(arena, span), bytes);
                     }
                     None => (Home::Value(id), 0, bytes, size(id)?),
