@@ -99,7 +99,7 @@ fn submissions_are_counted_and_follow_what_is_measured() {
     }
     graph.output("y", y).unwrap();
     let data = vec![0.0; 64 * 64];
-    let mut run = |most| {
+    let run = |most| {
         let mut session = Session::new(&gpu, 0).max_submission(most);
         let executable = session.compile(&graph).unwrap();
         let before = gpu.report().submissions;
