@@ -76,7 +76,7 @@ fn training_steps_need_little_more_than_what_is_alive_at_once() {
                     "encoder_fwd",
                     "encoder_train",
                     "encoder_train_dropout",
-                    "encoder_train_checkpoint",
+                    "encoder_train_recompute",
                     "decoder_train",
                     "decoder_train_chunked",
                 ]

@@ -36,8 +36,9 @@ pub struct GpuOptions {
     pub cache_dir: Option<PathBuf>,
     /// Whether kernels are chosen by measuring, see [`GpuOptions::autotune`].
     pub autotune: bool,
-    /// Compiled kernels that are kept though nothing uses them: 256. The same bound holds for kernels of the caller.
-    pub idle_pipelines: usize,
+    /// Compiled kernels that are kept though nothing uses them. Without it 256, and 32 on software adapters, where a kernel takes some
+    /// megabytes. The same bound holds for kernels of the caller.
+    pub idle_pipelines: Option<usize>,
     /// Bind groups that are kept though nothing uses them: 1024. None outlives its buffers.
     pub idle_bind_groups: usize,
     /// Bytes of buffers that are kept for reuse though nothing uses them: 256 MiB. The same bound holds for staging buffers.
@@ -59,7 +60,7 @@ impl Default for GpuOptions {
             features: Features::empty(),
             cache_dir: None,
             autotune: false,
-            idle_pipelines: 256,
+            idle_pipelines: None,
             idle_bind_groups: 1024,
             idle_bytes: 256 << 20,
         }
@@ -220,7 +221,7 @@ impl GpuOptions {
     /// Most compiled kernels that are kept though nothing uses them. Those used longest ago go first; one in use never goes.
     #[must_use]
     pub fn idle_pipelines(mut self, most: usize) -> Self {
-        self.idle_pipelines = most;
+        self.idle_pipelines = Some(most);
         self
     }
 

@@ -192,9 +192,12 @@ impl Pipelines {
         } else {
             None
         };
+        let software = context.capabilities.device_type == wgpu::DeviceType::Cpu;
+        let usual = if software { 32 } else { 256 };
+        let idle = options.idle_pipelines.unwrap_or(usual);
         Self {
-            trusted: ByKey::new(options.idle_pipelines),
-            checked: ByKey::new(options.idle_pipelines),
+            trusted: ByKey::new(idle),
+            checked: ByKey::new(idle),
             layouts: Mutex::default(),
             compile_time: Mutex::default(),
             driver_cache,
