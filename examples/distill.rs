@@ -29,13 +29,13 @@ enum Storage {
 #[command(version)]
 struct Options {
     /// Training data: safetensors, EFB1 or JSON lines, see data/README.md
-    #[arg(long, default_value = "data/wordnet_train.safetensors")]
+    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/data/wordnet_train.safetensors"))]
     train: PathBuf,
     /// Validation data; questions are answered from its texts
-    #[arg(long, default_value = "data/wordnet_val.safetensors")]
+    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/data/wordnet_val.safetensors"))]
     validation: PathBuf,
     /// WordPiece vocabulary of the data
-    #[arg(long, default_value = "data/tokenizer.json")]
+    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/data/tokenizer.json"))]
     tokenizer: PathBuf,
     /// Use only the first N training samples
     #[arg(long)]

@@ -139,7 +139,7 @@ fn steps_and_weights() {
     let bias = layer.bias.unwrap();
     says(
         optimizer.step(&mut graph, loss, &[bias]),
-        "graph: this graph has an optimizer step already; put parameter groups into one step",
+        "graph: this graph has an optimizer step already; put parameter groups into one step (AdamW::group)",
     );
     assert_eq!(graph, before);
 

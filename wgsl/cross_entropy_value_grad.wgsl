@@ -187,7 +187,8 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     }
 {% endif %}
 
-    let weight = if_softmax(dloss / part.y, part.x, part.y);
+    // Where a row has no softmax the sum is NaN, or it is 0 and the weight infinite: the derivative is NaN either way.
+    let weight = dloss / part.y;
 {% if parts == 2 and steps > 0 %}
     // Always zero, for the sum holds exp(0); but compilers do not know, and so keep the halves in registers rather than what was unpacked
     // from them, which are twice as many: an eighth less time.

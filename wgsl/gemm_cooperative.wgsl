@@ -15,7 +15,7 @@
    where the steps reach beyond what may be read (`masked`), k is clamped before the load; rows of A times B transposed end with zeros up to
    their stride. Windows are read where `source` finds them inside the sample, and k behind K is no row of them. The steps of the pipeline that
    go beyond the last one load the last again. Workgroup memory: line and cell are below the tile's (`divides`), matrices lie inside a
-   subgroup's share, sums has `slices` matrices for each subgroup. #}
+   subgroup's share, sums has a matrix for each subgroup. #}
 {% set mt = wm // size %}
 {% set nt = wn // size %}
 {% set threads = rows * cols * lanes %}
@@ -37,7 +37,7 @@
 var<workgroup> tile_a{{ h }}: array<{{ element if scalar else "vec4<" ~ element ~ ">" }}, {{ a_lines * a_row // each }}>;
 var<workgroup> tile_b{{ h }}: array<{{ element if scalar else "vec4<" ~ element ~ ">" }}, {{ b_lines * b_row // each }}>;
 {% endfor %}
-var<workgroup> sums: array<f32, {{ rows * cols * slices * size * size }}>;
+var<workgroup> sums: array<f32, {{ rows * cols * size * size }}>;
 {% if windows %}
 {% include "shared/window" %}
 {% endif %}
@@ -259,23 +259,20 @@ lid / {{ cells }}u
     }
 {% endfor %}
 {% endif %}
-{# Single elements of a matrix cannot be reached: sums go through workgroup memory, a matrix of each subgroup at a time. With two slices for
-   each they take turns: the barrier between storing a matrix and reading it is also the one between reading the matrix before it and
-   storing the next. Only a barrier of the workgroup orders workgroup memory everywhere: that of a subgroup does not in SPIR-V. #}
-    let base = subgroup * {{ slices * size * size }}u;
+{# Single elements of a matrix cannot be reached: sums go through workgroup memory, a matrix of each subgroup at a time. Only a barrier of the
+   workgroup orders workgroup memory everywhere: that of a subgroup does not in SPIR-V. #}
+    let base = subgroup * {{ size * size }}u;
 {% for i in range(mt) %}
 {% for j in range(nt) %}
-{% set number = i * nt + j %}
-{% set slice = number % slices * size * size %}
-{% if slices == 1 and number > 0 %}
+{% if i + j > 0 %}
     workgroupBarrier();
 {% endif %}
-    coopStoreT(c{{ i }}_{{ j }}, &sums[base + {{ slice }}u], {{ size }}u);
+    coopStoreT(c{{ i }}_{{ j }}, &sums[base], {{ size }}u);
     workgroupBarrier();
     for (var cell = lane; cell < {{ size * size // 4 }}u; cell += {{ lanes }}u) {
         let row = row0 + sub_row + {{ i * size }}u + cell / {{ size // 4 }}u;
         let col = (col0 + sub_col + {{ j * size }}u) / 4u + cell % {{ size // 4 }}u;
-        let at = base + {{ slice }}u + 4u * cell;
+        let at = base + 4u * cell;
         if (row < {{ m }}u && col < {{ width }}u) {
             finish({% if split or batch > 1 %}wid.z * {{ m }}u + {% endif %}row, col, vec4<f32>(sums[at], sums[at + 1u], sums[at + 2u], sums[at + 3u]));
         }

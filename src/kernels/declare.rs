@@ -26,6 +26,8 @@ pub(crate) struct Binding {
     pub layout: Layout,
     pub view: View,
     pub access: Access,
+    /// Bytes from its start on that the kernel may touch: all of the layout, unless only a part of the value is bound.
+    pub needs: u64,
 }
 
 impl Binding {
@@ -35,6 +37,7 @@ impl Binding {
             layout,
             view,
             access,
+            needs: layout.size_bytes(),
         }
     }
 

@@ -12,7 +12,7 @@ const LIBRARY: [(&str, &str); 21] = [
     ("abs_grad", ABS_GRAD),
     ("gelu_tanh_grad", GELU_TANH_GRAD),
     ("gelu_tanh", GELU_TANH),
-    ("gelu_tanh_gate", GELU_TANH_GATE),
+    ("gelu_tanh_power", GELU_TANH_POWER),
     ("gelu_erf_grad", GELU_ERF_GRAD),
     ("gelu_erf", GELU_ERF),
     ("normal_tail", NORMAL_TAIL),
@@ -125,17 +125,18 @@ fn tanh_grad(x: vec4<f32>) -> vec4<f32> {
 }
 ";
 
-/// (1 + tanh u)/2 is the logistic function of 2u, which does not cancel for negative x; below −11 it is zero in f32.
-const GELU_TANH_GATE: &str = "\
-fn gelu_tanh_gate(x: vec4<f32>) -> vec4<f32> {
-    return logistic(1.5957691216 * (x + 0.044715 * x * x * x));
+/// (1 + tanh u)/2 is the logistic function of 2u, 1/(1 + 2^q), which does not cancel for negative x. At x = −11 the power
+/// overflows, and the quotient is 0.
+const GELU_TANH_POWER: &str = "\
+fn gelu_tanh_power(x: vec4<f32>) -> vec4<f32> {
+    return 1.0 + exp2(x * (-2.3022082 - 0.10294324 * x * x));
 }
 ";
 
 const GELU_TANH: &str = "\
 fn gelu_tanh(x: vec4<f32>) -> vec4<f32> {
     let c = max(x, vec4<f32>(-11.0));
-    return or_nan(c * gelu_tanh_gate(c), x);
+    return or_nan(c / gelu_tanh_power(c), x);
 }
 ";
 
@@ -143,8 +144,8 @@ fn gelu_tanh(x: vec4<f32>) -> vec4<f32> {
 const GELU_TANH_GRAD: &str = "\
 fn gelu_tanh_grad(x: vec4<f32>) -> vec4<f32> {
     let c = min(max(x, vec4<f32>(-11.0)), vec4<f32>(11.0));
-    let s = gelu_tanh_gate(c);
-    return or_nan(s + c * s * (1.0 - s) * 1.5957691216 * (1.0 + 0.134145 * c * c), x);
+    let s = 1.0 / gelu_tanh_power(c);
+    return or_nan(s + c * s * (1.0 - s) * (1.5957691 + 0.21406443 * c * c), x);
 }
 ";
 

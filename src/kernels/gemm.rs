@@ -103,9 +103,11 @@ const SKINNY_LANES: usize = 64;
 const SKINNY_DEPTH: usize = 1 << 22;
 
 /// Longest part of K that one invocation multiplies and adds up, where K has several: a software driver ends its loops after 65 535 steps
-/// ([`BLOCK`]). Of a longer K a tile keeps its sums aside every so many steps, 512 terms: added up in one go, 16 384 equal terms lose
-/// up to 2e-4, blocks of 512 less than 1e-5. Shorter products, which are nearly all, do without.
+/// ([`BLOCK`]).
 const PART: usize = 16_384;
+/// Of a K longer than this a tile keeps its sums aside every so many steps, 512 terms: added up in one go, 16 384 equal terms lose up to
+/// 2e-4, blocks of 512 less than 1e-5. Shorter products, which are nearly all, do without, since it costs them 6 % of their time.
+const FLUSHED: usize = 32_768;
 const FLUSH: usize = 64;
 /// The same for matrix units, which take 16 or more of K a step and whose sums are not kept aside.
 const COOPERATIVE_PART: usize = 1 << 20;
@@ -236,7 +238,7 @@ impl Gemm {
                 let chunk = k.div_ceil(DEPTH).div_ceil(splits);
                 tiled(tile, m, width, [splits, batch])
                     .with("chunk", chunk)
-                    .with("flush", if k > PART { FLUSH } else { 0 })
+                    .with("flush", if k > FLUSHED { FLUSH } else { 0 })
             }
             Tier::Cooperative(tile, units) => {
                 let work = Work {

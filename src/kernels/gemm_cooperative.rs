@@ -91,8 +91,8 @@ impl Tile {
         rows * cols * units.lanes
     }
 
-    /// Bytes of workgroup memory, with so many slices of sums for every subgroup.
-    fn storage(&self, trans: Trans, dtype: DType, units: MatrixUnits, slices: usize) -> usize {
+    /// Bytes of workgroup memory.
+    fn storage(&self, trans: Trans, dtype: DType, units: MatrixUnits) -> usize {
         let Self { bm, bn, bk, .. } = *self;
         let a = match trans {
             Trans::TN => bk * (bm + PAD),
@@ -103,16 +103,7 @@ impl Tile {
             Trans::NN | Trans::TN => bk * (bn + PAD),
         };
         let (rows, cols) = self.subgroups();
-        2 * (a + b) * dtype.size() + 4 * rows * cols * slices * units.size * units.size
-    }
-
-    /// Slices of sums for every subgroup: two take turns and need half the barriers, where there is room and more than one matrix.
-    fn slices(&self, trans: Trans, dtype: DType, units: MatrixUnits) -> usize {
-        let matrices = self.wm * self.wn / (units.size * units.size);
-        match matrices > 1 && self.storage(trans, dtype, units, 2) <= units.storage {
-            true => 2,
-            false => 1,
-        }
+        2 * (a + b) * dtype.size() + 4 * rows * cols * units.size * units.size
     }
 
     /// Whether every invocation loads the same number of `vec4`s, in whole rows.
@@ -145,7 +136,7 @@ pub(super) fn tiles(
         _ => &[],
     };
     all.iter().copied().filter(move |tile| {
-        tile.storage(trans, dtype, units, 1) <= units.storage
+        tile.storage(trans, dtype, units) <= units.storage
             && tile.invocations(units) <= units.invocations
             && tile.divides(trans, units)
     })
@@ -189,7 +180,6 @@ pub(super) fn kernel(tile: Tile, work: Work, units: MatrixUnits, program: Progra
         .with("size", units.size)
         .with("lanes", units.lanes)
         .with("scalar", units.scalar)
-        .with("slices", tile.slices(work.trans, work.a.dtype(), units))
         .with("zero", format!("vec4<{element}>()"))
         .with("element", element)
         .with("bm", tile.bm)

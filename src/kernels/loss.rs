@@ -177,7 +177,7 @@ impl CrossEntropyKernel {
             .with("pad", padding(logits, rows))
             .read("logits", logits, View::Vec4)
             .read("targets", targets, View::Scalar)
-            .write("rows", rows, View::Scalar)
+            .write_part("rows", rows, View::Scalar, rows_bytes(logits, rows))
             .flops(5.0 * logits.len() as f64)
     }
 
@@ -253,7 +253,7 @@ impl CrossEntropyKernel {
             .with("width", width)
             .read("logits", logits, View::Vec4)
             .read("targets", targets, View::Scalar)
-            .read("rows", rows, View::Scalar)
+            .read_part("rows", rows, View::Scalar, rows_bytes(logits, rows))
             .read("count", count, View::Scalar)
             .read("dloss", dloss, View::Scalar)
             .flops(4.0 * logits.len() as f64)
@@ -304,13 +304,22 @@ impl CrossEntropyKernel {
         };
         let kernel = kernel
             .read("dloss", dloss, View::Scalar)
-            .write("rows", rows, View::Scalar)
+            .write_part("rows", rows, View::Scalar, rows_bytes(logits, rows))
             .flops(9.0 * logits.len() as f64);
         match (over, pairs) {
             (true, _) => kernel.finish_over("logits", program),
             (false, true) => kernel.finish_pairs(program),
             (false, false) => kernel.finish(program),
         }
+    }
+}
+
+/// Bytes of `rows` [2, N] that a kernel reads or writes, bound from the first of its rows of logits on: of a chunk, the elements of its rows in
+/// both rows of the value, which end before the value does.
+fn rows_bytes(logits: Layout, rows: Layout) -> u64 {
+    match logits.rows() == rows.cols() {
+        true => rows.size_bytes(),
+        false => ((rows.row_stride() + logits.rows()) * rows.dtype().size()) as u64,
     }
 }
 

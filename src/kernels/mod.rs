@@ -149,6 +149,20 @@ impl Kernel {
         self
     }
 
+    /// As [`Kernel::read`], of a value of which the kernel touches only so many bytes from the start of the binding on.
+    fn read_part(mut self, name: &'static str, layout: Layout, view: View, needs: u64) -> Self {
+        let binding = Binding::new(name, layout, view, Access::Read);
+        self.reads.push(Binding { needs, ..binding });
+        self
+    }
+
+    /// As [`Kernel::write`], of a value of which the kernel touches only so many bytes from the start of the binding on.
+    fn write_part(mut self, name: &'static str, layout: Layout, view: View, needs: u64) -> Self {
+        let binding = Binding::new(name, layout, view, Access::ReadWrite);
+        self.writes.push(Binding { needs, ..binding });
+        self
+    }
+
     /// What happens to every `vec4` that the kernel yields.
     fn finish(mut self, program: Program) -> Self {
         self.program = Some(program);
@@ -282,7 +296,7 @@ impl Kernel {
             });
         }
         let wgsl = templates::render(self.template, &header, &self.numbers)?;
-        let needs = |binding: &Binding| (binding.access, binding.layout.size_bytes());
+        let needs = |binding: &Binding| (binding.access, binding.needs);
         let bindings = bindings.iter().map(needs).collect();
         Ok(TrustedSource { wgsl, bindings })
     }

@@ -287,7 +287,7 @@ fn every_kernel_stays_inside_its_memory() {
             );
         }
     }
-    for (places, vocabulary, width) in [(1, 1, 1), (5, 11, 7), (131, 13, 12)] {
+    for (places, vocabulary, width) in [(1, 1, 1), (5, 11, 7), (131, 13, 12), (263, 3, 1)] {
         run(
             &|dtype| text(places, vocabulary, width, dtype),
             &format!("text {places} of {vocabulary}x{width}"),
