@@ -1,7 +1,7 @@
 // Sums over `chunk` rows of each column: a workgroup takes `across` vec4s of columns, `down` invocations share the rows of each.
 // What the chunks leave is added up by sum_parts, or, where there are many, by this kernel before. An invocation takes at most
 // {{ (chunk + 4 * down - 1) // (4 * down) + 3 }} steps, whose sums it adds up in blocks of {{ block }}.
-{# Inside: chunk < chunks; rows read are below end <= rows, columns below used. stats has two rows of a stride of at least `rows`. y has a row
+{# Inside: chunk < chunks; rows read are below end <= rows, columns below used. stats has three rows of a stride of at least `rows`. y has a row
    for each chunk (twice with param_grad) and its own stride as width. lid + s < size, for lid < s <= size / 2. #}
 {% include "shared/group" %}
 {% set size = across * down %}

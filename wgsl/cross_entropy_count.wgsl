@@ -1,6 +1,6 @@
 {# By one workgroup, or of `each` targets a workgroup, one row of the result each. #}
 // Number of counted targets. An invocation looks at {{ (each + lanes - 1) // lanes }} of them, so that its count is exact.
-{# Inside: row < rows, the number of targets; count has one vec4. #}
+{# Inside: row < rows, the number of targets; count has a row for each workgroup, and a surplus workgroup writes nothing. #}
 {% include "shared/group" %}
 {% include "shared/reduce" %}
 

@@ -1,6 +1,7 @@
 {# All rows by one workgroup; or `each` rows a workgroup, into a row of `parts`; or the sum of those parts. #}
 // Number of counted targets and their mean loss. An invocation adds up at most {{ (each + lanes - 1) // lanes }} rows, in blocks of {{ block }}.
-{# Inside: row < rows, the number of targets and of columns of rows, whose second row begins at its stride. #}
+{# Inside: row < rows, the number of targets and of columns of rows, whose second row begins at its stride. `parts` has
+   a row for each workgroup, and loss and count have one vec4 each. #}
 {% include "shared/group" %}
 {% include "shared/reduce" %}
 

@@ -190,7 +190,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     // Where a row has no softmax the sum is NaN, or it is 0 and the weight infinite: the derivative is NaN either way.
     let weight = dloss / part.y;
 {% if parts == 2 and steps > 0 %}
-    // Always zero, for the sum holds exp(0); but compilers do not know, and so keep the halves in registers rather than what was unpacked
+    // Zero wherever there is a softmax, for the sum then holds exp(0); but compilers do not know, and so keep the halves in registers rather than what was unpacked
     // from them, which are twice as many: an eighth less time.
     let zero = select(0u, 1u, part.y < 0.5);
 {% endif %}

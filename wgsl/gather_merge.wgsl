@@ -1,5 +1,7 @@
 // Merges sorted runs of places, two at a time, into runs of twice the length: an invocation a place, which looks up its rank in the other run.
 // Places are in the order of their ids, those of one id in their own order. At most 32 steps an invocation.
+{# Inside: i < total, the elements of both lists; the other run is searched below its end, at most total. A place is clamped to count. Ranks of
+   one run are different numbers below the length of the result. #}
 {% include "shared/group" %}
 
 {% if keys %}

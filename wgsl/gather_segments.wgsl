@@ -1,6 +1,8 @@
 // Adds up rows of equal ids that lie side by side, {{ each }} rows an invocation and vec4 of columns. A sum that lies between two other ids is
 // complete and goes to the table, which was filled with zeros before. Those at the two ends of a block may go on in its neighbours: they are
 // left as two rows, which the same kernel adds up, until one block is all.
+{# Inside: block < blocks and col < used; rows read lie below the end of a block, at most count. Places were made by the sort, below count, and
+   an id is clamped to the table. A block leaves its two rows, 2 block and 2 block + 1. #}
 {% include "shared/group" %}
 
 fn id_at(i: u32) -> u32 {

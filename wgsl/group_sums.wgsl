@@ -1,7 +1,8 @@
 // Sum, or masked mean, over each run of `period` rows, or over each of its pieces of `each` rows: a workgroup takes `across` vec4s of the columns
 // of one result, `down` invocations share the rows of each. Pieces of a masked mean leave their sums and `counts`, which the same kernel
 // adds up (`carried`). An invocation takes at most {{ (each + 4 * down - 1) // (4 * down) + 3 }} steps, whose sums it adds up in blocks of {{ block }}.
-{# Inside: row < rows; t < (row + 1) period, all rows of x; col < used, or < width where it is finished. lid + s < size, for lid < s <= size /
+{# Inside: row < rows, a result or a piece of one; t stays below the end of its piece, at most the end of its period, all rows of x; counts has
+   an element for each piece; col < used, or < width where it is finished. lid + s < size, for lid < s <= size /
    2. #}
 {% include "shared/group" %}
 {% set size = across * down %}

@@ -1,6 +1,6 @@
 {# All rows by one workgroup; or `each` rows a workgroup, into a row of `parts`; or the sum of those parts, `rows` being 1. #}
 // Mean cosine, mean squared error, loss. An invocation adds up at most {{ (each + lanes - 1) // lanes }} rows, in blocks of {{ block }}.
-{# Inside: row < rows. The three scalars have one vec4 each. #}
+{# Inside: row < rows. `parts` has a row for each workgroup; the three scalars have one vec4 each. #}
 {% include "shared/group" %}
 {% include "shared/reduce" %}
 

@@ -1,6 +1,6 @@
 // `lanes` invocations per row, `size / lanes` rows per workgroup. Mean, then variance around it, both of the differences to the first
 // element of the row: the rounding of a large mean would swallow small deviations from it.
-{# Inside: row is at most the last one, columns are clamped to used - 1 or below used, those finished below width. stats has two rows of its
+{# Inside: row is at most the last one, columns are clamped to used - 1 or below used, those finished below width. stats has three rows of its
    stride. #}
 {% if held > 0 %}
 // An invocation holds the differences of its {{ held }} vec4s of the row in registers: x is read once.

@@ -1,5 +1,5 @@
 // dx = rstd (g - mean(g) - xhat mean(g xhat)), g = dy gamma. Both means in one reduction.
-{# Inside: row is at most the last one, columns are clamped to used - 1 or below used, those finished below width. stats has two rows of its
+{# Inside: row is at most the last one, columns are clamped to used - 1 or below used, those finished below width. stats has three rows of its
    stride. #}
 {% if held > 0 %}
 // An invocation holds its {{ held }} vec4s of g and xhat in registers: x and dy are read once.

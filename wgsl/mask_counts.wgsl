@@ -1,5 +1,7 @@
 // Sums of neighbours: of each run of `period` elements the sums of `pieces` pieces of {{ each }}, `lanes` invocations each. An invocation adds up
 // at most {{ (each + lanes - 1) // lanes }} elements, in blocks of {{ block }}.
+{# Inside: the task is at most the last one, and elements read lie below the end of its piece, all of x. y has an element for each task, and
+   what follows the last up to its stride. #}
 {% include "shared/group" %}
 {% include "shared/reduce" %}
 

@@ -1,6 +1,6 @@
 // The same elements in row-major order under another number of columns: one invocation per vec4 of the result, padding included.
-// Addresses: row < rows and col < width, so the result is written inside. An element is read only where 4 col + k < cols, and then
-// its number is less than that of all elements, which x has, too.
+{# Inside: row < rows and col < width, so the result is written inside. An element is read only where 4 col + k < cols, and then its number is
+   less than that of all elements, which x has, too. #}
 {% include "shared/group" %}
 
 fn element(row: u32, column: u32) -> {{ number }} {

@@ -1,6 +1,7 @@
 // The sum of every row, or of every piece of {{ each }} vec4s of a row where it has several: `lanes` invocations each. Padding is zero and may
 // be read. An invocation adds up at most {{ (each + lanes - 1) // lanes }} vec4s, in blocks of {{ block }}.
-{# Inside: row is at most the last one, col < used. y has an element for each row. #}
+{# Inside: row is at most the last one, col < used. y has an element for each row or, with several pieces, a row of
+   its own stride with an element for each piece. #}
 {% include "shared/group" %}
 {% include "shared/reduce" %}
 

@@ -137,6 +137,17 @@ impl Context {
         }
     }
 
+    /// Fails between the parts of a long run, which nothing may come between.
+    pub(super) fn check_whole(&self, what: impl FnOnce() -> String) -> Result<()> {
+        if !self.parted.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        Err(Error::Validation {
+            what: what(),
+            reason: "a callback cannot submit work between the parts of a long run".to_owned(),
+        })
+    }
+
     /// Encodes work and hands it to the device. `encode` returns the number of dispatches.
     ///
     /// `ready` writes down that the work is submitted, `done` runs when it is. Between them callbacks of the caller may run, call this crate
@@ -150,12 +161,7 @@ impl Context {
     ) -> Result<T> {
         let _gate = self.gate();
         let what = || format!("submitting {label:?}");
-        if self.parted.load(Ordering::Relaxed) {
-            return Err(Error::Validation {
-                what: what(),
-                reason: "a callback cannot submit work between the parts of a long run".to_owned(),
-            });
-        }
+        self.check_whole(what)?;
         self.run(what, 0, || {
             let label = Some(label);
             let descriptor = wgpu::CommandEncoderDescriptor { label };
@@ -170,7 +176,7 @@ impl Context {
     }
 
     /// Hands what is encoded so far to the device and begins anew: what follows is another submission. Callbacks of the caller, which may
-    /// run here, cannot submit anything before the rest.
+    /// run here, cannot submit anything before the rest; a panic of one is kept until the run is submitted whole.
     pub(super) fn submit_part(&self, label: &str, encoder: &mut CommandEncoder) {
         struct Parted<'a>(&'a AtomicBool);
         impl Drop for Parted<'_> {
@@ -185,7 +191,10 @@ impl Context {
         self.parted.store(true, Ordering::Relaxed);
         let _parted = Parted(&self.parted);
         self.submissions.fetch_add(1, Ordering::Relaxed);
-        self.queue.submit([part]);
+        let submitted = catch_unwind(AssertUnwindSafe(|| self.queue.submit([part])));
+        if let Err(panic) = submitted {
+            lock(&self.panics).push(panic);
+        }
     }
 
     /// Waits for a submission, or for all that are known.

@@ -154,6 +154,7 @@ impl ByKey {
         let _turn = lock(&turn);
         // Another thread may have compiled it meanwhile.
         if let Some(pipeline) = self.compiled.get(key) {
+            lock(&self.compiling).remove(key);
             return Ok(pipeline);
         }
         let compiled = compile();
@@ -301,11 +302,13 @@ impl Pipelines {
                 // are generated for; every loop has a bound known when it is generated; divisors are constants other than zero.
                 //
                 // A binding holds the whole layout: `BindGroup::check` compares its size with the layout's before every dispatch is made,
-                // and refuses what is smaller. The grid is the kernel's own: `runtime::Dispatch` is made from the kernel alone.
+                // and refuses what is smaller. Of a value that is bound in part it compares what the kernel touches (`Binding::needs`). The grid
+                // is the kernel's own: `runtime::BoundKernel` and `runtime::Function` take it from the kernel alone.
                 //
                 // An index that is read from memory (a token id, a position in a sorted list) is below its bound. Ids come from the host,
-                // which checks them before every upload; memory that has never been written is zero. What kernels compute is read by later
-                // dispatches of the same executable, all of which run, in order, in one submission.
+                // which checks them before every upload; an input that has never been written is zero. Positions are computed by earlier
+                // dispatches of the same run, which write all that is read later. A run may be cut into several submissions; until its last
+                // one nothing else is submitted (`Context::submit_part`). Functions on tensors of the caller (`direct`) refuse indices.
                 //
                 // Safe code of a caller cannot break this. A trusted pipeline never leaves the crate: its cache is apart from that of
                 // `Gpu::pipeline`; `Sequence`, the handle for timing, runs whole executables as they are; memory whose wgpu buffer a caller

@@ -126,6 +126,11 @@ impl Graph {
     /// # Errors
     /// As [`Graph::input`].
     pub fn index_input(&mut self, name: &str, n: usize, below: u32) -> Result<ValueId> {
+        if below == 0 {
+            return Err(Error::Graph(format!(
+                "input {name:?}: no index is below 0; give the number of rows or classes"
+            )));
+        }
         let below = Some(below);
         let source = Source::Input { below };
         self.named(("an input", name), &[n], DType::U32, source)

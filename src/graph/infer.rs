@@ -70,7 +70,11 @@ impl Operands<'_> {
         if fits {
             return Ok(());
         }
-        self.fail(format!("indices below {below} reach beyond {rows} rows"))
+        self.fail(format!(
+            "indices are declared below {below}, but there are {rows} rows or classes: declare them with \
+             index_input(.., {rows}), or with {} and ignore = Some({rows})",
+            rows + 1
+        ))
     }
 
     fn is(&self, i: usize, shape: &Shape, what: &str) -> Result<()> {

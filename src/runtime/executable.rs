@@ -229,8 +229,12 @@ impl Executable {
         for (buffer, copy) in &copies {
             recorder.copy(buffer, copy)?;
         }
-        recorder.submit()?;
+        // Before it is submitted: a callback of the caller that runs then may change a parameter, whose shadow is outdated again.
         self.shadows.refreshed();
+        if let Err(error) = recorder.submit() {
+            self.shadows.note(false);
+            return Err(error);
+        }
         let times = start(&self.gpu, &[&sequence], &[], &|_| ());
         let mut recorder = self.gpu.recorder("after measuring");
         for (buffer, copy) in &copies {

@@ -11,6 +11,7 @@ use crate::gpu::{
 };
 use crate::graph::{Graph, Source, ValueId};
 use crate::kernels::Target;
+use crate::types::DType;
 
 /// What a binding of a function refers to.
 #[derive(Debug)]
@@ -75,6 +76,10 @@ impl Function {
         let mut inputs = Vec::new();
         for (id, value) in graph.values() {
             match value.source {
+                // Kernels without checks trust ids, and nobody has checked what a tensor of the caller holds.
+                Source::Input { .. } if value.dtype == DType::U32 => {
+                    return Err(Error::Graph("a function of indices".into()));
+                }
                 Source::Input { .. } => {
                     places.inputs.insert(id, inputs.len());
                     inputs.push(Argument {

@@ -102,7 +102,7 @@ impl ParameterGroup {
         for suffix in &self.suffixes {
             if !any(&|name| has_suffix(name, suffix)) {
                 return self.fail(&format!(
-                    "has the suffix {suffix:?}, with which no parameter ends"
+                    "has the suffix {suffix:?}, which is no last part of a name; write it without the dot"
                 ));
             }
         }
@@ -118,7 +118,7 @@ impl ParameterGroup {
     fn fail<T>(&self, reason: &str) -> Result<T> {
         Err(Error::Config {
             field: "groups",
-            reason: format!("group {:?} {reason}", self.label),
+            reason: format!("{:?} {reason}", self.label),
         })
     }
 }

@@ -2,7 +2,7 @@
 
 use super::Lowering;
 use crate::compile::{Arena, Place, Span};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gpu::Layout;
 use crate::kernels::parts::{Sum, sum_parts};
 use crate::kernels::{Instruction, MAX_BINDINGS, Program};
@@ -97,8 +97,10 @@ impl Lowering<'_> {
         let bound = self.bound(&waiting)?;
         let mut sums = Vec::with_capacity(waiting.len());
         for parts in &waiting {
-            let own = |(place, _): &(Place, Layout)| *place == parts.source;
-            let source = bound.sources.iter().position(own).unwrap_or(0);
+            let own = (parts.source, parts.layout);
+            let source = bound.sources.iter().position(|source| *source == own);
+            let missing = || Error::Graph("parts without a source".into());
+            let source = source.ok_or_else(missing)?;
             let (result, offset) = self.target(&bound.targets, parts)?;
             sums.push(Sum {
                 source,
