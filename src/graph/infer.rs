@@ -71,7 +71,7 @@ impl Operands<'_> {
             return Ok(());
         }
         self.fail(format!(
-            "indices are declared below {below}, but there are {rows} rows or classes: declare them with \
+            "indices below {below} reach beyond {rows} rows or classes: declare them with \
              index_input(.., {rows}), or with {} and ignore = Some({rows})",
             rows + 1
         ))

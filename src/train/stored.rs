@@ -74,7 +74,7 @@ pub(super) fn fail<T>(name: &str, reason: impl Into<String>) -> Result<T> {
 /// [`Kind::find_bad`] finds. `kinds` are the kinds that `source` holds; `hint` is added where it lacks a parameter of this name.
 ///
 /// # Errors
-/// [`Error::Data`] naming the first tensor that does not fit.
+/// [`Error::Graph`] for a session without parameters, [`Error::Data`] naming the first tensor that does not fit.
 pub(super) fn check(
     tensors: &Tensors,
     session: &Session,
@@ -83,10 +83,10 @@ pub(super) fn check(
     hint: impl Fn(&str) -> String,
 ) -> Result<()> {
     let declared = declared(session, kinds)?;
-    if declared.is_empty()
-        && let Some((_, name)) = tensors.keys().next()
-    {
-        return fail(name, "session has no parameters yet: compile a graph first");
+    if declared.is_empty() && !tensors.is_empty() {
+        return Err(Error::Graph(
+            "session has no parameters yet: compile a graph first".into(),
+        ));
     }
     for (key, shape) in &declared {
         let (name, what) = (&key.1, key.0.what());
