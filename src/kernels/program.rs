@@ -14,7 +14,7 @@ pub(crate) struct Operand {
     pub broadcast: Broadcast,
 }
 
-/// Which elements are dropped: see [`Op::Dropout`](crate::graph::Op::Dropout).
+/// Which elements are dropped: see the operation `Dropout` of graphs.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Dropout {
     pub rate: f32,

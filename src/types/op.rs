@@ -160,7 +160,7 @@ pub enum Trans {
     TN,
 }
 
-/// How fast [`Op::AdamW`](crate::graph::Op::AdamW) changes one parameter.
+/// How fast the operation `AdamW` changes one parameter.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rates {
     /// Factor on the learning rate, at least 0.
