@@ -1,7 +1,7 @@
 // dx = rstd (g - mean(g) - xhat mean(g xhat)), g = dy gamma. Both means in one reduction.
 {# Inside: row is at most the last one, columns are clamped to used - 1 or below used, those finished below width. stats has three rows of its
    stride. #}
-{% if held > 0 %}
+{% if blocks == 1 %}
 // An invocation holds its {{ held }} vec4s of g and xhat in registers: x and dy are read once.
 {% endif %}
 {% include "shared/group" %}
@@ -17,7 +17,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     let rstd = stats_at(2u * stats_stride + row);
     var g_sum = vec4<f32>();
     var gx_sum = vec4<f32>();
-{% if held > 0 %}
+{% if blocks == 1 %}
 {% for h in range(held) %}
     let col{{ h }} = lane + {{ h * lanes }}u;
 {% if (h + 1) * lanes > used %}
@@ -44,7 +44,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     if (wanted >= {{ rows }}u) {
         return;
     }
-{% if held > 0 %}
+{% if blocks == 1 %}
 {% for h in range(held) %}
 {% if (h + 1) * lanes > used %}
     if (col{{ h }} < {{ width }}u) {

@@ -3,7 +3,8 @@
 use super::{Kernel, Program, Target, View, row_lanes};
 use crate::gpu::Layout;
 
-/// `vec4`s of a row that an invocation keeps in registers; wider rows are read again.
+/// `vec4`s of a row that an invocation has in registers at a time. It keeps them there until it writes the result; wider rows are read
+/// again.
 const MOST_HELD: usize = 8;
 
 /// x, gamma, beta → program(y), statistics [3, rows].
@@ -43,11 +44,11 @@ fn rows(template: &'static str, x: Layout, program: &Program, target: Target) ->
     let width = program.width();
     let (lanes, rows) = row_lanes(width, x.rows(), target);
     let each = width.div_ceil(lanes);
-    let held = if each <= MOST_HELD { each } else { 0 };
     Kernel::new(template)
         .items(x.rows() * lanes, rows * lanes)
         .with("lanes", lanes)
-        .with("held", held)
+        .with("held", each.min(MOST_HELD))
+        .with("blocks", each.div_ceil(MOST_HELD))
         .with("rows", x.rows())
         .with("cols", x.cols())
         .with("used", x.cols().div_ceil(4))

@@ -48,6 +48,7 @@ const TEMPLATES: &[(&str, &str)] = templates![
     "row_sums",
     "shared/cell",
     "shared/group",
+    "shared/moments",
     "shared/nan",
     "shared/reduce",
     "shared/softmax",
