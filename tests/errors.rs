@@ -109,7 +109,7 @@ fn names() {
     Linear::new(g, "layer", 3, 2, true).unwrap();
     says(
         Linear::new(g, "layer", 3, 2, true),
-        "graph: parameter \"layer.weight\" exists already in this graph (declared by Linear \"layer\"); a parameter of this graph needs another name",
+        "graph: parameter \"layer.weight\" exists already in this graph (declared by Linear \"layer\"); call forward of its layer again to share it, or give this parameter another name",
     );
     Embedding::new(g, "table", 5, 2, None, Init::Uniform(0.5)).unwrap();
     let error = g.state("table.weight", &[1], 0.0).unwrap_err();
@@ -120,6 +120,12 @@ fn names() {
         "graph: an input needs a name, not \"\"",
     );
     g.input("x", &[1], DType::F32).unwrap();
+    let x = g.constant(&[1], 1.0).unwrap();
+    g.output("y", x).unwrap();
+    says(
+        g.output("y", x),
+        "graph: output \"y\" exists already in this graph; give this one another name",
+    );
     says(
         g.parameter("x", &[1], Init::Constant(0.0)),
         "graph: input \"x\" exists already in this graph; a parameter of this graph needs another name",

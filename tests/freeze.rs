@@ -128,6 +128,13 @@ fn names_are_whole_or_end_before_a_dot() {
         assert_eq!(field, "freeze");
         assert!(reason.contains(&format!("{unknown:?}")), "{reason}");
     }
+    let Err(error) = left(&["block.1"]) else {
+        panic!("an unknown name is accepted");
+    };
+    assert!(
+        error.to_string().contains("(near: \"blocks.1\", "),
+        "{error}"
+    );
     let everything = left(&["blocks", "head"]);
     assert!(matches!(
         everything,

@@ -15,6 +15,7 @@ pub(crate) use fingerprint::fingerprint;
 #[cfg(test)]
 pub(crate) use lower::lower;
 pub use plan::Plan;
+pub(crate) use plan::size;
 pub(crate) use steps::{Arena, Arenas, Lowered, Place, Span, Step, Tuner};
 pub(crate) use table::{Entry, NewParameters, Table};
 

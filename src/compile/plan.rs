@@ -224,20 +224,28 @@ fn lives(graph: &Graph, lowered: &Lowered) -> Result<(Vec<Place>, Vec<Item>)> {
     Ok((places, items))
 }
 
+/// Bytes in MiB, or in KiB where that is less than one.
+pub(crate) fn size(bytes: u64) -> String {
+    let kib = bytes as f64 / 1024.0;
+    match kib < 1024.0 {
+        true => format!("{kib:.2} KiB"),
+        false => format!("{:.2} MiB", kib / 1024.0),
+    }
+}
+
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
         write!(
             f,
-            "{} dispatches; {} intermediate values in {} buffers, {:.2} MiB (at least {:.2} MiB are alive at once); {:.2} MiB in all: inputs {:.2} MiB, parameters {:.2} MiB",
+            "{} dispatches; {} intermediate values in {} buffers, {} (at least {} are alive at once); {} in all: inputs {}, parameters {}",
             self.dispatches,
             self.values,
             self.slots.len(),
-            mib(self.intermediates()),
-            mib(self.lower_bound),
-            mib(self.peak()),
-            mib(self.inputs),
-            mib(self.parameters),
+            size(self.intermediates()),
+            size(self.lower_bound),
+            size(self.peak()),
+            size(self.inputs),
+            size(self.parameters),
         )?;
         let rest = [
             ("moments", self.moments),
@@ -246,7 +254,7 @@ impl fmt::Display for Plan {
             ("f16 copies", self.shadows),
         ];
         for (name, bytes) in rest.into_iter().filter(|&(_, bytes)| bytes > 0) {
-            write!(f, ", {name} {:.2} MiB", mib(bytes))?;
+            write!(f, ", {name} {}", size(bytes))?;
         }
         Ok(())
     }

@@ -44,7 +44,8 @@ impl AtomicFile {
         let (target, replaced) = resolve(path).map_err(fail)?;
         let folder = folder(&target);
         remove_dead(folder);
-        let file = temporary(folder, replaced.as_ref()).map_err(fail)?;
+        let file =
+            temporary(folder, replaced.as_ref()).map_err(|error| fail(explained(error, folder)))?;
         Ok(Self {
             path: path.to_owned(),
             target,
@@ -126,6 +127,23 @@ fn folder(path: &Path) -> &Path {
     match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
+    }
+}
+
+/// Why no temporary file could be made, without its name.
+fn explained(error: io::Error, folder: &Path) -> io::Error {
+    if error.kind() == ErrorKind::NotFound && !folder.exists() {
+        let reason = format!(
+            "the folder {} does not exist; create it first",
+            folder.display()
+        );
+        return io::Error::new(ErrorKind::NotFound, reason);
+    }
+    // `tempfile` puts the path before the system's own answer.
+    let answer = error.get_ref().and_then(|inner| inner.source());
+    match answer.map(ToString::to_string) {
+        Some(answer) => io::Error::new(error.kind(), answer),
+        None => error,
     }
 }
 
@@ -233,6 +251,25 @@ mod tests {
         ];
         assert!(yes.iter().all(|name| is_temporary(OsStr::new(name))));
         assert!(!no.iter().any(|name| is_temporary(OsStr::new(name))));
+    }
+
+    #[test]
+    fn a_folder_that_is_missing_is_named_and_no_temporary_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let missing = folder.path().join("missing");
+        let error = AtomicFile::create(&missing.join("file")).err().unwrap();
+        let text = error.to_string();
+        let reason = format!(
+            "the folder {} does not exist; create it first",
+            missing.display()
+        );
+        assert!(text.ends_with(&reason), "{text}");
+
+        // Where the folder is a file, the answer is the system's.
+        let file = folder.path().join("plain");
+        fs::write(&file, "").unwrap();
+        let error = AtomicFile::create(&file.join("file")).err().unwrap();
+        assert!(!error.to_string().contains(PREFIX), "{error}");
     }
 
     #[test]

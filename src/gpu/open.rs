@@ -243,7 +243,9 @@ fn rank(adapter: &Adapter) -> (u8, bool) {
 
 /// What was asked for, what there is, and what to do.
 fn describe<'a>(options: &GpuOptions, found: impl Iterator<Item = &'a Adapter>) -> String {
-    let mut asked = vec![format!("backends {:?}", options.backends)];
+    // Nothing that this crate is not compiled for.
+    let backends = options.backends - Backends::BROWSER_WEBGPU;
+    let mut asked = vec![format!("backends {backends:?}")];
     asked.extend(
         options
             .adapter

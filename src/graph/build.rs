@@ -85,8 +85,15 @@ impl Graph {
             Some(layer) => format!(" (declared by {layer})"),
             None => String::new(),
         };
+        let instead = match (kind, what) {
+            ("parameter", "a parameter") => {
+                "call forward of its layer again to share it, or give this parameter another name"
+                    .to_owned()
+            }
+            _ => format!("{what} of this graph needs another name"),
+        };
         Err(Error::Graph(format!(
-            "{kind} {name:?} exists already in this graph{by}; {what} of this graph needs another name"
+            "{kind} {name:?} exists already in this graph{by}; {instead}"
         )))
     }
 
@@ -215,7 +222,7 @@ impl Graph {
         }
         if self.outputs.iter().any(|(taken, _)| taken == name) {
             return Err(Error::Graph(format!(
-                "output {name:?} exists already in this graph"
+                "output {name:?} exists already in this graph; give this one another name"
             )));
         }
         self.outputs.push((name.to_owned(), value));

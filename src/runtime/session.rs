@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::executable::Executable;
 use super::parameters::Parameters;
 use super::recent::Recent;
-use crate::compile::{self, Plan, fingerprint};
+use crate::compile::{self, Plan, fingerprint, size};
 use crate::error::Result;
 use crate::gpu::Gpu;
 use crate::graph::Graph;
@@ -145,11 +145,11 @@ impl Session {
         }
         let plan = executable.plan();
         log::info!(
-            "graph {:016x} compiled: {} nodes, {} dispatches, {:.1} MiB, {} ms",
+            "graph {:016x} compiled: {} nodes, {} dispatches, {}, {} ms",
             key as u64,
             graph.nodes().len(),
             plan.dispatches,
-            plan.peak() as f64 / f64::from(1 << 20),
+            size(plan.peak()),
             start.elapsed().as_millis()
         );
         Ok(executable)

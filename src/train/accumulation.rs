@@ -7,7 +7,7 @@
 
 use std::collections::HashSet;
 
-use super::optimizer::{LOSS_SCALE, reached, whole};
+use super::optimizer::{LOSS_SCALE, add_output, reached, whole};
 use super::{AdamW, StepOutputs};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Op, Source, Value, ValueId};
@@ -122,12 +122,12 @@ impl AdamW {
             let sums = graph.state(METRICS, &[metrics], 0.0)?;
             let inverse = graph.unary(UnaryOp::Recip, weight)?;
             let means = graph.mul_scalar(sums, inverse)?;
-            graph.output(StepOutputs::METRICS, means)?;
+            add_output(&mut graph, StepOutputs::METRICS, means)?;
             reset(&mut graph, sums)?;
         }
         // A plain copy, since the state is zero when results are read back.
         let all = graph.affine(total, 1.0, 0.0)?;
-        graph.output(StepOutputs::WEIGHT, all)?;
+        add_output(&mut graph, StepOutputs::WEIGHT, all)?;
         reset(&mut graph, total)?;
         self.finish(&mut graph, &params, &gradients, [scale, divisor])?;
         Ok(graph)

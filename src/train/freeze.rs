@@ -1,6 +1,6 @@
 //! Which parameters are trained.
 
-use super::group::has_prefix;
+use super::group::{has_prefix, near_prefixes};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, ValueId};
 
@@ -22,7 +22,8 @@ pub fn trainable(graph: &Graph, frozen: &[String]) -> Result<Vec<ValueId>> {
         let mut parameters = graph.parameters();
         if !parameters.any(|(_, value)| has_prefix(&value.name, prefix)) {
             return fail(format!(
-                "names {prefix:?}, which is no parameter and no prefix of one"
+                "names {prefix:?}, which is no parameter and no prefix of one{}",
+                near_prefixes(graph, prefix)
             ));
         }
     }

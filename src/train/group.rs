@@ -1,5 +1,7 @@
 //! Groups of parameters that an optimizer treats differently.
 
+use std::collections::BTreeSet;
+
 use crate::error::{Error, Result};
 use crate::graph::{Graph, ValueId};
 use crate::types::Rates;
@@ -95,14 +97,21 @@ impl ParameterGroup {
         for prefix in &self.names {
             if !any(&|name| has_prefix(name, prefix)) {
                 return self.fail(&format!(
-                    "names {prefix:?}, which is no parameter and no prefix of one"
+                    "names {prefix:?}, which is no parameter and no prefix of one{}",
+                    near_prefixes(graph, prefix)
                 ));
             }
         }
         for suffix in &self.suffixes {
             if !any(&|name| has_suffix(name, suffix)) {
+                let parameters = graph.parameters();
+                let suffixes = parameters.flat_map(|(_, value)| {
+                    let dots = value.name.match_indices('.').map(|(dot, _)| dot + 1);
+                    dots.map(|start| &value.name[start..])
+                });
                 return self.fail(&format!(
-                    "has the suffix {suffix:?}, which is no last part of a name; write it without the dot"
+                    "has the suffix {suffix:?}, which is no last part of a name{}; write it without the dot",
+                    near(suffix, suffixes)
                 ));
             }
         }
@@ -164,6 +173,37 @@ pub(super) fn has_prefix(name: &str, prefix: &str) -> bool {
     match name.strip_prefix(prefix) {
         Some(rest) => rest.is_empty() || (rest.starts_with('.') && !prefix.is_empty()),
         None => false,
+    }
+}
+
+/// Names of parameters, and of what holds several, that look like `wanted`, as a part of a message; empty where there is none.
+pub(super) fn near_prefixes(graph: &Graph, wanted: &str) -> String {
+    let parameters = graph.parameters();
+    let prefixes = parameters.flat_map(|(_, value)| {
+        let dots = value.name.match_indices('.').map(|(dot, _)| dot);
+        let ends = dots.chain([value.name.len()]);
+        ends.map(|end| &value.name[..end])
+    });
+    near(wanted, prefixes)
+}
+
+/// The three of `names` that look most like `wanted`.
+fn near<'a>(wanted: &str, names: impl Iterator<Item = &'a str>) -> String {
+    let names: BTreeSet<&str> = names.collect();
+    let mut names: Vec<(f64, &str)> = names
+        .into_iter()
+        .map(|name| (strsim::jaro_winkler(wanted, name), name))
+        .filter(|(likeness, _)| *likeness > 0.8)
+        .collect();
+    names.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let names: Vec<String> = names
+        .iter()
+        .take(3)
+        .map(|(_, n)| format!("{n:?}"))
+        .collect();
+    match names.is_empty() {
+        true => String::new(),
+        false => format!(" (near: {})", names.join(", ")),
     }
 }
 

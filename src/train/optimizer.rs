@@ -46,7 +46,7 @@ impl StepOutputs {
 ///
 /// let optimizer = AdamW::default()
 ///     .schedule(Schedule::Constant { rate: 1e-3 })
-///     .clip(Some(1.0))
+///     .clip(1.0)
 ///     .no_decay_for_biases_and_norms();
 /// ```
 #[derive(Clone, Debug, PartialEq)]
@@ -93,8 +93,20 @@ impl AdamW {
         beta2: f32,
         eps: f32,
         weight_decay: f32,
-        clip: Option<f32>,
-        loss_scale: Option<LossScale>,
+    }
+
+    /// Sets the field `clip`: a bound, or `None` for no clipping.
+    #[must_use]
+    pub fn clip(mut self, clip: impl Into<Option<f32>>) -> Self {
+        self.clip = clip.into();
+        self
+    }
+
+    /// Sets the field `loss_scale`: a loss scale, or `None` for none.
+    #[must_use]
+    pub fn loss_scale(mut self, loss_scale: impl Into<Option<LossScale>>) -> Self {
+        self.loss_scale = loss_scale.into();
+        self
     }
 
     fn check(&self) -> Result<()> {
@@ -204,10 +216,10 @@ impl AdamW {
         };
         graph.apply(op, &[gradients, &[hyper]].concat())?;
 
-        graph.output(StepOutputs::LEARNING_RATE, rate)?;
-        graph.output(StepOutputs::GRADIENT_NORM, norm)?;
-        graph.output(StepOutputs::LOSS_SCALE, used_scale)?;
-        graph.output(StepOutputs::SKIPPED, missed)
+        add_output(graph, StepOutputs::LEARNING_RATE, rate)?;
+        add_output(graph, StepOutputs::GRADIENT_NORM, norm)?;
+        add_output(graph, StepOutputs::LOSS_SCALE, used_scale)?;
+        add_output(graph, StepOutputs::SKIPPED, missed)
     }
 
     /// What gradients are multiplied by: min(1, clip / norm) / divisor.
@@ -240,6 +252,17 @@ impl AdamW {
         graph.assign(state, kept)?;
         Ok(next)
     }
+}
+
+/// Adds one of [`StepOutputs`].
+pub(super) fn add_output(graph: &mut Graph, name: &str, value: ValueId) -> Result<()> {
+    if graph.outputs().iter().any(|(taken, _)| taken == name) {
+        return Err(Error::Graph(format!(
+            "output {name:?} exists already in this graph, but an optimizer step adds one of this name (train::StepOutputs lists them all); \
+             give yours another name"
+        )));
+    }
+    graph.output(name, value)
 }
 
 /// Leaves the graph as it was when `build` fails.
