@@ -9,6 +9,7 @@ use energyflow::gpu::{Alignment, Layout, Tensor};
 use energyflow::graph::{Graph, Init};
 use energyflow::runtime::Host;
 use energyflow::text::{Batches, Dataset, DistillOptions, Distiller, EncoderOptions};
+use energyflow::train::AdamW;
 use energyflow::types::{DType, Trans};
 use energyflow::{Error, Executable, Gpu, GpuOptions, Session};
 
@@ -143,6 +144,51 @@ fn a_callback_may_do_everything_else() {
             });
             while done.load(Ordering::SeqCst) == 0 {
                 run(&executable, 2.0);
+            }
+        }
+    });
+}
+
+/// What a callback trains while an executable is measured stays, as all of a measurement is one submission.
+#[test]
+fn a_measurement_does_not_undo_what_a_callback_trains() {
+    without_deadlock(|| {
+        for gpu in devices() {
+            if !gpu.capabilities().timestamps {
+                continue;
+            }
+            let mut graph = Graph::new();
+            let w = graph.parameter("w", &[4], Init::Constant(1.0)).unwrap();
+            let square = graph.mul(w, w).unwrap();
+            let loss = graph.sum_all(square).unwrap();
+            AdamW::default().step(&mut graph, loss, &[w]).unwrap();
+            let mut session = Session::new(&gpu, 0);
+            let executable = session.compile(&graph).unwrap();
+            let measurements: [fn(&Executable); 2] = [
+                |executable| drop(executable.profile().unwrap()),
+                |executable| assert!(executable.time().unwrap() >= 0.0),
+            ];
+            for measure in measurements {
+                let before = session.get("w").unwrap();
+                measure(&executable);
+                assert_eq!(session.get("w").unwrap(), before);
+                let (inner, trained) = (Arc::clone(&executable), Arc::new(AtomicUsize::new(0)));
+                let counter = Arc::clone(&trained);
+                gpu.queue().on_submitted_work_done(move || {
+                    inner.run(&[]).unwrap().wait().unwrap();
+                    counter.fetch_add(1, Ordering::SeqCst);
+                });
+                let submissions = gpu.report().submissions;
+                measure(&executable);
+                let own = 1 + trained.load(Ordering::SeqCst) as u64;
+                assert_eq!(gpu.report().submissions, submissions + own);
+                assert_eq!(
+                    trained.load(Ordering::SeqCst),
+                    1,
+                    "the callback ran meanwhile"
+                );
+                let after = session.get("w").unwrap();
+                assert!(after[0] < before[0], "{before:?} {after:?}");
             }
         }
     });

@@ -51,7 +51,7 @@ pub use options::GpuOptions;
 pub(crate) use pipelines::TrustedSource;
 pub use pipelines::{Access, KernelSource, Pipeline, PipelineStats};
 pub use pool::{Buffer, BufferSlice, OFFSET_ALIGNMENT, PoolStats};
-pub(crate) use profiler::Times;
+pub(crate) use profiler::{Around, Passes, Times};
 pub use profiler::Timing;
 pub use readback::Readback;
 pub(crate) use readback::{Download, Transfer};

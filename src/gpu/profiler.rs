@@ -1,7 +1,10 @@
 //! GPU time of single dispatches and of whole passes.
 
+use std::fmt;
+
 use super::device::Gpu;
 use super::dispatch::{Dispatch, Sequence};
+use super::pool::Buffer;
 use super::readback::Readback;
 use crate::error::{Error, Result};
 
@@ -13,6 +16,40 @@ pub struct Timing {
     pub label: String,
     /// GPU time.
     pub nanoseconds: f64,
+}
+
+/// Microseconds and label.
+impl fmt::Display for Timing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:10.2} µs  {}", self.nanoseconds / 1e3, self.label)
+    }
+}
+
+/// Which dispatches share a pass, and with it a time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Passes {
+    /// Each has a pass of its own.
+    Each,
+    /// All share one.
+    All,
+}
+
+/// What surrounds the timed passes in their submission.
+pub(crate) struct Around<'a> {
+    /// Runs before, untimed.
+    pub before: Vec<&'a Dispatch>,
+    /// Buffers that keep their content, each with a copy of the same size: copied after `before`, restored at the end.
+    pub kept: &'a [(Buffer, Buffer)],
+    /// Called with `true` just before the submission, and with `false` if it then fails, or fails before.
+    pub note: &'a dyn Fn(bool),
+}
+
+impl Around<'_> {
+    const NOTHING: Self = Self {
+        before: Vec::new(),
+        kept: &[],
+        note: &|_| (),
+    };
 }
 
 /// Two queries per pass.
@@ -58,7 +95,8 @@ impl Gpu {
     /// # Errors
     /// [`Error::Unsupported`] without timestamps; otherwise as [`Recorder::submit`](crate::gpu::Recorder::submit).
     pub fn profile(&self, sequences: &[&Sequence]) -> Result<Vec<Timing>> {
-        self.start_profile(sequences, &[], &|_| ())?.timings()
+        self.measure(sequences, Passes::Each, &Around::NOTHING)?
+            .timings()
     }
 
     /// Runs the sequences in order in one pass, as a [`Recorder`](crate::gpu::Recorder) does, and waits for them.
@@ -69,38 +107,19 @@ impl Gpu {
     /// # Errors
     /// As [`Gpu::profile`].
     pub fn time(&self, sequences: &[&Sequence]) -> Result<f64> {
-        self.start_time(sequences, &[], &|_| ())?.total()
+        self.measure(sequences, Passes::All, &Around::NOTHING)?
+            .total()
     }
 
-    /// As [`Gpu::profile`], without waiting. `before` runs before, untimed. `note` writes down that all is submitted, just before it is, and
-    /// then perhaps that it failed, told by false.
-    pub(crate) fn start_profile(
+    /// Submits the dispatches of the sequences, timed, and returns without waiting.
+    ///
+    /// # Errors
+    /// As [`Gpu::profile`].
+    pub(crate) fn measure(
         &self,
         sequences: &[&Sequence],
-        before: &[&Dispatch],
-        note: &dyn Fn(bool),
-    ) -> Result<Times> {
-        let steps: Vec<&Dispatch> = steps(sequences).collect();
-        let passes: Vec<&[&Dispatch]> = steps.chunks(1).collect();
-        self.start(&passes, before, note)
-    }
-
-    /// As [`Gpu::time`], otherwise as [`Gpu::start_profile`].
-    pub(crate) fn start_time(
-        &self,
-        sequences: &[&Sequence],
-        before: &[&Dispatch],
-        note: &dyn Fn(bool),
-    ) -> Result<Times> {
-        let steps: Vec<&Dispatch> = steps(sequences).collect();
-        self.start(&[&steps], before, note)
-    }
-
-    fn start(
-        &self,
-        passes: &[&[&Dispatch]],
-        before: &[&Dispatch],
-        note: &dyn Fn(bool),
+        passes: Passes,
+        around: &Around<'_>,
     ) -> Result<Times> {
         if !self.capabilities().timestamps {
             return Err(Error::Unsupported {
@@ -108,8 +127,14 @@ impl Gpu {
                 feature: "TIMESTAMP_QUERY",
             });
         }
-        let ticks = self.submit_timed(passes, before, || note(true));
-        let ticks = ticks.inspect_err(|_| note(false))?;
+        let dispatches = sequences.iter().flat_map(|sequence| &sequence.dispatches);
+        let dispatches: Vec<&Dispatch> = dispatches.collect();
+        let passes: Vec<&[&Dispatch]> = match passes {
+            Passes::Each => dispatches.chunks(1).collect(),
+            Passes::All => vec![&dispatches],
+        };
+        let ticks = self.submit_timed(&passes, around);
+        let ticks = ticks.inspect_err(|_| (around.note)(false))?;
         let label = |pass: &&[&Dispatch]| pass.first().map_or("", |step| step.key()).to_owned();
         Ok(Times {
             labels: passes.iter().map(label).collect(),
@@ -122,8 +147,7 @@ impl Gpu {
     fn submit_timed(
         &self,
         passes: &[&[&Dispatch]],
-        before: &[&Dispatch],
-        ready: impl FnOnce(),
+        around: &Around<'_>,
     ) -> Result<Readback<Vec<u64>>> {
         let context = self.context();
         let bytes = 2 * passes.len() as u64 * u64::from(wgpu::QUERY_SIZE);
@@ -136,14 +160,18 @@ impl Gpu {
                 usage: wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC,
                 mapped_at_creation: false,
             });
-            if !before.is_empty() {
+            if !around.before.is_empty() {
                 let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
                     label,
                     timestamp_writes: None,
                 });
-                before.iter().for_each(|step| step.encode(&mut pass, 0));
+                let before = around.before.iter();
+                before.for_each(|step| step.encode(&mut pass, 0));
             }
-            let mut dispatches = before.len();
+            for (buffer, copy) in around.kept {
+                copy_whole(encoder, buffer, copy);
+            }
+            let mut dispatches = around.before.len();
             let mut at = 0;
             for passes in passes.chunks(PASSES_PER_SET) {
                 let count = 2 * passes.len() as u32;
@@ -167,15 +195,19 @@ impl Gpu {
                 encoder.resolve_query_set(&query_set, 0..count, &resolved, at);
                 at += u64::from(count) * u64::from(wgpu::QUERY_SIZE);
             }
+            for (buffer, copy) in around.kept {
+                copy_whole(encoder, copy, buffer);
+            }
             encoder.copy_buffer_to_buffer(&resolved, 0, &staging, 0, bytes);
             dispatches as u64
         };
+        let ready = || (around.note)(true);
         let index = context.submit("profile", encode, ready, |index| index)?;
         let decode = |pieces: &[&[u8]]| Ok(bytemuck::pod_collect_to_vec(&pieces.concat()));
         Readback::new(self.clone(), staging, index, vec![bytes], Box::new(decode))
     }
 }
 
-fn steps<'a>(sequences: &'a [&Sequence]) -> impl Iterator<Item = &'a Dispatch> {
-    sequences.iter().flat_map(|sequence| &sequence.dispatches)
+fn copy_whole(encoder: &mut wgpu::CommandEncoder, from: &Buffer, to: &Buffer) {
+    encoder.copy_buffer_to_buffer(from.inner(), 0, to.inner(), 0, from.size());
 }

@@ -11,7 +11,8 @@ use super::tune::Measuring;
 use crate::compile::{Place, Plan, compile};
 use crate::error::Result;
 use crate::gpu::{
-    self, Access, Buffer, BufferSlice, Bundle, Gpu, Layout, Sequence, Sweeper, Times, Timing,
+    Access, Around, Buffer, BufferSlice, Bundle, Gpu, Layout, Passes, Sequence, Sweeper, Times,
+    Timing,
 };
 use crate::graph::Graph;
 use crate::kernels::{MAX_BINDINGS, Target};
@@ -192,7 +193,7 @@ impl Executable {
     /// [`Error::Unsupported`](crate::Error::Unsupported) without timestamps; [`Error::OutOfMemory`](crate::Error::OutOfMemory),
     /// [`Error::DeviceLost`](crate::Error::DeviceLost).
     pub fn profile(&self) -> Result<Vec<Timing>> {
-        let mut timings = self.measure(Gpu::start_profile)?.timings()?;
+        let mut timings = self.measure(Passes::Each)?.timings()?;
         for (timing, dispatch) in timings.iter_mut().zip(&self.dispatches) {
             timing.label = dispatch.label();
         }
@@ -205,43 +206,34 @@ impl Executable {
     /// # Errors
     /// As [`Executable::profile`].
     pub fn time(&self) -> Result<f64> {
-        let nanoseconds = self.measure(Gpu::start_time)?.total()?;
+        let nanoseconds = self.measure(Passes::All)?.total()?;
         if nanoseconds > 0.0 {
             self.pace.note(Duration::from_nanos(nanoseconds as u64));
         }
         Ok(nanoseconds)
     }
 
-    /// Outdated shadows are refreshed before, in a submission of their own. What outlives a run is copied there, and restored at the end.
-    fn measure(&self, start: Start) -> Result<Times> {
+    /// One submission: refreshes outdated shadows, copies what outlives a run, runs, and restores it. So whatever else changes parameters,
+    /// also a callback of the caller, does so before or after all of it.
+    fn measure(&self, passes: Passes) -> Result<Times> {
         // Inputs that are being written cannot be read, and no other run may come between.
         let held = self.bundle.hold();
         let sequence = self.sequence_at(held.turn);
-        let copies = self.lasting.iter().map(|buffer| {
+        let kept = self.lasting.iter().map(|buffer| {
             let copy = self.gpu.buffer(buffer.size(), "copy of parameters")?;
-            Ok((buffer.whole(), copy.whole()))
+            Ok((buffer.clone(), copy))
         });
-        let copies: Vec<(BufferSlice, BufferSlice)> = copies.collect::<Result<_>>()?;
-        let mut recorder = self.gpu.recorder("before measuring");
-        for dispatch in self.shadows.refreshes() {
-            recorder.push(&dispatch.work);
-        }
-        for (buffer, copy) in &copies {
-            recorder.copy(buffer, copy)?;
-        }
-        // Before it is submitted: a callback of the caller that runs then may change a parameter, whose shadow is outdated again.
-        self.shadows.refreshed();
-        if let Err(error) = recorder.submit() {
-            self.shadows.note(false);
-            return Err(error);
-        }
-        let times = start(&self.gpu, &[&sequence], &[], &|_| ());
-        let mut recorder = self.gpu.recorder("after measuring");
-        for (buffer, copy) in &copies {
-            recorder.copy(copy, buffer)?;
-        }
-        recorder.submit()?;
-        times
+        let kept: Vec<(Buffer, Buffer)> = kept.collect::<Result<_>>()?;
+        let refreshes: Vec<&BoundKernel> = self.shadows.refreshes().collect();
+        let around = Around {
+            before: refreshes.iter().map(|dispatch| &dispatch.work).collect(),
+            kept: &kept,
+            note: &|sent| match sent {
+                true => self.shadows.refreshed(),
+                false => self.shadows.note(false),
+            },
+        };
+        self.gpu.measure(&[&sequence], passes, &around)
     }
 
     /// The dispatches of a run, described, in order of execution.
@@ -268,9 +260,6 @@ impl Executable {
         Sequence::of(self.dispatches.iter().map(|dispatch| &dispatch.work), turn)
     }
 }
-
-/// [`Gpu::start_profile`] or [`Gpu::start_time`].
-type Start = fn(&Gpu, &[&Sequence], &[&gpu::Dispatch], &dyn Fn(bool)) -> Result<Times>;
 
 /// The dispatches: kernel, grid, work, layer.
 impl fmt::Display for Executable {
