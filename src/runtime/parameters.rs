@@ -228,7 +228,6 @@ impl Parameters {
 
     /// Where the parameters of a graph lie, or will, on a device with these limits.
     pub fn table(&self, graph: &Graph, limits: &wgpu::Limits) -> Result<Table> {
-        self.check_states(graph)?;
         let new = self.new_parameters(graph, limits)?;
         let created = new
             .entries
@@ -256,7 +255,7 @@ impl Parameters {
             .min(limits.max_buffer_size);
         let mut blocks: Vec<u64> = Vec::new();
         let mut entries: Vec<(Entry, Init)> = Vec::new();
-        self.check_kinds(graph)?;
+        self.check_names(graph)?;
         for (_, value) in graph.parameters() {
             if let Some(&known) = self.by_name.get(&value.name) {
                 let known = &self.entries[known];
@@ -302,18 +301,27 @@ impl Parameters {
         Ok(NewParameters { blocks, entries })
     }
 
-    /// A name is that of a parameter or of a state, in all graphs of the session.
-    fn check_kinds(&self, graph: &Graph) -> Result<()> {
+    /// A name is that of a parameter or of a state in all graphs of the session, and a state has one shape.
+    fn check_names(&self, graph: &Graph) -> Result<()> {
         for (_, value) in graph.values() {
             let name = &value.name;
+            let state = self.states.get(name);
             let (kind, other, taken) = match value.source {
-                Source::Parameter(_) => ("parameter", "state", self.states.contains_key(name)),
+                Source::Parameter(_) => ("parameter", "state", state.is_some()),
                 Source::State(_) => ("state", "parameter", self.by_name.contains_key(name)),
                 _ => continue,
             };
             if taken {
                 return Err(Error::Graph(format!(
                     "{kind} {name:?} is a {other} in another graph of this session; give one of them another name"
+                )));
+            }
+            if let Some(known) = state.map(Tensor::layout)
+                && *known != Layout::of(&value.shape, DType::F32)?
+            {
+                let (shape, rows, cols) = (&value.shape, known.rows(), known.cols());
+                return Err(Error::Graph(format!(
+                    "state {name:?} has shape {shape} here, but {rows} rows of {cols} in this session"
                 )));
             }
         }
@@ -399,26 +407,6 @@ impl Parameters {
             }
             Init::Uniform(_) => vec![0.0; n],
         }
-    }
-
-    /// Fails where a state of a graph is known with another shape.
-    fn check_states(&self, graph: &Graph) -> Result<()> {
-        for (_, value) in graph.values() {
-            if !matches!(value.source, Source::State(_)) {
-                continue;
-            }
-            let layout = Layout::of(&value.shape, DType::F32)?;
-            if let Some(known) = self.states.get(&value.name)
-                && *known.layout() != layout
-            {
-                let (rows, cols) = (known.layout().rows(), known.layout().cols());
-                return Err(Error::Graph(format!(
-                    "state {:?} has shape {} here, but {rows} rows of {cols} in this session",
-                    value.name, value.shape
-                )));
-            }
-        }
-        Ok(())
     }
 }
 
