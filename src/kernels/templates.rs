@@ -51,6 +51,7 @@ const TEMPLATES: &[(&str, &str)] = templates![
     "shared/moments",
     "shared/nan",
     "shared/reduce",
+    "shared/shares",
     "shared/softmax",
     "shared/tile",
     "shared/window",
@@ -92,7 +93,7 @@ pub(super) fn render(
     Ok(lines.fold(header.to_owned(), |text, line| text + line + "\n"))
 }
 
-/// All kernels, for tests that none is left out.
+/// Names of all kernels, for tests that check that none is left out.
 #[cfg(test)]
 pub(crate) fn names() -> impl Iterator<Item = &'static str> {
     let names = TEMPLATES.iter().map(|(name, _)| *name);
