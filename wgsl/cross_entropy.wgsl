@@ -1,4 +1,5 @@
-// One pass over the logits with an online maximum. Per row: logsumexp and loss. An invocation takes {{ (used + lanes - 1) // lanes }} steps.
+// One pass over the logits with an online maximum. Per row: logsumexp and loss. An invocation takes {{ (used + lanes - 1) // lanes }} steps,
+// whose sums it adds up in blocks of {{ block }}.
 {# Inside: row is at most the last one, col < used. A target is a column only after it was compared with the number of columns. rows has two
    rows; bound from its element `first` on, for a chunk of the logits, its end is that of the value: first + stride + row is still in the
    second. scratch: lid + s stays inside a row's lanes, for lane < s. #}
@@ -15,13 +16,8 @@ fn join(a: vec3<f32>, b: vec3<f32>) -> vec3<f32> {
 }
 {% endif %}
 
-@compute @workgroup_size({{ size }})
-fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
-    let lane = lid % {{ lanes }}u;
-    let wanted = group_id(wid) * {{ size // lanes }}u + lid / {{ lanes }}u;
-    let row = min(wanted, {{ rows - 1 }}u);
-    var part = vec3<f32>(LOWEST, 0.0, 0.0);
-    for (var col = lane; col < {{ used }}u; col += {{ lanes }}u) {
+{# Adds `vec4` number col to `part`. #}
+{% macro add() %}
         let v = logits_load(row * logits_stride + col);
 {% if cols % 4 == 0 %}
         let top = max(part.x, max(max(v.x, v.y), max(v.z, v.w)));
@@ -35,7 +31,29 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
         let s = select(vec4<f32>(), v, valid);
         part = vec3<f32>(top, part.y * exp(part.x - top) + ((e.x + e.y) + (e.z + e.w)), part.z + ((s.x + s.y) + (s.z + s.w)));
 {% endif %}
+{% endmacro %}
+
+@compute @workgroup_size({{ size }})
+fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
+    let lane = lid % {{ lanes }}u;
+    let wanted = group_id(wid) * {{ size // lanes }}u + lid / {{ lanes }}u;
+    let row = min(wanted, {{ rows - 1 }}u);
+    var part = vec3<f32>(LOWEST, 0.0, 0.0);
+{% if used > block * lanes %}
+    for (var begin = lane; begin < {{ used }}u; begin += {{ block * lanes }}u) {
+        let stop = min(begin + {{ block * lanes }}u, {{ used }}u);
+        let before = part;
+        part = vec3<f32>(before.x, 0.0, 0.0);
+        for (var col = begin; col < stop; col += {{ lanes }}u) {
+{{ add() }}
+        }
+        part = vec3<f32>(part.x, part.y + before.y * exp(before.x - part.x), part.z + before.z);
     }
+{% else %}
+    for (var col = lane; col < {{ used }}u; col += {{ lanes }}u) {
+{{ add() }}
+    }
+{% endif %}
 {% if lanes > 1 %}
     scratch[lid] = part;
     workgroupBarrier();

@@ -6,7 +6,8 @@
 {% if steps > 0 %}
 // They keep it in registers between its sums and its derivative, {{ steps }} blocks each: every logit is read once.
 {% else %}
-// They read it twice, the second time from its end, which is in the cache: {{ (cover + lanes - 1) // lanes }} steps each time.
+// They read it twice, the second time from its end, which is in the cache: {{ (cover + lanes - 1) // lanes }} steps each time. Sums of {{ block }}
+// blocks are added up.
 {% endif %}
 {% include "shared/group" %}
 {% include "shared/softmax" %}
@@ -161,9 +162,15 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     }
 {% endfor %}
 {% if steps == 0 %}
-    for (var i0 = lane; i0 < {{ full }}u; i0 += {{ lanes }}u) {
-        let b0 = logits[first + i0];
+    for (var begin = lane; begin < {{ full }}u; begin += {{ block * lanes }}u) {
+        let stop = min(begin + {{ block * lanes }}u, {{ full }}u);
+        let before = part;
+        part = vec3<f32>(before.x, 0.0, 0.0);
+        for (var i0 = begin; i0 < stop; i0 += {{ lanes }}u) {
+            let b0 = logits[first + i0];
 {{ add(0, 1, false) }}
+        }
+        part = vec3<f32>(part.x, part.y + before.y * exp2((before.x - part.x) * {{ log2e }}), part.z + before.z);
     }
 {% if cols % each != 0 %}
     if (lane == {{ full % lanes }}u) {

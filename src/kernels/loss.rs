@@ -175,6 +175,7 @@ impl CrossEntropyKernel {
             .with("lanes", lanes)
             .with("used", used)
             .with("pad", padding(logits, rows))
+            .with("block", 4 * BLOCK)
             .read("logits", logits, View::Vec4)
             .read("targets", targets, View::Scalar)
             .write_part("rows", rows, View::Scalar, rows_bytes(logits, rows))
@@ -289,6 +290,7 @@ impl CrossEntropyKernel {
         let kernel = kernel
             .with("lanes", lanes)
             .with("steps", steps)
+            .with("block", 4 * BLOCK)
             .with("parts", parts)
             .with("pairs", pairs)
             .with("stride", logits.row_bytes() / 16)
