@@ -107,7 +107,7 @@ const SKINNY_DEPTH: usize = 1 << 22;
 const PART: usize = 16_384;
 /// Of a K longer than this a tile keeps its sums aside every so many steps, 512 terms: added up in one go, 16 384 equal terms lose up to
 /// 2e-4, blocks of 512 less than 1e-5. Shorter products, which are nearly all, do without, since it costs them 6 % of their time.
-const FLUSHED: usize = 32_768;
+const FLUSHED: usize = 8192;
 const FLUSH: usize = 64;
 /// The same for matrix units, which take 16 or more of K a step and whose sums are not kept aside.
 const COOPERATIVE_PART: usize = 1 << 20;
