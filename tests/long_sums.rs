@@ -207,6 +207,28 @@ fn the_loss_alone_of_many_classes() {
     case.check(SUM);
 }
 
+/// As many equal logits as one invocation takes alone where there are no barriers: the loss alone, and with its gradient.
+#[test]
+fn cross_entropy_of_equal_logits() {
+    for smoothing in [0.0, 0.1] {
+        let mut case = case();
+        let logits = constant(&mut case, &[2, 65_536], DType::F32, 0.3);
+        let targets = case.ids_of(vec![0, 65_535], 65_536);
+        let loss = case
+            .graph
+            .cross_entropy(logits, targets, None, smoothing)
+            .unwrap();
+        case.output("loss", loss.loss);
+        case.check(SUM);
+        let gradient = case.graph.gradients(loss.loss, &[logits]).unwrap()[0];
+        case.output("gradient", gradient);
+        case.check(Tolerance {
+            normalised: 1e-6,
+            relative: 1e-5,
+        });
+    }
+}
+
 #[test]
 fn linear_cross_entropy_of_many_classes_and_targets() {
     for (rows, classes) in [(3, LONG), (LONG, 3)] {
@@ -258,7 +280,14 @@ fn products_over_a_long_k() {
             _ => PRODUCT,
         });
     }
-    let mut case = case();
+    // Too short to be cut into parts of K.
+    let mut case = self::case();
+    for trans in [Trans::NN, Trans::NT, Trans::TN] {
+        product(&mut case, [9, 5, 8200], trans, DType::F32, 0.1);
+        product(&mut case, [9, 5, 16_384], trans, DType::F32, 0.1);
+    }
+    case.check(PRODUCT);
+    let mut case = self::case();
     product(&mut case, [1, 1, 1_000_000], Trans::NT, DType::F32, 0.01);
     product(&mut case, [9, 1, 1_000_000], Trans::NT, DType::F32, 0.01);
     case.check(PRODUCT);
@@ -329,7 +358,7 @@ fn one_id_a_million_times_and_as_often_as_one_invocation_takes() {
 
 #[test]
 fn layer_norm_of_wide_rows_and_of_many() {
-    for dims in [[2, LONG], [LONG, 6]] {
+    for dims in [[2, LONG], [2, 65_536], [LONG, 6]] {
         let mut case = case();
         let x = case.input(&dims);
         let (gamma, beta) = (case.parameter(&[dims[1]]), case.parameter(&[dims[1]]));
