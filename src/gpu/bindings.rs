@@ -29,8 +29,8 @@ impl BindGroup {
         &self.raw
     }
 
-    /// Fails unless it was made for a pipeline with the same bindings on the same device, and its ranges have the size that the kernel
-    /// needs.
+    /// Fails unless the bind group was made on the same device for a pipeline with the same bindings, and its ranges are as large as the
+    /// kernel needs.
     pub(super) fn check(&self, pipeline: &Pipeline) -> Result<()> {
         let reason = if self.layout == pipeline.layout().id {
             too_small(pipeline, &self.slices)
@@ -57,7 +57,7 @@ pub struct BindGroupStats {
     pub misses: u64,
     /// Bind groups in the cache, in use or not.
     pub cached: u64,
-    /// Bind groups dropped because [more were idle](super::GpuOptions::idle_bind_groups) than are kept.
+    /// Bind groups dropped because there were more than [`GpuOptions::idle_bind_groups`](super::GpuOptions::idle_bind_groups) idle ones.
     pub evicted: u64,
 }
 

@@ -1,4 +1,4 @@
-//! Work that is prepared once and submitted again and again: nothing on the way of a submission is allocated.
+//! Work that is prepared once and submitted many times. A submission allocates nothing.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
@@ -17,14 +17,14 @@ use super::tensor::Tensor;
 use super::waiter::Arrival;
 use crate::error::{Error, Result};
 
-/// Submissions of one bundle that are under way at most. Two keep the device busy, the third hides a host that is late.
+/// Upper bound on the submissions of one bundle in flight. Two keep the device busy, and the third covers a host that is late.
 pub(crate) const IN_FLIGHT: usize = 3;
 
-/// Every piece of a staging buffer begins at a multiple of so many bytes.
+/// Alignment in bytes of every piece of a staging buffer.
 const PIECE_ALIGNMENT: u64 = 16;
 
-/// Bytes that results of one buffer may lie apart to be copied at once. Another copy costs the host microseconds (docs/performance.md), so
-/// many bytes more cost the device less than one.
+/// Largest gap in bytes between two results of a buffer that are copied together. Another copy costs the host microseconds
+/// (docs/performance.md), while this many more bytes cost the device less than one.
 const MOST_APART: u64 = 4096;
 
 /// A tensor's place in the host's memory.
@@ -53,29 +53,29 @@ impl Stretch {
         }
     }
 
-    /// Its end becomes that of the slice, if that is further.
+    /// Extends the stretch to the end of the slice, unless it reaches further already.
     fn reach(&mut self, slice: &BufferSlice) {
         let end = slice.offset() + slice.size();
         self.size = self.size.max(end - self.offset);
     }
 
-    /// Whether a slice that does not begin before it begins at most so many bytes behind its end.
+    /// Whether a slice begins within the stretch, or at most `apart` bytes after its end.
     fn is_near(&self, slice: &BufferSlice, apart: u64) -> bool {
         let end = self.offset + self.size;
         self.buffer.id() == slice.buffer().id() && slice.offset() <= end + apart
     }
 }
 
-/// What surrounds the dispatches of a submission: tensors that the host writes before, copies and results behind, and the
-/// memory that all submissions use in turn.
+/// What surrounds the dispatches of a submission: tensors that the host writes before them, copies and results after them, and the
+/// memory that the submissions use in turn.
 ///
-/// What the host writes is copied from a staging buffer, or is read in place: then each of [`IN_FLIGHT`] buffers holds all of it, and
-/// submissions, which know their turn, bind one after the other.
+/// What the host writes is either copied from a staging buffer or read in place. To be read in place, it lies in each of [`IN_FLIGHT`]
+/// buffers, and successive submissions bind these in turn.
 #[derive(Debug)]
 pub(crate) struct Bundle {
     gpu: Gpu,
     label: &'static str,
-    /// What is read in place, by turn.
+    /// The buffers that are read in place, by turn.
     in_place: Vec<Buffer>,
     writes: Vec<Piece>,
     /// What is copied from the host's memory.
@@ -88,7 +88,7 @@ pub(crate) struct Bundle {
 }
 
 impl Bundle {
-    /// With nothing but dispatches; the label shows in graphics debuggers and errors.
+    /// A bundle without writes, copies and results. The label shows in graphics debuggers and errors.
     pub fn new(gpu: &Gpu, label: &'static str) -> Self {
         Self {
             gpu: gpu.clone(),
@@ -104,8 +104,9 @@ impl Bundle {
         }
     }
 
-    /// Tensors written from now on lie in the first of these [`IN_FLIGHT`] buffers, which the host can map, and at the same places of the
-    /// others. Dispatches read them by turn, see [`Dispatch::new`]. Without buffers nothing changes.
+    /// Lets dispatches read in place what the host writes from now on. The tensors lie in the first of these [`IN_FLIGHT`] buffers, which
+    /// the host can map, and at the same places in the others. Dispatches read the buffers by turn, see [`Dispatch::new`]. Without buffers
+    /// nothing changes.
     pub fn read_in_place(&mut self, buffers: &[Buffer]) {
         self.in_place = buffers.to_vec();
         let flights = buffers.iter().enumerate().map(|(turn, buffer)| {
@@ -118,8 +119,8 @@ impl Bundle {
         lock(&self.ring).flights = flights.collect();
     }
 
-    /// The host writes this tensor before the dispatches: [`Turn::write`] with the number of this call. Tensors that lie behind each other
-    /// in a buffer are copied at once.
+    /// Declares a tensor that the host writes before the dispatches, with [`Turn::write`] and the number of this call. Tensors that lie one
+    /// after the other in a buffer are copied together.
     pub fn write(&mut self, to: &Tensor) {
         let slice = to.slice();
         let staged = self.is_staged();
@@ -144,7 +145,7 @@ impl Bundle {
         self.write_bytes = (at + slice.size()).next_multiple_of(PIECE_ALIGNMENT);
     }
 
-    /// Keeps turns from beginning, and says whose memory was written last.
+    /// Keeps turns from beginning, and returns the turn whose memory was written last.
     pub fn hold(&self) -> Held<'_> {
         let gate = self.gpu.gate();
         let ring = lock(&self.ring);
@@ -163,7 +164,7 @@ impl Bundle {
         Held { _gate: gate, turn }
     }
 
-    /// A copy behind the dispatches.
+    /// Adds a copy after the dispatches.
     ///
     /// # Errors
     /// As [`Recorder::copy`](super::Recorder::copy).
@@ -173,8 +174,8 @@ impl Bundle {
         Ok(())
     }
 
-    /// Brings these slices back after the copies; returns where the bytes of each are in the [`Download`]. Those that lie near each other
-    /// are copied at once, with what is between them.
+    /// Brings these slices back after the copies, and returns where the bytes of each lie in the [`Download`]. Slices that lie near each
+    /// other are copied together, with what lies between them.
     pub fn read(&mut self, slices: &[BufferSlice]) -> Vec<Range<u64>> {
         let mut order: Vec<usize> = (0..slices.len()).collect();
         order.sort_by_key(|&i| (slices[i].buffer().id(), slices[i].offset()));
@@ -197,8 +198,8 @@ impl Bundle {
         ranges
     }
 
-    /// Staging memory for the next submission, after waiting for the oldest one if there are [`IN_FLIGHT`]. Turns follow each
-    /// other: this blocks while another thread has one.
+    /// Staging memory for the next submission. Waits for the oldest submission if [`IN_FLIGHT`] are in flight, and for the turn of another
+    /// thread, because there is one turn at a time.
     ///
     /// # Errors
     /// [`Error::Limit`], [`Error::OutOfMemory`], [`Error::DeviceLost`]
@@ -300,7 +301,7 @@ impl Bundle {
         self.in_place.is_empty()
     }
 
-    /// What a buffer stands for in a turn.
+    /// The buffer that is bound in place of this one in a turn.
     fn memory<'a>(&'a self, buffer: &'a Buffer, turn: usize) -> &'a wgpu::Buffer {
         match self.in_place.first() {
             Some(first) if first.id() == buffer.id() => self.in_place[turn].inner(),
@@ -308,7 +309,7 @@ impl Bundle {
         }
     }
 
-    /// One that nobody reads any more.
+    /// A download buffer that nobody reads any more.
     fn download(&self) -> Result<Arc<Download>> {
         let (context, bytes) = (self.gpu.context(), self.read_bytes);
         let make = || -> Result<Arc<Download>> {
@@ -328,24 +329,24 @@ impl Bundle {
     }
 }
 
-/// While it exists no turn begins.
+/// Keeps turns from beginning until it is dropped.
 pub(crate) struct Held<'a> {
     _gate: Passage<'a>,
-    /// That of the last submission.
+    /// Turn of the last submission.
     pub turn: usize,
 }
 
-/// A submission in preparation. Dropped, nothing happens.
+/// A submission in preparation. If it is dropped, nothing is submitted.
 #[derive(Debug)]
 pub(crate) struct Turn<'a> {
     bundle: &'a Bundle,
-    /// Nothing once it is submitted.
+    /// `None` once it is submitted.
     flight: Option<Flight>,
     download: Option<Arc<Download>>,
     _gate: Passage<'a>,
 }
 
-/// What is not submitted is the next to be.
+/// Memory of a turn that was not submitted is used by the next turn.
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         let mut ring = lock(&self.bundle.ring);
@@ -361,7 +362,7 @@ impl Drop for Turn<'_> {
 }
 
 impl Turn<'_> {
-    /// Dense row-major data for the tensor of a [`Bundle::write`] call. All have to be written.
+    /// Writes dense row-major data for the tensor of a [`Bundle::write`] call. Every declared tensor has to be written.
     ///
     /// # Errors
     /// As [`Layout::pack`].
@@ -385,12 +386,12 @@ impl Turn<'_> {
         piece.layout.pack_into(data, view.slice(..))
     }
 
-    /// Hands everything to the device and returns at once. Without [`Bundle::read`] there is nothing to wait for.
+    /// Submits everything and returns without waiting. Without [`Bundle::read`] there is nothing to wait for.
     ///
-    /// Each dispatch comes with whether a new submission begins before it. Submissions are done in order: the first has what the host
-    /// writes, the last has copies and results.
+    /// A flag beside each dispatch says whether a new submission begins before it. Submissions run in order. The first contains what the
+    /// host writes, the last the copies and results.
     ///
-    /// `note` writes down that the work is submitted, just before it is, and then perhaps that it failed, told by false.
+    /// `note` is called with `true` just before the submission, and with `false` if it fails.
     ///
     /// # Errors
     /// As [`Recorder::submit`](super::Recorder::submit).
@@ -467,7 +468,7 @@ impl Turn<'_> {
 }
 
 impl Bundle {
-    /// A submission failed. What it read in place is the next to be written; other staging memory is not used again.
+    /// Called when a submission failed. Memory that it read in place is written next. Other staging memory is not used again.
     fn take_back(&self, number: u64) {
         let mut ring = lock(&self.ring);
         let found = ring.find(number);

@@ -1,4 +1,4 @@
-//! Values by key, shared with their users: those in use, and a bounded number of idle ones.
+//! A cache of shared values by key. It keeps the values in use and a bounded number of idle ones.
 
 use std::borrow::Borrow;
 use std::collections::HashMap;
@@ -10,7 +10,7 @@ use super::lock::lock;
 #[derive(Debug)]
 struct Entry<V> {
     value: Arc<V>,
-    /// When it was last asked for.
+    /// When it was last requested.
     used: u64,
 }
 
@@ -30,8 +30,8 @@ struct State<K, V> {
     counts: Counts,
 }
 
-/// A value is in use while anyone but the cache holds it; such a value is never evicted. Of the others at most `most_idle` stay, those
-/// asked for most recently.
+/// A value is in use while anyone besides the cache holds it, and then it is never evicted. Of the idle values, the cache keeps the
+/// `most_idle` that were requested last.
 #[derive(Debug)]
 pub(super) struct Cache<K, V> {
     state: Mutex<State<K, V>>,
@@ -68,7 +68,7 @@ impl<K: Clone + Eq + Hash, V> Cache<K, V> {
         Some(Arc::clone(&entry.value))
     }
 
-    /// The value that is cached now: where two threads make one at once, the first stays.
+    /// Inserts a value, and returns the one that is cached now. If two threads make a value at once, the first stays.
     pub(super) fn insert(&self, key: K, value: V) -> Arc<V> {
         let mut state = lock(&self.state);
         state.clock += 1;
@@ -85,7 +85,7 @@ impl<K: Clone + Eq + Hash, V> Cache<K, V> {
         value
     }
 
-    /// Drops idle values beyond the bound, those asked for longest ago first.
+    /// Drops idle values beyond the bound, the least recently requested first.
     pub(super) fn sweep(&self) {
         let mut evicted = Vec::new();
         let mut state = lock(&self.state);
@@ -111,7 +111,7 @@ impl<K: Clone + Eq + Hash, V> Cache<K, V> {
         drop(state);
     }
 
-    /// Drops the values whose keys are not to be kept.
+    /// Drops the values whose keys `keep` rejects.
     pub(super) fn retain(&self, keep: impl Fn(&K) -> bool) {
         let mut state = lock(&self.state);
         let gone: Vec<_> = state.entries.extract_if(|key, _| !keep(key)).collect();

@@ -10,7 +10,7 @@ use wgpu::{
 use super::cores::{self, CoresFrom};
 use super::options::GpuOptions;
 
-/// The range of subgroup sizes; a kernel cannot rely on one size where they differ.
+/// The range of subgroup sizes. If the two differ, a kernel cannot rely on one size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SubgroupSizes {
     /// Smallest, in invocations.
@@ -32,7 +32,7 @@ pub struct Capabilities {
     /// Discrete, integrated, virtual or software.
     pub device_type: DeviceType,
     /// Cores that run workgroups at once: streaming multiprocessors of NVIDIA, compute units of AMD, Xe cores of Intel, GPU cores of Apple.
-    /// Kernels are chosen and work is divided by it; no API tells it.
+    /// The choice of kernels and the division of work depend on it. No API reports it.
     pub cores: usize,
     /// Where the number of cores comes from.
     pub cores_from: CoresFrom,
@@ -50,7 +50,7 @@ pub struct Capabilities {
     pub cooperative_matrix: Vec<CooperativeMatrixProperties>,
     /// Kernels do without workgroup memory and barriers, see [`GpuOptions::barrier_free`](super::GpuOptions::barrier_free).
     pub barrier_free: bool,
-    /// The one of these configurations that matrix products use, after it has passed its test.
+    /// The configuration that matrix products use. It has passed its test.
     pub matrix_units: Option<MatrixUnits>,
     /// Limits that the device was opened with.
     pub limits: Limits,
@@ -180,7 +180,7 @@ impl fmt::Display for Capabilities {
     }
 }
 
-/// Hardware that multiplies small matrices, a subgroup at a time, with f32 sums.
+/// Hardware that multiplies small matrices with f32 sums. The invocations of a subgroup do it together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct MatrixUnits {
@@ -196,7 +196,7 @@ pub struct MatrixUnits {
     pub(crate) scalar: bool,
     /// Bytes of workgroup memory.
     pub(crate) storage: usize,
-    /// Invocations a workgroup.
+    /// Upper bound on the invocations per workgroup.
     pub(crate) invocations: usize,
 }
 

@@ -1,8 +1,8 @@
 //! The device behind error scopes: the one way in which wgpu's failures become [`Error`]s, and the one place that submits and polls.
 //!
-//! wgpu runs callbacks, the caller's too, on whichever thread polls or submits. So [`Context::poll`] and [`Context::wait`] are called without
-//! any lock; [`Context::submit`] holds the re-entrant [`Gate`] alone. A callback may call this crate, and its panic unwinds to whoever
-//! called it.
+//! wgpu runs callbacks, also the caller's, on whichever thread polls or submits. So [`Context::poll`] and [`Context::wait`] are called
+//! without any lock, and [`Context::submit`] holds only the re-entrant [`Gate`]. A callback may call this crate, and its panic unwinds out
+//! of the call in which it ran.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -23,19 +23,19 @@ struct Faults {
     uncaptured: AtomicU64,
 }
 
-/// Device and queue with what they can do; every call on them that can fail goes through it.
+/// Device and queue with their capabilities. Every call on them that can fail goes through this type.
 #[derive(Debug)]
 pub(super) struct Context {
     pub(super) device: wgpu::Device,
     pub(super) queue: wgpu::Queue,
     pub(super) capabilities: Capabilities,
     pub(super) submissions: AtomicU64,
-    /// A part of a run is being submitted, of which the rest must come next.
+    /// A part of a run is being submitted, and its other parts must come next.
     parted: AtomicBool,
     pub(super) dispatches: AtomicU64,
     gate: Gate,
     faults: Arc<Faults>,
-    /// Of callbacks that ran on a thread of this crate: the next poll raises them.
+    /// Panics of callbacks that ran on a thread of this crate. The next poll raises them.
     panics: Mutex<Vec<Box<dyn Any + Send>>>,
 }
 
@@ -78,7 +78,7 @@ impl Context {
         }
     }
 
-    /// Errors that no scope caught.
+    /// Number of errors that no scope caught.
     pub(super) fn uncaptured(&self) -> u64 {
         self.faults.uncaptured.load(Ordering::Relaxed)
     }
@@ -98,13 +98,13 @@ impl Context {
         }
     }
 
-    /// Fails once the device is lost. wgpu reports a loss through no scope, only through the callback, which a poll runs.
+    /// Fails once the device is lost. wgpu reports a loss only through a callback, which a poll runs, and not through error scopes.
     pub(super) fn settle(&self) -> Result<()> {
         self.poll(PollType::Poll)
     }
 
-    /// Runs `call` under error scopes. `what` and `bytes` describe it in an error. A loss of the device during it is reported by
-    /// [`Context::settle`] only, so that nothing of the caller's runs in here.
+    /// Runs `call` under error scopes. `what` and `bytes` describe it in an error. Only [`Context::settle`] reports that the device was lost
+    /// meanwhile, so that no callback of the caller runs in here.
     pub(super) fn run<T>(
         &self,
         what: impl FnOnce() -> String,
@@ -150,8 +150,8 @@ impl Context {
 
     /// Encodes work and hands it to the device. `encode` returns the number of dispatches.
     ///
-    /// `ready` writes down that the work is submitted, `done` runs when it is. Between them callbacks of the caller may run, call this crate
-    /// again, and panic: then `done` never runs.
+    /// `ready` runs just before the submission, and `done` after it. Between the two, callbacks of the caller may run and call this crate
+    /// again. If one panics, `done` never runs.
     pub(super) fn submit<T>(
         &self,
         label: &str,
@@ -175,8 +175,8 @@ impl Context {
         })
     }
 
-    /// Hands what is encoded so far to the device and begins anew: what follows is another submission. Callbacks of the caller, which may
-    /// run here, cannot submit anything before the rest; a panic of one is kept until the run is submitted whole.
+    /// Submits what is encoded so far and begins another submission. Callbacks of the caller may run here, but cannot submit anything
+    /// before the other parts of the run. A panic of a callback is kept until the whole run is submitted.
     pub(super) fn submit_part(&self, label: &str, encoder: &mut CommandEncoder) {
         struct Parted<'a>(&'a AtomicBool);
         impl Drop for Parted<'_> {
@@ -197,7 +197,7 @@ impl Context {
         }
     }
 
-    /// Waits for a submission, or for all that are known.
+    /// Waits for a submission, or without an index for all submissions so far.
     pub(super) fn wait(&self, submission_index: Option<SubmissionIndex>) -> Result<()> {
         self.poll(PollType::Wait {
             submission_index,
@@ -205,7 +205,7 @@ impl Context {
         })
     }
 
-    /// Lets wgpu make progress, run its callbacks, and, for a waiting `kind`, waits.
+    /// Polls wgpu, which runs callbacks. Waits if `kind` says so.
     pub(super) fn poll(&self, kind: PollType) -> Result<()> {
         let earlier = lock(&self.panics).pop();
         if let Some(panic) = earlier {
@@ -214,7 +214,7 @@ impl Context {
         self.drive(kind)
     }
 
-    /// As [`Context::wait`], on a thread of this crate: a panic of a callback, after the wait, is kept for a thread of the caller.
+    /// As [`Context::wait`], on a thread of this crate. If a callback panics, the panic is kept for a thread of the caller.
     pub(super) fn wait_behind(&self, index: SubmissionIndex) -> Result<()> {
         let kind = PollType::Wait {
             submission_index: Some(index),
@@ -245,8 +245,8 @@ impl Context {
     }
 }
 
-/// wgpu panics, with this text, when the driver reports a loss during a poll; every other panic is one of a callback. It holds no lock and
-/// no half-made state then, so unwinding is safe.
+/// Whether wgpu itself panicked: it does so, with this text, when the driver reports a loss during a poll. Every other panic is that of a
+/// callback. wgpu holds no lock and no half-made state then, so unwinding is safe.
 fn is_of_wgpu(panic: &(dyn Any + Send)) -> bool {
     let text = panic.downcast_ref::<String>();
     text.is_some_and(|text| text.starts_with("Error in Device::poll"))

@@ -1,4 +1,4 @@
-//! How many cores an adapter has. No API tells, so names of common GPUs are looked up.
+//! The number of cores of an adapter. No API reports it, so names of common GPUs are looked up in a table.
 
 use std::fmt;
 
@@ -12,8 +12,8 @@ pub enum CoresFrom {
     Options,
     /// The adapter's name is known.
     Name,
-    /// The type of the adapter: 60 for discrete GPUs, 12 for integrated ones, 20 for virtual and other ones, 2 for software adapters, so that
-    /// these choose the same kernels on every machine.
+    /// The type of the adapter: 60 for discrete GPUs, 12 for integrated, 20 for virtual and other, and 2 for software adapters, so that
+    /// software adapters choose the same kernels on every machine.
     DeviceType,
 }
 
@@ -27,8 +27,8 @@ impl fmt::Display for CoresFrom {
     }
 }
 
-/// Part of a name in lower case, and cores. The first entry of which all words occur, each as a whole word, counts, so that longer names come
-/// before shorter ones.
+/// Words of a name in lower case, and the number of cores. The first entry counts whose words all occur in the adapter's name as whole words,
+/// so longer names come before shorter ones.
 const KNOWN: &[(&str, usize)] = &[
     // NVIDIA: streaming multiprocessors. Data center.
     ("b200", 148),
@@ -194,7 +194,7 @@ const KNOWN: &[(&str, usize)] = &[
     ("uhd graphics", 2),
 ];
 
-/// The cores of an adapter, `asked` before all.
+/// The number of cores of an adapter. `asked` takes precedence.
 pub(super) fn of(name: &str, device_type: DeviceType, asked: Option<usize>) -> (usize, CoresFrom) {
     if let Some(asked) = asked {
         return (asked.max(1), CoresFrom::Options);
@@ -254,7 +254,7 @@ mod tests {
         }
     }
 
-    /// An entry behind one that is a part of it would never be found.
+    /// An entry that comes after a part of itself would never be found.
     #[test]
     fn every_entry_is_found() {
         for (name, cores) in KNOWN {

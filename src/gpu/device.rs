@@ -1,4 +1,4 @@
-//! The shared handle on an opened device: its context, with memory, kernels and files.
+//! The shared handle of an opened device, with its memory, kernels and cache files.
 
 use std::fmt;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use super::tuning::Tuning;
 use super::waiter::Waiter;
 use crate::error::Result;
 
-/// An opened GPU device with its buffer pool and its caches; cloning shares it, any thread may use it.
+/// An opened GPU device with its buffer pool and its caches. Clones share the device. Any thread may use it.
 ///
 /// Once the device is lost, every call returns [`Error::DeviceLost`](crate::Error::DeviceLost); a new `Gpu` is needed then.
 ///
@@ -102,8 +102,8 @@ impl Gpu {
         &self.0.context.queue
     }
 
-    /// Keeps other threads from submitting until it is dropped: for what must reach the device together, or change together with what is
-    /// submitted. The thread that holds it may take it again.
+    /// Keeps other threads from submitting until it is dropped, for work that must reach the device together, or for state that must change
+    /// together with a submission. The thread that holds it may take it again.
     pub(crate) fn gate(&self) -> Passage<'_> {
         self.0.context.gate()
     }
@@ -128,7 +128,7 @@ impl Gpu {
         self.0.pipelines.checked(&self.0.context, key, source)
     }
 
-    /// As [`Gpu::pipeline`], a kernel of this crate without runtime checks. Whoever asks for one must run it on the kernel's own grid.
+    /// As [`Gpu::pipeline`], for a kernel of this crate without runtime checks. The caller must run it on the kernel's own grid.
     pub(crate) fn trusted_pipeline(
         &self,
         key: &str,
@@ -157,7 +157,7 @@ impl Gpu {
         Ok(pool.lease(context, bytes, label, HostAccess::None)?.0)
     }
 
-    /// As [`Gpu::buffer`], all bytes zero for everything submitted from now on.
+    /// As [`Gpu::buffer`]. All bytes are zero for everything that is submitted from now on.
     ///
     /// # Errors
     /// As [`Gpu::buffer`].
@@ -165,7 +165,7 @@ impl Gpu {
         self.zeroed(bytes, label, HostAccess::None)
     }
 
-    /// As [`Gpu::zeroed_buffer`], but the host can map it for writing while nothing that uses it is under way.
+    /// As [`Gpu::zeroed_buffer`]. The host can map the buffer for writing while no work in flight uses it.
     pub(crate) fn writable_buffer(&self, bytes: u64, label: &str) -> Result<Buffer> {
         self.zeroed(bytes, label, HostAccess::Write)
     }
@@ -199,7 +199,7 @@ impl fmt::Debug for Gpu {
     }
 }
 
-/// Dropped after what used kernels and bind groups, drops those that are idle and too many.
+/// Drops surplus idle kernels and bind groups when it is dropped itself. It must be dropped after what uses them.
 #[derive(Debug)]
 pub(crate) struct Sweeper(pub Gpu);
 

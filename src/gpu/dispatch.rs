@@ -7,17 +7,17 @@ use super::device::Gpu;
 use super::pipelines::Pipeline;
 use crate::error::{Error, Result};
 
-/// A dispatch, checked once for all its submissions.
+/// A dispatch that is checked once for all its submissions.
 #[derive(Clone, Debug)]
 pub(crate) struct Dispatch {
     pipeline: Arc<Pipeline>,
-    /// One, or one for each turn of a [`Bundle`](super::Bundle) where turns read different memory.
+    /// One bind group, or one per turn of a [`Bundle`](super::Bundle) if the turns read different memory.
     bind_groups: Arc<[BindGroup]>,
     workgroups: [u32; 3],
 }
 
 impl Dispatch {
-    /// Fails as [`Recorder::dispatch`](super::Recorder::dispatch). A trusted pipeline has to be given the kernel's own grid.
+    /// Fails as [`Recorder::dispatch`](super::Recorder::dispatch). A trusted pipeline must get the kernel's own grid.
     pub fn new(
         gpu: &Gpu,
         pipeline: Arc<Pipeline>,
@@ -50,7 +50,7 @@ impl Dispatch {
         })
     }
 
-    /// What the kernel is cached under.
+    /// Key of the kernel.
     pub fn key(&self) -> &str {
         self.pipeline.key()
     }
@@ -63,7 +63,7 @@ impl Dispatch {
         self.workgroups
     }
 
-    /// The same on the memory of one turn.
+    /// The same dispatch on the memory of one turn.
     fn at(&self, turn: usize) -> Self {
         let mut at = self.clone();
         if let Some(bind_group) = self.bind_groups.get(turn) {
@@ -72,7 +72,7 @@ impl Dispatch {
         at
     }
 
-    /// On the memory of a turn; all are the same for a dispatch with one bind group.
+    /// Encodes it on the memory of a turn. A dispatch with one bind group uses the same memory in every turn.
     pub(super) fn encode(&self, pass: &mut wgpu::ComputePass<'_>, turn: usize) {
         let [x, y, z] = self.workgroups;
         let bind_group = self.bind_groups.get(turn).unwrap_or(&self.bind_groups[0]);
@@ -82,28 +82,28 @@ impl Dispatch {
     }
 }
 
-/// Dispatches in order, checked: what [`Gpu::time`] and [`Gpu::profile`] run. A sequence runs whole and as it is; those of an executable come
-/// from [`Executable::sequence`](crate::Executable::sequence).
+/// A list of checked dispatches in order, for [`Gpu::time`] and [`Gpu::profile`]. That of an executable comes from
+/// [`Executable::sequence`](crate::Executable::sequence) and cannot be taken apart.
 #[derive(Clone, Debug, Default)]
 pub struct Sequence {
     pub(super) dispatches: Vec<Dispatch>,
 }
 
 impl Sequence {
-    /// Without dispatches.
+    /// A sequence without dispatches.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Dispatches at a turn of the bundle around them.
+    /// The dispatches on the memory of one turn of their bundle.
     pub(crate) fn of<'a>(dispatches: impl Iterator<Item = &'a Dispatch>, turn: usize) -> Self {
         Self {
             dispatches: dispatches.map(|dispatch| dispatch.at(turn)).collect(),
         }
     }
 
-    /// Adds a kernel in so many workgroups.
+    /// Adds a dispatch of a kernel with this number of workgroups per dimension.
     ///
     /// # Errors
     /// As [`Recorder::dispatch`](super::Recorder::dispatch).

@@ -1,4 +1,4 @@
-//! Host elements, and their packing into the rows of a [`Layout`].
+//! Element types on the host, and packing elements into the rows of a [`Layout`].
 
 use bytemuck::Pod;
 use half::f16;
@@ -18,7 +18,7 @@ mod sealed {
 
 /// A host type that tensors are uploaded from and downloaded to: `f32`, [`f16`](half::f16) or `u32`.
 ///
-/// `f32` also serves tensors of [`DType::F16`]: rounded to nearest, ties to even, on the way up; exact on the way down.
+/// `f32` also serves tensors of [`DType::F16`]. Uploads round to nearest, ties to even; downloads are exact.
 pub trait Element: Pod + Send + sealed::Sealed {
     /// The element type with the same bits.
     const DTYPE: DType;
@@ -50,7 +50,7 @@ impl Element for u32 {
     const DTYPE: DType = DType::U32;
 }
 
-/// Halves are converted so many at a time, on the stack.
+/// Number of f16 values that are converted at a time, on the stack.
 const HALVES: usize = 256;
 
 impl Element for f32 {
@@ -94,10 +94,10 @@ impl Element for f32 {
 }
 
 impl Layout {
-    /// Dense row-major elements as the bytes of this layout, padding zero.
+    /// Packs dense row-major elements into bytes of this layout, with zero padding.
     ///
     /// # Errors
-    /// [`Error::Layout`] unless there are rows × columns elements of a type that this layout's holds.
+    /// [`Error::Layout`] unless there are rows × columns elements of a type that converts to this layout's.
     pub fn pack<T: Element>(&self, data: &[T]) -> Result<Vec<u8>> {
         let mut bytes = vec![0; self.size_bytes() as usize];
         self.pack_into(data, WriteOnly::from(bytes.as_mut_slice()))?;

@@ -1,6 +1,6 @@
-//! The envelope of a cache file: damaged and foreign files are recognised before anything reads their content.
+//! The envelope of a cache file, by which damaged and foreign files are recognised before their content is read.
 //!
-//! Little-endian, nothing between the fields, nothing after the last:
+//! The fields are little-endian, with nothing between them and nothing after the last:
 //!
 //! | field | type |
 //! |---|---|
@@ -32,7 +32,7 @@ pub(super) fn seal(key: &str, payload: &[u8]) -> Vec<u8> {
     file
 }
 
-/// The payload of a whole file with this key, otherwise what is wrong with the file.
+/// The payload of a file with this key, or a text that says what is wrong with the file.
 pub(super) fn open<'a>(key: &str, file: &'a [u8]) -> Result<&'a [u8], &'static str> {
     let (magic, rest) = file.split_first_chunk().ok_or("it is truncated")?;
     if *magic != MAGIC {
@@ -122,7 +122,7 @@ mod tests {
         }
     }
 
-    /// Lengths that overflow when added up, behind a checksum that fits.
+    /// Lengths that overflow when they are added up, in a file with the right checksum.
     #[test]
     fn absurd_lengths_are_refused() {
         let mut file = seal(KEY, b"payload");

@@ -1,8 +1,8 @@
-//! The lock on the order of submissions, which a thread that holds it may take again.
+//! The re-entrant lock on the order of submissions: a thread that holds it may take it again.
 //!
-//! wgpu runs callbacks of the caller at the end of `Queue::submit`, on the thread that submits, and so while this crate keeps other threads
-//! from submitting in between. A callback may call this crate again: it finds the lock taken by its own thread, and everything that the
-//! lock protects already as it is after the submission.
+//! wgpu runs callbacks of the caller at the end of `Queue::submit`, on the thread that submits. At that point this crate still keeps other
+//! threads from submitting. A callback may call this crate again: its own thread holds the lock then, and everything that the lock protects
+//! is already in the state after the submission.
 
 use std::marker::PhantomData;
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -42,7 +42,7 @@ impl Gate {
         }
     }
 
-    /// As [`Gate::enter`], but nothing where this thread holds the lock already.
+    /// As [`Gate::enter`], or `None` if this thread holds the lock already.
     pub(crate) fn enter_once(&self) -> Option<Passage<'_>> {
         let this = thread::current().id();
         let held = lock(&self.state).holder == Some(this);

@@ -6,9 +6,9 @@ use crate::types::{DType, Shape};
 /// Row alignment in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Alignment {
-    /// For vectors: one `vec4<f32>`.
+    /// For vectors: the size of one `vec4<f32>`.
     Bytes16,
-    /// For matrices: what matrix hardware and cache lines want.
+    /// For matrices: suits matrix hardware and cache lines.
     Bytes64,
 }
 
@@ -37,7 +37,7 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Rows × columns of `dtype`, rows aligned to `alignment`.
+    /// A layout of rows × columns of `dtype` whose rows are aligned to `alignment`.
     ///
     /// # Errors
     /// [`Error::Layout`] when an extent is zero or the matrix exceeds 4 GiB, the range of a kernel's indices.
@@ -66,7 +66,7 @@ impl Layout {
         })
     }
 
-    /// The layout that graph values of this shape have: rank 1 is one row aligned to 16 bytes, everything else has rows aligned to 64.
+    /// The layout of graph values of this shape. A value of rank 1 is one row aligned to 16 bytes; the rows of all others are aligned to 64.
     ///
     /// # Errors
     /// As [`Layout::new`].

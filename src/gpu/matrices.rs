@@ -1,4 +1,4 @@
-//! The test that matrix units pass before products use them.
+//! The test that matrix units must pass before products use them.
 
 use half::f16;
 
@@ -10,7 +10,7 @@ use super::tensor::Tensor;
 use crate::error::Result;
 use crate::types::DType;
 
-/// The units without the operand types that fail; none of them left, or no answer, is no units, with a warning.
+/// The units without the operand types that fail the test, with a warning. `None` if no type is left.
 pub(super) fn tested(gpu: &Gpu, units: MatrixUnits) -> Option<MatrixUnits> {
     let passes = |dtype| match passes(gpu, units, dtype) {
         Ok(true) => true,
@@ -33,8 +33,8 @@ pub(super) fn tested(gpu: &Gpu, units: MatrixUnits) -> Option<MatrixUnits> {
     (tested.f16 || tested.f32).then_some(tested)
 }
 
-/// Multiplies small integers, which have exact products. Two subgroups read both operands by rows, then by columns, from
-/// workgroup memory as the kernels do.
+/// Multiplies matrices of small integers, whose products are exact. Two subgroups read both operands from workgroup memory, as the kernels
+/// do, first by rows and then by columns.
 fn passes(gpu: &Gpu, units: MatrixUnits, dtype: DType) -> Result<bool> {
     let size = units.size;
     let area = size * size;

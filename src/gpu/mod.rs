@@ -1,10 +1,10 @@
-//! Everything that touches wgpu, and nothing that knows about networks.
+//! Everything that uses wgpu. Nothing here knows about networks.
 //!
 //! [`Gpu`] is the device with its caches, shared by cloning. Memory is a [`Buffer`] from its pool, seen as a [`Tensor`]
-//! through a [`Layout`]; work is a [`Recorder`] of dispatches, one submission each; results come back as a [`Readback`].
+//! through a [`Layout`]. Work is a [`Recorder`] of dispatches, which becomes one submission. Results come back as a [`Readback`].
 //!
 //! From the bottom up: `context` is the device with its queue; `pool`, `pipelines`, `bindings`, `staging`, `store` and `tuning` take it and
-//! keep memory, kernels and files; `device` puts them together as [`Gpu`]; everything else is made of a [`Gpu`].
+//! keep memory, kernels and files; `device` puts them together as [`Gpu`]; everything else is built on a [`Gpu`].
 
 mod bindings;
 mod bundle;
@@ -51,8 +51,8 @@ pub use options::GpuOptions;
 pub(crate) use pipelines::TrustedSource;
 pub use pipelines::{Access, KernelSource, Pipeline, PipelineStats};
 pub use pool::{Buffer, BufferSlice, OFFSET_ALIGNMENT, PoolStats};
-pub(crate) use profiler::{Around, Passes, Times};
 pub use profiler::Timing;
+pub(crate) use profiler::{Around, Passes, Times};
 pub use readback::Readback;
 pub(crate) use readback::{Download, Transfer};
 pub use recorder::{Recorder, Submission};

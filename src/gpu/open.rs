@@ -1,4 +1,4 @@
-//! Which adapters there are, and opening one.
+//! Lists the adapters of the machine, and opens one.
 
 use std::fmt;
 use std::sync::OnceLock;
@@ -15,15 +15,15 @@ use crate::error::{Error, Result};
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Adapter {
-    /// Its place in [`Gpu::adapters`], for [`GpuOptions::adapter_index`]. The same as long as the machine's adapters and drivers are.
+    /// Its place in [`Gpu::adapters`], for [`GpuOptions::adapter_index`]. It stays the same while the machine's adapters and drivers do.
     pub index: usize,
-    /// Its name; several may have the same.
+    /// Its name. Several adapters may have the same.
     pub name: String,
     /// The API underneath. One GPU may be an adapter of several.
     pub backend: Backend,
     /// Discrete, integrated, virtual or software.
     pub device_type: DeviceType,
-    /// Domain, bus, device and function, for example `0000:01:00.0`; empty where the backend does not tell.
+    /// Domain, bus, device and function, for example `0000:01:00.0`. Empty if the backend does not report it.
     pub pci_address: String,
     /// Driver name and version.
     pub driver: String,
@@ -84,7 +84,8 @@ impl Gpu {
         found.into_iter().map(|(adapter, _)| adapter).collect()
     }
 
-    /// Opens the best adapter: discrete before integrated, virtual, other and software ones; of equal ones the first. Blocks meanwhile.
+    /// Opens the best adapter that fits: discrete before integrated, virtual, other and software ones, and of equal ones the first. Blocks
+    /// until the device is open.
     ///
     /// # Errors
     /// [`Error::NoAdapter`] when no adapter fits `options`, [`Error::DeviceRequest`] when the driver refuses to open it.
@@ -161,8 +162,8 @@ impl Gpu {
     /// `options.baseline`, `options.f16` and `options.barrier_free`, with the caches, bounds and the tuner of `options`; those that
     /// choose an adapter or ask for features do not apply.
     ///
-    /// Takes over the device-lost callback, of which wgpu keeps one; the uncaptured-error handler stays the caller's.
-    /// A device does not tell its cooperative-matrix configurations, so that kernel tier is off.
+    /// Replaces the device-lost callback, of which wgpu keeps only one. The uncaptured-error handler stays the caller's.
+    /// Matrix units are off, because a device does not report its cooperative-matrix configurations.
     ///
     /// # Errors
     /// [`Error::NoAdapter`] for a device of the `noop` backend, which computes nothing.
@@ -185,8 +186,8 @@ impl Gpu {
     }
 }
 
-/// One for the process, never closed: an instance that is closed unloads the driver, and NVIDIA's finds no adapter any more after it was
-/// loaded about thirty times.
+/// The one instance of the process, which is never closed. Closing an instance unloads the driver, and NVIDIA's driver finds no adapter
+/// any more after it was loaded about thirty times.
 fn instance() -> &'static wgpu::Instance {
     static INSTANCE: OnceLock<wgpu::Instance> = OnceLock::new();
     INSTANCE.get_or_init(|| {
@@ -199,7 +200,7 @@ fn instance() -> &'static wgpu::Instance {
     })
 }
 
-/// All that can compute.
+/// All adapters that can compute.
 async fn enumerate() -> Vec<(Adapter, wgpu::Adapter)> {
     let found = instance().enumerate_adapters(Backends::PRIMARY).await;
     let usable = found.into_iter().filter(|adapter| {
@@ -241,7 +242,7 @@ fn rank(adapter: &Adapter) -> (u8, bool) {
     (kind, adapter.backend == Backend::Dx12)
 }
 
-/// What was asked for, what there is, and what to do.
+/// The reason of [`Error::NoAdapter`]: what was asked for, which adapters there are, and what to do.
 fn describe<'a>(options: &GpuOptions, found: impl Iterator<Item = &'a Adapter>) -> String {
     // Nothing that this crate is not compiled for.
     let backends = options.backends - Backends::BROWSER_WEBGPU;
@@ -273,7 +274,7 @@ fn describe<'a>(options: &GpuOptions, found: impl Iterator<Item = &'a Adapter>) 
     }
 }
 
-/// The optional features this crate has a use for, as far as the adapter has them.
+/// The optional features that this crate uses, as far as the adapter has them.
 fn supported(adapter: &wgpu::Adapter) -> Features {
     let mut wanted = Features::SHADER_F16
         | Features::SUBGROUP

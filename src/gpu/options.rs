@@ -1,4 +1,4 @@
-//! Which adapter to open, and with what.
+//! Options for opening a device.
 
 use std::path::PathBuf;
 
@@ -6,9 +6,9 @@ use wgpu::{Backends, Features};
 
 use crate::error::{Error, Result};
 
-/// Which adapter to open, and with what. [`GpuOptions::default`] reads nothing from the environment, [`GpuOptions::from_env`] does.
+/// Which adapter to open, and with which options. [`GpuOptions::default`] reads nothing from the environment, [`GpuOptions::from_env`] does.
 ///
-/// Of `adapter_index`, `pci_address` and `adapter` all that are set must fit.
+/// If several of `adapter_index`, `pci_address` and `adapter` are set, all of them must fit.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct GpuOptions {
@@ -22,26 +22,26 @@ pub struct GpuOptions {
     pub backends: Backends,
     /// Open the device with the limits of the WebGPU baseline and no optional feature, as a browser would.
     pub baseline: bool,
-    /// Use 16-bit floats in shaders where the adapter has them.
+    /// Use 16-bit floats in shaders if the adapter has them.
     pub f16: bool,
-    /// Use kernels without workgroup memory and barriers. Without it, on software adapters only: they are faster there.
+    /// Use kernels without workgroup memory and barriers. `None` uses them on software adapters only, where they are faster.
     pub barrier_free: Option<bool>,
-    /// Use matrix units where the adapter has them and they pass their test. Without it, everywhere but on software adapters, where they are slower.
+    /// Use matrix units if the adapter has them and they pass their test. `None` uses them except on software adapters, where they are slower.
     pub cooperative: Option<bool>,
-    /// How many cores to assume, see [`Capabilities::cores`](super::Capabilities::cores). Without it, what is known of the adapter by its name.
+    /// Number of cores to assume, see [`Capabilities::cores`](super::Capabilities::cores). `None` derives it from the adapter's name.
     pub cores: Option<usize>,
-    /// Features that kernels of the caller need; opening fails where the adapter lacks one. Kernels of this crate use none of them.
+    /// Features that kernels of the caller need. Opening fails if the adapter lacks one. Kernels of this crate do not use them.
     pub features: Features,
-    /// Where compiled pipelines and the tuner's choices are kept between processes, see [`GpuOptions::cache_dir`].
+    /// Folder in which compiled pipelines and the tuner's choices are kept between processes, see [`GpuOptions::cache_dir`].
     pub cache_dir: Option<PathBuf>,
     /// Whether kernels are chosen by measuring, see [`GpuOptions::autotune`].
     pub autotune: bool,
-    /// Compiled kernels that are kept though nothing uses them. Without it 256, and 32 on software adapters, where a kernel takes some
-    /// megabytes. The same bound holds for kernels of the caller.
+    /// Number of idle compiled kernels that are kept. `None` is 256, or 32 on software adapters, where a kernel takes some megabytes. The
+    /// same bound holds for kernels of the caller.
     pub idle_pipelines: Option<usize>,
-    /// Bind groups that are kept though nothing uses them: 1024. None outlives its buffers.
+    /// Number of idle bind groups that are kept, 1024 by default. No bind group outlives its buffers.
     pub idle_bind_groups: usize,
-    /// Bytes of buffers that are kept for reuse though nothing uses them: 256 MiB. The same bound holds for staging buffers.
+    /// Bytes of idle buffers that are kept for reuse, 256 MiB by default. The same bound holds for staging buffers.
     pub idle_bytes: u64,
 }
 
@@ -77,7 +77,7 @@ impl GpuOptions {
     /// | `ENERGYFLOW_AUTOTUNE` | [`GpuOptions::autotune`]: `1` is on, `0` or empty is off |
     ///
     /// # Errors
-    /// [`Error::Config`] for a variable with a value that it cannot have.
+    /// [`Error::Config`] for a variable with an invalid value.
     pub fn from_env() -> Result<Self> {
         let mut options = Self::default();
         if let Ok(adapter) = std::env::var("ENERGYFLOW_ADAPTER") {
@@ -99,11 +99,11 @@ impl GpuOptions {
         Ok(options)
     }
 
-    /// Picks the adapter by a text, in place of an earlier choice: `#1` is an index, `0000:01:00.0` a PCI address, anything else a part of the
-    /// name. Empty picks any.
+    /// Picks the adapter by a text, which replaces an earlier choice: `#1` is an index, `0000:01:00.0` a PCI address, and anything else a part
+    /// of the name. An empty text picks any adapter.
     ///
     /// # Errors
-    /// [`Error::Config`] for `#` with something else than a number behind it.
+    /// [`Error::Config`] for `#` that is not followed by a number.
     pub fn select(mut self, adapter: &str) -> Result<Self> {
         (self.adapter, self.adapter_index, self.pci_address) = (None, None, None);
         if let Some(index) = adapter.strip_prefix('#') {
@@ -179,7 +179,7 @@ impl GpuOptions {
         self
     }
 
-    /// How many cores to assume; at least one.
+    /// Number of cores to assume, at least one.
     #[must_use]
     pub fn cores(mut self, cores: usize) -> Self {
         self.cores = Some(cores);
@@ -193,12 +193,12 @@ impl GpuOptions {
         self
     }
 
-    /// Keeps compiled pipelines, where the adapter can export them, and the tuner's choices in this folder; nowhere if it
-    /// is empty. It is made when something is saved.
+    /// Keeps compiled pipelines, if the adapter can export them, and the tuner's choices in this folder. An empty path keeps nothing. The
+    /// folder is created when something is saved.
     ///
     /// Files are read when the device is opened, and written by [`Gpu::save_caches`](super::Gpu::save_caches) and when the last clone of the
-    /// [`Gpu`](super::Gpu) is dropped. They belong to one adapter, driver and version of this crate. One that does not fit, is damaged, or
-    /// cannot be read or written is ignored with a warning. Of processes that share a folder the last writer wins.
+    /// [`Gpu`](super::Gpu) is dropped. They belong to one adapter, driver and version of this crate. A file that does not fit, is damaged, or
+    /// cannot be read or written is ignored with a warning. If processes share a folder, the last writer wins.
     ///
     /// A driver trusts the pipelines it is given: nobody else should be able to write to the folder.
     #[must_use]
@@ -218,28 +218,28 @@ impl GpuOptions {
         self
     }
 
-    /// Most compiled kernels that are kept though nothing uses them. Those used longest ago go first; one in use never goes.
+    /// Upper bound on the idle compiled kernels that are kept. The least recently used are dropped first. A kernel in use is never dropped.
     #[must_use]
     pub fn idle_pipelines(mut self, most: usize) -> Self {
         self.idle_pipelines = Some(most);
         self
     }
 
-    /// Most bind groups that are kept though nothing uses them.
+    /// Upper bound on the idle bind groups that are kept.
     #[must_use]
     pub fn idle_bind_groups(mut self, most: usize) -> Self {
         self.idle_bind_groups = most;
         self
     }
 
-    /// Most bytes of buffers that are kept for reuse though nothing uses them.
+    /// Upper bound on the bytes of idle buffers that are kept for reuse.
     #[must_use]
     pub fn idle_bytes(mut self, most: u64) -> Self {
         self.idle_bytes = most;
         self
     }
 
-    /// Those of a device's features that may be used.
+    /// The features of a device that may be used.
     pub(super) fn wants(&self, features: Features) -> Features {
         if self.baseline {
             Features::empty()

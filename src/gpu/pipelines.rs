@@ -1,4 +1,4 @@
-//! Compiled kernels, cached by key: those of the caller, which run with all checks, and those of this crate, which run without.
+//! Compiled kernels, cached by key. Those of the caller run with all checks, those of this crate without.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,7 +22,7 @@ pub enum Access {
     ReadWrite,
 }
 
-/// A kernel in WGSL: entry point `main`, binding i at `@group(0) @binding(i)`, every one a storage buffer. It runs with all checks.
+/// A kernel in WGSL with entry point `main`. Binding i is a storage buffer at `@group(0) @binding(i)`. It runs with all checks.
 #[derive(Clone, Debug)]
 pub struct KernelSource {
     pub(crate) wgsl: String,
@@ -30,7 +30,7 @@ pub struct KernelSource {
 }
 
 impl KernelSource {
-    /// From its text and what it binds, in order.
+    /// A kernel of this text, with the access of each binding in order.
     #[must_use]
     pub fn new(wgsl: impl Into<String>, bindings: Vec<Access>) -> Self {
         Self {
@@ -39,13 +39,13 @@ impl KernelSource {
         }
     }
 
-    /// The text.
+    /// The WGSL text.
     #[must_use]
     pub fn wgsl(&self) -> &str {
         &self.wgsl
     }
 
-    /// What is bound, in order.
+    /// The access of each binding, in order.
     #[must_use]
     pub fn bindings(&self) -> &[Access] {
         &self.bindings
@@ -56,7 +56,7 @@ impl KernelSource {
 #[derive(Clone, Debug)]
 pub(crate) struct TrustedSource {
     pub(crate) wgsl: String,
-    /// What is bound, in order, and the bytes that each binding needs at least.
+    /// The access of each binding in order, and the number of bytes that it needs at least.
     pub(crate) bindings: Vec<(Access, u64)>,
 }
 
@@ -67,12 +67,12 @@ pub struct Pipeline {
     layout: Arc<BindingLayout>,
     key: String,
     wgsl: String,
-    /// Bytes that each binding needs at least; empty for a kernel that checks them itself.
+    /// Number of bytes that each binding needs at least. Empty for a kernel with runtime checks.
     sizes: Vec<u64>,
 }
 
 impl Pipeline {
-    /// What it is cached under.
+    /// The key under which it is cached.
     #[must_use]
     pub fn key(&self) -> &str {
         &self.key
@@ -84,7 +84,7 @@ impl Pipeline {
         &self.wgsl
     }
 
-    /// What is bound, in order.
+    /// The access of each binding, in order.
     #[must_use]
     pub fn bindings(&self) -> &[Access] {
         &self.layout.bindings
@@ -103,10 +103,10 @@ impl Pipeline {
     }
 }
 
-/// One per device and list of accesses, so that pipelines with the same list share bind groups.
+/// The bind group layout of a list of accesses. There is one per device and list, so that pipelines with the same list share bind groups.
 #[derive(Debug)]
 pub(super) struct BindingLayout {
-    /// Unique in the process, so that a bind group of another device is told apart.
+    /// Unique in the process, so that a bind group of another device is recognised.
     pub(super) id: u64,
     pub(super) group: wgpu::BindGroupLayout,
     bindings: Vec<Access>,
@@ -123,7 +123,7 @@ pub struct PipelineStats {
     pub misses: u64,
     /// Kernels in the cache, in use or not.
     pub cached: u64,
-    /// Kernels dropped because [more were idle](super::GpuOptions::idle_pipelines) than are kept.
+    /// Kernels dropped because there were more than [`GpuOptions::idle_pipelines`](super::GpuOptions::idle_pipelines) idle ones.
     pub evicted: u64,
     /// Time spent on generating and compiling them, summed over threads.
     pub compile_time: Duration,
@@ -133,7 +133,7 @@ pub struct PipelineStats {
 #[derive(Debug)]
 struct ByKey {
     compiled: Cache<String, Pipeline>,
-    /// Locked while a kernel compiles, so that one key is compiled once and other keys meanwhile.
+    /// Each is locked while its kernel compiles, so that a key is compiled once while other keys compile at the same time.
     compiling: Mutex<HashMap<String, Arc<Mutex<()>>>>,
 }
 
@@ -164,14 +164,14 @@ impl ByKey {
     }
 }
 
-/// Under which name the driver's cache is kept between processes.
+/// Name under which the driver's cache is kept between processes.
 const KIND: &str = "pipelines";
 
 #[derive(Debug)]
 pub(super) struct Pipelines {
-    /// Of this crate. A namespace of its own: no key of a caller finds one of these, or takes its place.
+    /// Kernels of this crate. They have their own namespace: no key of a caller finds or replaces one of them.
     trusted: ByKey,
-    /// Of the caller.
+    /// Kernels of the caller.
     checked: ByKey,
     layouts: Mutex<HashMap<Vec<Access>, Arc<BindingLayout>>>,
     compile_time: Mutex<Duration>,
@@ -227,7 +227,7 @@ impl Pipelines {
         }
     }
 
-    /// Drops kernels that are not used and too many.
+    /// Drops surplus idle kernels.
     pub(super) fn sweep(&self) {
         self.trusted.compiled.sweep();
         self.checked.compiled.sweep();
@@ -278,7 +278,7 @@ impl Pipelines {
         Ok(pipeline)
     }
 
-    /// `trusted`: compiles without runtime checks, for bindings of at least these sizes.
+    /// With `trusted`, compiles without runtime checks, for bindings of at least these sizes.
     fn compile(
         &self,
         context: &Context,
@@ -412,7 +412,7 @@ impl Pipelines {
     }
 }
 
-/// A cache of the driver, filled with what an earlier one held.
+/// A pipeline cache of the driver, filled with the content of an earlier one.
 fn driver_cache(context: &Context, data: Option<&[u8]>) -> Result<wgpu::PipelineCache, String> {
     let descriptor = wgpu::PipelineCacheDescriptor {
         label: Some("energyflow"),

@@ -19,7 +19,7 @@ const SIZE_ALIGNMENT: u64 = 16;
 
 const SMALLEST_CLASS: u64 = 256;
 
-/// Never reused, so that an id names one wgpu buffer for good.
+/// Source of ids. An id is never reused, so it always names the same wgpu buffer.
 static NEXT_ID: AtomicU64 = AtomicU64::new(0);
 
 /// Counts of a device's buffer pool.
@@ -27,13 +27,13 @@ static NEXT_ID: AtomicU64 = AtomicU64::new(0);
 pub struct PoolStats {
     /// Bytes of all buffers that exist.
     pub allocated_bytes: u64,
-    /// Bytes of those that a [`Buffer`] refers to.
+    /// Bytes of the buffers that a [`Buffer`] refers to.
     pub in_use_bytes: u64,
     /// Largest `allocated_bytes` so far.
     pub peak_bytes: u64,
-    /// Requests served by reuse.
+    /// Number of requests served by reuse.
     pub hits: u64,
-    /// Requests that allocated.
+    /// Number of requests that allocated.
     pub misses: u64,
 }
 
@@ -45,7 +45,7 @@ struct Storage {
     access: HostAccess,
 }
 
-/// Whether the host reaches a buffer without a copy.
+/// Whether the host can access a buffer without a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum HostAccess {
     None,
@@ -54,7 +54,7 @@ pub(super) enum HostAccess {
 
 #[derive(Debug, Default)]
 struct State {
-    /// With the number of their return.
+    /// Free buffers, each with the number of its return.
     free: HashMap<(u64, HostAccess), Vec<(Storage, u64)>>,
     returned: u64,
     stats: PoolStats,
@@ -63,7 +63,7 @@ struct State {
 /// Identity of a binding layout and of the ranges bound: buffer id, offset, size.
 pub(super) type GroupKey = (u64, Vec<(u64, u64, u64)>);
 
-/// Free buffers, the ones returned last at the end of each list; and the bind groups of all buffers, which would keep their memory alive.
+/// Free buffers, with those returned last at the end of each list, and the bind groups of all buffers, which would keep their memory alive.
 #[derive(Debug)]
 pub(super) struct Pool {
     state: Mutex<State>,
@@ -100,7 +100,7 @@ impl Pool {
         stats.peak_bytes = stats.peak_bytes.max(stats.allocated_bytes);
     }
 
-    /// Takes memory that nothing of this crate uses. `keep`: whether it may be reused.
+    /// Takes back memory that nothing in this crate uses. `keep` says whether it may be reused.
     fn give_back(&self, storage: Storage, keep: bool) {
         let class = storage.raw.size();
         let mut state = lock(&self.state);
@@ -125,7 +125,7 @@ impl Pool {
         self.forget(&freed);
     }
 
-    /// Frees all idle memory; returns its bytes.
+    /// Frees all idle memory, and returns its size in bytes.
     pub(super) fn trim(&self) -> u64 {
         let mut state = lock(&self.state);
         let lists = state.free.drain().flat_map(|(_, list)| list);
@@ -165,7 +165,7 @@ struct Lease {
     id: u64,
     access: HostAccess,
     size: u64,
-    /// The caller has been given the wgpu buffer, and may keep it.
+    /// The caller has received the wgpu buffer, and may keep it.
     exposed: AtomicBool,
     pool: Weak<Pool>,
 }
@@ -192,19 +192,19 @@ impl Drop for Lease {
 pub struct Buffer(Arc<Lease>);
 
 impl Buffer {
-    /// Identifies the memory: the same for every reuse of it, and of no other memory.
+    /// Identifies the memory. Every reuse of the memory has the same id, and no other memory has it.
     #[must_use]
     pub fn id(&self) -> u64 {
         self.0.id
     }
 
-    /// Usable bytes: those asked for, rounded up to a multiple of 16.
+    /// Usable size in bytes: the requested size, rounded up to a multiple of 16.
     #[must_use]
     pub fn size(&self) -> u64 {
         self.0.size
     }
 
-    /// The wgpu buffer, which may be longer than [`Buffer::size`]. The memory of a buffer that was asked for it is not reused.
+    /// The wgpu buffer, which may be longer than [`Buffer::size`]. After this call the memory is not reused.
     #[must_use]
     pub fn raw(&self) -> &wgpu::Buffer {
         self.0.exposed.store(true, Ordering::Relaxed);
@@ -216,7 +216,7 @@ impl Buffer {
         &self.0.raw
     }
 
-    /// All usable bytes.
+    /// The slice of all usable bytes.
     #[must_use]
     pub fn whole(&self) -> BufferSlice {
         BufferSlice {
@@ -226,7 +226,7 @@ impl Buffer {
         }
     }
 
-    /// `size` bytes from `offset`.
+    /// The slice of `size` bytes from `offset` on.
     ///
     /// # Errors
     /// [`Error::Layout`] unless `offset` is a multiple of [`OFFSET_ALIGNMENT`], `size` a positive multiple of 4, and the
@@ -271,13 +271,13 @@ impl BufferSlice {
         &self.buffer
     }
 
-    /// First byte, a multiple of [`OFFSET_ALIGNMENT`].
+    /// Offset of the first byte, a multiple of [`OFFSET_ALIGNMENT`].
     #[must_use]
     pub fn offset(&self) -> u64 {
         self.offset
     }
 
-    /// Bytes, a positive multiple of 4.
+    /// Size in bytes, a positive multiple of 4.
     #[must_use]
     pub fn size(&self) -> u64 {
         self.size
@@ -285,7 +285,7 @@ impl BufferSlice {
 }
 
 impl Pool {
-    /// The buffer, and whether it is reused and may hold stale data; fresh wgpu buffers read as zero.
+    /// A buffer, and whether it is reused and may hold stale data. New wgpu buffers read as zero.
     pub(super) fn lease(
         self: &Arc<Self>,
         context: &Context,
@@ -370,7 +370,7 @@ impl Pool {
     }
 }
 
-/// The smallest of 2ⁿ·{16, 17, .., 31}/16 and a multiple of 64, at least 256, that holds `size`: at most a sixteenth is wasted, or
+/// The smallest size class that holds `size`: 2ⁿ·{16, 17, .., 31}/16, a multiple of 64 and at least 256. At most a sixteenth is wasted, or
 /// less than 64 bytes.
 pub(super) fn size_class(size: u64) -> u64 {
     if size <= SMALLEST_CLASS {

@@ -40,7 +40,7 @@ pub(crate) struct Around<'a> {
     pub before: Vec<&'a Dispatch>,
     /// Buffers that keep their content, each with a copy of the same size: copied after `before`, restored at the end.
     pub kept: &'a [(Buffer, Buffer)],
-    /// Called with `true` just before the submission, and with `false` if it then fails, or fails before.
+    /// Called with `true` just before the submission, and with `false` if it fails.
     pub note: &'a dyn Fn(bool),
 }
 
@@ -52,10 +52,10 @@ impl Around<'_> {
     };
 }
 
-/// Two queries per pass.
+/// Number of passes per query set. A pass takes two queries.
 const PASSES_PER_SET: usize = wgpu::QUERY_SET_MAX_QUERIES as usize / 2;
 
-/// Times on their way: one for each pass.
+/// Times that are not read back yet, one per pass.
 #[derive(Debug)]
 pub(crate) struct Times {
     labels: Vec<String>,
@@ -101,8 +101,8 @@ impl Gpu {
 
     /// Runs the sequences in order in one pass, as a [`Recorder`](crate::gpu::Recorder) does, and waits for them.
     ///
-    /// Returns nanoseconds from the beginning of the pass to its end: everything between dispatches counts. Without sequences it is
-    /// what an empty pass takes. Zero from drivers whose timestamps do not count.
+    /// Returns the nanoseconds from the beginning of the pass to its end, including the time between dispatches. Without sequences, this is
+    /// the time of an empty pass. Drivers whose timestamps do not count give zero.
     ///
     /// # Errors
     /// As [`Gpu::profile`].

@@ -1,4 +1,4 @@
-//! Results on their way from the device: asked for now, taken later.
+//! Results that are requested now and taken later.
 
 use std::fmt;
 use std::future::Future;
@@ -39,7 +39,7 @@ impl Download {
         }
     }
 
-    /// Unmaps what has arrived, so that it can be filled again; false while results are on their way.
+    /// Unmaps what has arrived, so that it can be filled again. Returns false while results have not arrived.
     pub(super) fn recycle(&mut self) -> bool {
         // Nothing is mapped for no bytes.
         if self.bytes > 0 {
@@ -51,7 +51,7 @@ impl Download {
         true
     }
 
-    /// What has arrived at these bytes, an offset that is a multiple of 8 and a size that is one of 4.
+    /// The bytes that have arrived in this range. Its offset is a multiple of 8, its size one of 4.
     pub(crate) fn read<T>(
         &self,
         range: Range<u64>,
@@ -97,7 +97,7 @@ impl Transfer {
         &self.download
     }
 
-    /// Whether the results are here, without blocking. Says so once.
+    /// Whether the results have arrived, without blocking. Returns true once.
     pub(crate) fn try_take(&mut self) -> Option<Result<()>> {
         if self.taken {
             return None;
@@ -108,7 +108,7 @@ impl Transfer {
         self.take()
     }
 
-    /// Blocks until the results are here.
+    /// Blocks until the results have arrived.
     pub(crate) fn wait(&mut self) -> Result<()> {
         if self.taken {
             return Err(taken());
@@ -159,9 +159,9 @@ fn taken() -> Error {
     }
 }
 
-/// Results of a submission, taken by [`Readback::wait`], [`Readback::try_take`] or `.await`; the device works on meanwhile.
+/// Results of a submission, taken by [`Readback::wait`], [`Readback::try_take`] or `.await`. The device goes on working meanwhile.
 ///
-/// Dropped before that, the results are discarded.
+/// If it is dropped before that, the results are discarded.
 #[must_use = "results are discarded unless taken"]
 pub struct Readback<T> {
     transfer: Transfer,
@@ -191,7 +191,7 @@ impl<T> Readback<T> {
         })
     }
 
-    /// The results if they are here, without blocking. Returns them once.
+    /// The results if they have arrived, without blocking. Returns them once.
     ///
     /// # Errors
     /// [`Error::DeviceLost`]; whatever decoding the bytes returns.
@@ -200,7 +200,7 @@ impl<T> Readback<T> {
         Some(self.finish(arrived))
     }
 
-    /// Blocks until the results are here.
+    /// Blocks until the results have arrived.
     ///
     /// # Errors
     /// As [`Readback::try_take`]; [`Error::Validation`] when it has returned the results already.

@@ -28,7 +28,7 @@ enum Command {
     },
 }
 
-/// Collects work in order and submits it at once; dropped before that, it does nothing.
+/// Collects work in order for one submission. A recorder that is dropped without [`submit`](Recorder::submit) does nothing.
 ///
 /// Dispatches in a row share one compute pass. What is recorded keeps its buffers.
 #[derive(Debug)]
@@ -40,7 +40,7 @@ pub struct Recorder {
     host: Vec<u8>,
 }
 
-/// Work that the device has been given.
+/// Work that was submitted to the device.
 #[derive(Clone, Debug)]
 pub struct Submission {
     gpu: Gpu,
@@ -58,7 +58,7 @@ impl Submission {
 }
 
 impl Gpu {
-    /// An empty recorder; the label shows in graphics debuggers and errors.
+    /// An empty recorder. The label shows in graphics debuggers and errors.
     pub fn recorder(&self, label: impl Into<String>) -> Recorder {
         Recorder {
             gpu: self.clone(),
@@ -70,7 +70,7 @@ impl Gpu {
 }
 
 impl Recorder {
-    /// Runs a kernel in so many workgroups.
+    /// Runs a kernel with this number of workgroups per dimension.
     ///
     /// # Errors
     /// [`Error::Limit`] when a number of workgroups is zero or above the device's limit, [`Error::Validation`] when the
@@ -119,9 +119,9 @@ impl Recorder {
         self.commands.push(Command::Clear(slice.clone()));
     }
 
-    /// Writes host bytes to the beginning of `to`, at this point of the recording.
+    /// Writes host bytes to the beginning of `to`, in order with the rest of the recording.
     ///
-    /// All writes of a recorder travel in one reused staging buffer.
+    /// All writes of a recorder share one reused staging buffer.
     ///
     /// # Errors
     /// [`Error::Layout`] when there are more bytes than `to` holds, or not a positive multiple of 4.
@@ -143,7 +143,7 @@ impl Recorder {
         Ok(())
     }
 
-    /// Writes dense row-major host data to a tensor, at this point of the recording; padding becomes zero.
+    /// Writes dense row-major host data to a tensor, in order with the rest of the recording. Padding becomes zero.
     ///
     /// # Errors
     /// As [`Layout::pack`](crate::gpu::Layout::pack).
@@ -151,7 +151,7 @@ impl Recorder {
         self.write(to.slice(), &to.layout().pack(data)?)
     }
 
-    /// Hands everything to the device and returns at once.
+    /// Submits everything and returns without waiting.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`], [`Error::DeviceLost`]; [`Error::Validation`] when wgpu rejects the commands.

@@ -1,4 +1,4 @@
-//! What has been done with a device.
+//! A report on a device: its capabilities, and counts of what was done with it.
 
 use std::fmt;
 use std::sync::atomic::Ordering;
@@ -11,7 +11,7 @@ use super::pool::PoolStats;
 use super::store::CacheStats;
 use super::tuning::{Tuning, TuningStats};
 
-/// A snapshot of a device's capabilities and of the counts of everything done with it; made to be printed.
+/// A snapshot of a device's capabilities and of the counts of everything that was done with it. It is made to be printed.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Report {
@@ -31,7 +31,7 @@ pub struct Report {
     pub staging_buffers: u64,
     /// Submissions so far.
     pub submissions: u64,
-    /// Dispatches in them.
+    /// Dispatches in these submissions.
     pub dispatches: u64,
     /// Errors of the device that belong to no call of this crate; they are in the log.
     pub uncaptured_errors: u64,

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use super::readback::Download;
 use super::waiter::Arrival;
 
-/// Memory for submissions, all of it made for the first. More is made only while a caller keeps more than [`IN_FLIGHT`](super::IN_FLIGHT) results.
+/// Memory for submissions. The first submission allocates all of it. More is allocated only while a caller keeps more than
+/// [`IN_FLIGHT`](super::IN_FLIGHT) results.
 ///
-/// The lock of a ring is held for moments only, and never while anything of wgpu's runs that could run a callback. What keeps turns apart
-/// is the gate.
+/// The lock of a ring is held for moments only, and never during a call of wgpu that could run a callback. The gate keeps turns apart.
 #[derive(Debug, Default)]
 pub(super) struct Ring {
     /// Oldest first.
@@ -23,13 +23,13 @@ pub(super) struct Ring {
 #[derive(Debug)]
 pub(super) struct Flight {
     pub(super) turn: usize,
-    /// Which submission it is; 0 for none.
+    /// Number of the submission, or 0 for none.
     pub(super) number: u64,
-    /// Nothing until the submission has returned, which runs callbacks of the caller.
+    /// `None` until the submission has returned, because it runs callbacks of the caller.
     pub(super) index: Option<wgpu::SubmissionIndex>,
     /// The submission is done.
     pub(super) landed: bool,
-    /// Nothing where there is nothing to write.
+    /// `None` if there is nothing to write.
     pub(super) upload: Option<Upload>,
 }
 
@@ -45,7 +45,7 @@ impl Flight {
     }
 }
 
-/// Memory that the host writes, which owns whether it is mapped.
+/// Memory that the host writes, with the state of its mapping.
 #[derive(Clone, Debug)]
 pub(super) struct Upload {
     pub(super) buffer: wgpu::Buffer,
@@ -66,9 +66,9 @@ impl Upload {
 
 /// What has to happen before the next turn.
 pub(super) enum Next {
-    /// Nothing: the memory for it.
+    /// Nothing. This is the memory for the turn.
     Ready(Flight),
-    /// A submission has to be done. Without an index, all that are known.
+    /// The device has to finish a submission, or without an index all submissions so far.
     Landing {
         number: u64,
         index: Option<wgpu::SubmissionIndex>,
@@ -78,7 +78,7 @@ pub(super) enum Next {
 }
 
 impl Ring {
-    /// The device is past this submission, and so past those before.
+    /// The device has finished this submission, and so those before it.
     pub(super) fn landed(&mut self, number: u64) {
         for flight in &mut self.flights {
             if flight.number <= number && !flight.landed {

@@ -16,11 +16,11 @@ struct State {
     up: HashMap<u64, Vec<wgpu::Buffer>>,
     /// Bytes of both.
     idle_bytes: u64,
-    /// Used by a submission; mapped again when that is done. Kept here and not in the callback, which a buffer would
-    /// own and which would own the buffer.
+    /// Used by a submission, and mapped again when that is done. They are kept here and not in the callback, because a buffer owns its
+    /// callback, and the callback would own the buffer.
     flying: HashMap<u64, wgpu::Buffer>,
     next: u64,
-    /// Buffers made.
+    /// Number of buffers made.
     made: u64,
 }
 
@@ -58,7 +58,7 @@ impl State {
 }
 
 impl Staging {
-    /// Keeps at most so many bytes of idle buffers.
+    /// Sets the upper bound on the bytes of idle buffers.
     pub(super) fn new(most_idle: u64) -> Self {
         Self {
             state: Mutex::default(),
@@ -184,7 +184,7 @@ impl Staging {
     }
 }
 
-/// Owned by the callback of a mapping: dropped when it has run, or unheard because another callback panicked.
+/// Owned by the callback of a mapping. It is dropped when the callback has run, or without a run if another callback panicked.
 struct Ticket {
     staging: Weak<Staging>,
     number: u64,

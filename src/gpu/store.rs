@@ -1,4 +1,4 @@
-//! A folder of files that make the next start faster. They can always be made again, so trouble with them is logged and never an error.
+//! A folder of cache files that make the next start faster. They can always be made again, so a failure is logged and is never an error.
 
 use std::fs;
 use std::path::PathBuf;
@@ -22,18 +22,18 @@ pub struct CacheStats {
     pub loaded_bytes: u64,
     /// Files written.
     pub saved: u64,
-    /// Files that were damaged, of another adapter, driver or version, or could not be read or written; the log says why.
+    /// Files that were damaged, belong to another adapter, driver or version, or could not be read or written. The log says why.
     pub ignored: u64,
 }
 
 #[derive(Debug, Default)]
 struct State {
     stats: CacheStats,
-    /// Checksum of the content that a file is known to have, by kind.
+    /// Checksum of the known content of each file, by kind.
     on_disk: Vec<(&'static str, u64)>,
 }
 
-/// The cache files of one adapter, driver and version of this crate; does nothing without a folder.
+/// The cache files of one adapter, driver and version of this crate. Without a folder it does nothing.
 #[derive(Debug)]
 pub(super) struct Store {
     folder: Option<PathBuf>,
@@ -42,7 +42,7 @@ pub(super) struct Store {
 }
 
 impl Store {
-    /// `folder`: none if it is empty.
+    /// An empty `folder` is none.
     pub(super) fn new(folder: Option<PathBuf>, capabilities: &Capabilities) -> Self {
         let folder = folder
             .filter(|folder| !folder.as_os_str().is_empty())
@@ -80,7 +80,7 @@ impl Store {
         Some(self.folder.as_ref()?.join(name))
     }
 
-    /// What was saved as `kind`, if `accept` takes it; its error is the reason why not.
+    /// The content that was saved as `kind`, if `accept` takes it. The error of `accept` is the reason for the warning.
     pub(super) fn load<T>(
         &self,
         kind: &'static str,
@@ -110,7 +110,7 @@ impl Store {
         }
     }
 
-    /// Saves `content` as `kind`, unless that is what the file holds.
+    /// Saves `content` as `kind`, unless the file holds it already.
     pub(super) fn save(&self, kind: &'static str, content: &[u8]) {
         let Some(path) = self.path(kind) else {
             return;

@@ -15,7 +15,7 @@ pub struct Tensor {
 }
 
 impl Tensor {
-    /// A tensor of its own buffer, all zero.
+    /// A tensor in a buffer of its own, filled with zeros.
     ///
     /// # Errors
     /// As [`Gpu::buffer`].
@@ -24,7 +24,7 @@ impl Tensor {
         Self::from_slice(buffer.whole(), layout)
     }
 
-    /// A tensor of its own buffer with undefined content, padding included: whoever writes it must write zero padding.
+    /// A tensor in a buffer of its own with undefined content, padding included. What writes it must set the padding to zero.
     ///
     /// # Errors
     /// As [`Gpu::buffer`].
@@ -33,7 +33,7 @@ impl Tensor {
         Self::from_slice(buffer.whole(), layout)
     }
 
-    /// The beginning of `slice`, seen as a tensor.
+    /// A tensor at the beginning of `slice`.
     ///
     /// # Errors
     /// [`Error::Layout`] when the slice is too small.
@@ -53,19 +53,19 @@ impl Tensor {
         Ok(Self { slice, layout })
     }
 
-    /// Its bytes: exactly those of the layout.
+    /// The slice of its bytes. Its size is that of the layout.
     #[must_use]
     pub fn slice(&self) -> &BufferSlice {
         &self.slice
     }
 
-    /// Where its elements lie.
+    /// The layout of its elements.
     #[must_use]
     pub fn layout(&self) -> &Layout {
         &self.layout
     }
 
-    /// Writes dense row-major host data before everything submitted from now on; padding becomes zero.
+    /// Writes dense row-major host data. Everything submitted from now on sees it. Padding becomes zero.
     ///
     /// # Errors
     /// [`Error::Layout`] as [`Layout::pack`]; [`Error::OutOfMemory`], [`Error::DeviceLost`].
@@ -90,7 +90,7 @@ impl Tensor {
         self.read(gpu, |bytes| Ok(bytes.to_vec()))
     }
 
-    /// Sets every bit, padding included: NaN in every float. For tests that a kernel writes all it should.
+    /// Sets every bit, padding included, so that every float is NaN. Tests use it to check that a kernel writes everything it should.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`], [`Error::DeviceLost`]

@@ -1,4 +1,4 @@
-//! Which of several kernels was found fastest, by description of the work.
+//! The tuner's choices: the kernel that was measured fastest, by a description of the work.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -11,7 +11,7 @@ use super::store::Store;
 
 const KIND: &str = "tuning";
 
-/// What was chosen, and what it took.
+/// A choice and its measured time.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Choice {
     /// The candidate's name.
@@ -24,7 +24,7 @@ pub(crate) struct Choice {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TuningStats {
-    /// Choices known, from earlier processes too.
+    /// Number of known choices, including those of earlier processes.
     pub choices: u64,
     /// Choices that were known when they were needed.
     pub hits: u64,
@@ -73,7 +73,7 @@ impl Tuning {
         }
     }
 
-    /// The candidate stored under `key` if `accept` knows it; a name of another version is none.
+    /// The candidate stored under `key`, if `accept` knows its name. The name may come from another version of this crate.
     pub fn find<C>(&self, key: &str, accept: impl FnOnce(&str) -> Option<C>) -> Option<C> {
         let found = accept(&lock(&self.choices).get(key)?.candidate)?;
         self.hits.fetch_add(1, Ordering::Relaxed);
@@ -85,7 +85,7 @@ impl Tuning {
         lock(&self.choices).insert(key.to_owned(), choice);
     }
 
-    /// Says once that there is nothing to measure with.
+    /// Warns once that kernels are not tuned because the device cannot measure times.
     pub fn warn_without_times(&self, reason: &str) {
         if !self.warned.swap(true, Ordering::Relaxed) {
             log::warn!("kernels are not tuned: {reason}");

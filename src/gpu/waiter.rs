@@ -1,4 +1,4 @@
-//! Whether a buffer is mapped, and a thread that waits for the device on behalf of tasks.
+//! The state of a buffer's mapping, and a thread that waits for the device on behalf of tasks.
 
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::task::Waker;
@@ -8,7 +8,7 @@ use super::lock::lock;
 
 #[derive(Debug, Default)]
 enum Mapping {
-    /// Never asked for, or unmapped since.
+    /// Never requested, or unmapped since.
     #[default]
     Idle,
     Waiting,
@@ -18,20 +18,20 @@ enum Mapping {
 #[derive(Debug, Default)]
 struct Progress {
     mapping: Mapping,
-    /// Counts mappings, so that a late callback of an earlier one is told apart.
+    /// Counts mappings, so that a late callback of an earlier one is recognised.
     round: u64,
     waker: Option<Waker>,
 }
 
-/// Whether a buffer is mapped: shared with the callback that wgpu runs then. It does not own the buffer, which owns it.
+/// Whether a buffer is mapped. The callback that wgpu runs after mapping shares this state. It does not own the buffer; the buffer owns it.
 ///
-/// Nobody waits for the callback, which may be behind one of the caller's that takes long, or calls this crate, or panics. Once a poll has
-/// returned that waited for the work before the mapping, the buffer is mapped, see [`Arrival::expect`].
+/// Nothing waits for the callback, because a callback of the caller that runs before it may take long, call this crate, or panic. The buffer
+/// is mapped once a poll has returned that waited for the work before the mapping, see [`Arrival::expect`].
 #[derive(Debug, Default)]
 pub(super) struct Arrival(Mutex<Progress>);
 
 impl Arrival {
-    /// Of a buffer that is mapped already.
+    /// The state of a buffer that is mapped already.
     pub(super) fn arrived() -> Self {
         let mapping = Mapping::Done(Ok(()));
         Self(Mutex::new(Progress {
@@ -53,13 +53,13 @@ impl Arrival {
         }
     }
 
-    /// The number of the mapping that is under way.
+    /// Number of the mapping that is in progress, if there is one.
     pub(super) fn awaited(&self) -> Option<u64> {
         let progress = lock(&self.0);
         matches!(progress.mapping, Mapping::Waiting).then_some(progress.round)
     }
 
-    /// The device is past the work before this mapping, and has been polled since.
+    /// Called when the device has finished the work before this mapping and was polled since.
     pub(super) fn expect(&self, round: u64) {
         self.set(round, Ok(()));
     }
@@ -111,7 +111,7 @@ impl Arrival {
         });
     }
 
-    /// Nothing needs to be mapped.
+    /// There is nothing to map.
     pub(super) fn skip(&self) {
         lock(&self.0).mapping = Mapping::Done(Ok(()));
     }
@@ -122,7 +122,7 @@ struct Signal {
     round: u64,
 }
 
-/// wgpu drops a callback unheard when one of the caller's before it panics. The buffer is mapped then, as far as it can be.
+/// wgpu drops a callback without a call if a callback of the caller panics before it. The buffer is mapped then, if mapping succeeded.
 impl Drop for Signal {
     fn drop(&mut self) {
         self.arrival.set(self.round, Ok(()));
@@ -136,7 +136,7 @@ pub(super) struct Watch {
     pub(super) round: u64,
 }
 
-/// A thread, started by the first `.await` that finds results missing, which waits for the device on behalf of all.
+/// A thread that waits for the device on behalf of all tasks. The first `.await` that finds results missing starts it.
 ///
 /// wgpu runs callbacks only while some thread polls, and an executor's threads must not block.
 #[derive(Debug, Default)]

@@ -1,4 +1,4 @@
-//! Windows of a 1-D convolution: how the rows of a product find the rows that they read, and the windows as a matrix.
+//! Windows of a 1-D convolution: which rows of the operand a row of the product reads, and the matrix of all windows.
 
 use super::{BLOCK, Kernel, Program, View};
 use crate::gpu::Layout;
@@ -6,8 +6,8 @@ use crate::types::Window;
 
 const SIZE: usize = 64;
 
-/// Which rows a row looks at, in the numbers of `wgsl/shared/window.wgsl`: tap j of row r, step s = r mod `rows_each` of its sample, looks
-/// at step (s·`times` + j·`apart` + `offset`) / `divide` of the sample's `source_each`. Numbers wrap.
+/// Constants of `wgsl/shared/window.wgsl`, which say which row a tap reads. Row r is step s = r mod `rows_each` of its sample. Its tap j
+/// reads step (s·`times` + j·`apart` + `offset`) / `divide` of the `source_each` steps of that sample. The arithmetic wraps.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Taps {
     pub rows_each: usize,
@@ -20,7 +20,7 @@ pub(super) struct Taps {
 
 // A window's extents are at most 2³¹.
 impl Taps {
-    /// Steps of the result look at steps of the operand.
+    /// Forward: each step of the result reads steps of the operand.
     pub fn forward(window: Window) -> Self {
         Self {
             rows_each: window.steps,
@@ -32,7 +32,7 @@ impl Taps {
         }
     }
 
-    /// Steps of the operand look at the steps of the result that look at them.
+    /// Transposed: each step of the operand reads the steps of the result that read it.
     pub fn backward(window: Window) -> Self {
         Self {
             rows_each: window.time,
@@ -46,7 +46,7 @@ impl Taps {
 }
 
 impl Kernel {
-    /// The numbers that `shared/window` needs.
+    /// Passes the constants to a kernel whose template includes `shared/window`.
     pub(super) fn taps(self, taps: Taps) -> Self {
         self.with("rows_each", taps.rows_each)
             .with("source_each", taps.source_each)

@@ -13,20 +13,23 @@ pub(crate) enum View {
     Vec4,
     /// One element at a time: `NAME_at(i)`, `NAME_put(i, value)`.
     Scalar,
-    /// 16 bytes at a time, which are one `vec4` of f32 or two of f16. To read: `NAME[i]`, which stays packed in its registers,
-    /// `NAME_part0(block)` and `NAME_part1(block)` of it, and single elements as `NAME_at(i)`. To write f16: `NAME_pair(i, a, b)`; to read
-    /// and write f32: as to read, and `NAME_store(i, value)`.
+    /// 16 bytes at a time: one `vec4` of f32 or two of f16.
+    ///
+    /// A reader gets `NAME[i]`, a block that stays packed in its registers, `NAME_part0(block)` and `NAME_part1(block)`, which unpack it, and
+    /// `NAME_at(i)` for single elements. A writer of f16 gets `NAME_pair(i, a, b)`. A kernel that reads and writes f32 gets the functions of a
+    /// reader and `NAME_store(i, value)`.
     Block,
 }
 
-/// One storage buffer of a kernel. Beside the functions, `NAME_stride` is the distance of rows in units of the view.
+/// One storage buffer of a kernel. Besides the functions of its view, the source gets `NAME_stride`, the distance between rows in units of
+/// the view.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Binding {
     pub name: String,
     pub layout: Layout,
     pub view: View,
     pub access: Access,
-    /// Bytes from its start on that the kernel may touch: all of the layout, unless only a part of the value is bound.
+    /// Number of bytes from its start that the kernel may touch. This is the size of the layout, unless only a part of the value is bound.
     pub needs: u64,
 }
 
@@ -102,7 +105,7 @@ impl Binding {
         text
     }
 
-    /// Halves are read as pairs in u32, which all devices unpack, so that a block is one load and four registers.
+    /// f16 values are read as pairs in u32, which every device can unpack. So a block takes one load and four registers.
     fn declare_blocks(&self, index: usize, target: Target) -> String {
         let name = &self.name;
         let stride = self.layout.row_bytes() / 16;
@@ -178,8 +181,8 @@ impl fmt::Display for Binding {
     }
 }
 
-/// What f16 cannot hold is infinity, as with `SHADER_F16`: what `pack2x16float` makes of it is left open, and truncation makes 65504,
-/// which no check for overflow would see.
+/// A value that is too large for f16 is stored as infinity, as with `SHADER_F16`. WGSL leaves open what `pack2x16float` does with it, and
+/// truncation would give 65504, which no check for overflow would notice.
 const PACKED_HALVES: &str = "\
 fn packed_halves(value: vec4<f32>) -> vec2<u32> {
     let v = select(value, value * 3.4e38, abs(value) >= vec4<f32>(65520.0));

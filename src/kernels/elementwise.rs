@@ -1,10 +1,10 @@
-//! Programs that stand alone, and copies.
+//! Elementwise programs as kernels of their own, and copies.
 
 use super::{Kernel, Program, Target, View};
 use crate::gpu::Layout;
 use crate::types::DType;
 
-/// An invocation takes several `vec4`s where there are enough of them: starting invocations costs more than they do.
+/// An invocation computes several `vec4`s if there are many, because starting an invocation costs more than computing a `vec4`.
 pub(crate) fn elementwise(program: Program, target: Target) -> Kernel {
     let (rows, width) = (program.rows, program.width());
     let (size, each) = match rows * width {
@@ -20,7 +20,7 @@ pub(crate) fn elementwise(program: Program, target: Target) -> Kernel {
         .finish(program)
 }
 
-/// The elements of x in row-major order as those of y. Both have the same number of elements and the same element type.
+/// Copies the elements of x to y in row-major order. Both have the same number of elements and the same element type.
 pub(crate) fn reshape(x: Layout, y: Layout) -> Kernel {
     const SIZE: usize = 64;
     let width = y.row_stride() / 4;

@@ -19,7 +19,7 @@ pub(crate) fn gather(table: Layout, ids: Layout, program: Program) -> Kernel {
         .finish(program)
 }
 
-/// ids `[N]` → links u32 `[2N]`, see the template.
+/// ids `[N]` → links u32 `[2N]`; the template describes them.
 pub(crate) fn links(ids: Layout, links: Layout, padding: Option<u32>) -> Kernel {
     Kernel::new("gather_links")
         .items(ids.cols(), SIZE)
@@ -34,17 +34,18 @@ pub(crate) fn links(ids: Layout, links: Layout, padding: Option<u32>) -> Kernel 
 pub(crate) enum Search {
     /// Every id is compared with every other, without barriers. One invocation adds up the rows of an id.
     Compare,
-    /// [`sort`] sorts so many places at a time, and the runs are searched. One invocation adds up the rows of an id.
+    /// [`sort`] sorts runs of this many places, and [`links_sorted`] searches the runs. One invocation adds up the rows of an id.
     Runs(usize),
-    /// [`sort`] sorts so many places at a time, [`merge`] all of them. The rows of an id are shared out, however many there are.
+    /// [`sort`] sorts runs of this many places, and [`merge`] joins the runs. Several invocations share the rows of an id, however many there
+    /// are.
     Sort(usize),
 }
 
-/// For `count` ids.
+/// The search for `count` ids.
 pub(crate) fn search(vocabulary: usize, count: usize, target: Target) -> Search {
-    /// 4 KiB of workgroup memory.
+    /// Length of a run that takes 4 KiB of workgroup memory.
     const LONGEST: usize = 1024;
-    /// Places that are compared with each other, and that one invocation may have to add up.
+    /// Largest number of places that are compared with each other. One invocation may have to add up all of them.
     const COMPARED: usize = 4096;
     const ALONE: usize = 32_768;
     // A key holds an id and a place, and the largest of all is left for places that do not exist.
@@ -59,7 +60,7 @@ pub(crate) fn search(vocabulary: usize, count: usize, target: Target) -> Search 
     }
 }
 
-/// ids `[N]` → keys of sorted runs, see the template.
+/// ids `[N]` → keys of sorted runs; the template describes them.
 pub(crate) fn sort(ids: Layout, sorted: Layout, run: usize) -> Kernel {
     let size = (run / 2).min(256);
     Kernel::new("gather_sort")
@@ -88,7 +89,8 @@ pub(crate) fn links_sorted(
         .write("links", links, View::Scalar)
 }
 
-/// ids `[N]`, places in sorted runs of length `run` → places in sorted runs of twice the length. `keys`: as [`sort`] leaves them.
+/// ids `[N]`, places in sorted runs of length `run` → places in sorted runs of twice the length. With `keys` the places are still keys, as
+/// [`sort`] leaves them.
 pub(crate) fn merge(ids: Layout, [sorted, merged]: [Layout; 2], run: usize, keys: bool) -> Kernel {
     Kernel::new("gather_merge")
         .items(sorted.cols(), SIZE)
@@ -101,24 +103,25 @@ pub(crate) fn merge(ids: Layout, [sorted, merged]: [Layout; 2], run: usize, keys
         .write("merged", merged, View::Scalar)
 }
 
-/// What [`segments`] adds up.
+/// The rows that [`segments`] adds up.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Rows {
     /// ids `[N]`, places in the order of their ids, dy [N, C].
     Places([Layout; 3]),
-    /// What an earlier pass left: ids `[n]` and sums [n, C].
+    /// The incomplete sums of an earlier pass: ids `[n]` and sums [n, C].
     Parts([Layout; 2]),
 }
 
-/// Rows of a block of [`segments`].
+/// Number of rows in a block of [`segments`].
 const SEGMENT: usize = 2 * BLOCK;
 
-/// Blocks into which [`segments`] cuts so many rows. Each leaves two rows, unless there is only one.
+/// Number of blocks into which [`segments`] cuts this many rows. Each block leaves two rows for the next pass, unless there is only one block.
 pub(crate) fn blocks(rows: usize) -> usize {
     rows.div_ceil(SEGMENT)
 }
 
-/// `count` rows, equal ids side by side → sums of the rows of each id into a zeroed table, and what is not complete into `left`.
+/// Adds the rows of each id into a zeroed table. Equal ids of the `count` rows lie side by side. Sums that are not complete within a block
+/// go to `left`.
 pub(crate) fn segments(
     rows: Rows,
     count: usize,
@@ -159,7 +162,7 @@ pub(crate) fn segments(
     }
 }
 
-/// ids, links, dy [N, C] → adds the rows of each id into a zeroed table.
+/// ids, links, dy [N, C] → the sum of the rows of each id, in a zeroed table.
 pub(crate) fn gather_grad([ids, links, dy]: [Layout; 3], table: Layout) -> Kernel {
     let used = table.cols().div_ceil(4);
     Kernel::new("gather_grad")

@@ -1,12 +1,12 @@
 //! Elementwise functions as WGSL, one definition each: values, derivatives, and what they do with NaN and infinities.
 //!
-//! NaN is never hidden: a function of NaN is NaN, but for `IsFinite` and `Greater`, which are 0. WGSL lets compilers assume that no
-//! float is NaN, and lets `min`, `max`, `clamp`, `exp` and others return a number for it. So NaN is looked for in the bits, which no
-//! compiler may assume anything about, and passed on by `or_nan`; sums, products and quotients pass it on by themselves.
+//! NaN is never hidden: a function of NaN is NaN, except `IsFinite` and `Greater`, which are 0. WGSL lets compilers assume that no
+//! float is NaN, and lets `min`, `max`, `clamp`, `exp` and others return a number for it. So these functions test the bits, about which
+//! compilers may assume nothing, and `or_nan` passes NaN on. Sums, products and quotients pass it on by themselves.
 
 use crate::types::{BinaryOp, UnaryOp};
 
-/// Name and text of every helper function. A function stands before those that it calls.
+/// Name and text of every helper function. A function comes before those that it calls.
 const LIBRARY: [(&str, &str); 21] = [
     ("relu_grad", RELU_GRAD),
     ("abs_grad", ABS_GRAD),
@@ -54,14 +54,14 @@ fn is_nan(x: vec4<f32>) -> vec4<bool> {
 }
 ";
 
-/// y, but NaN where x is.
+/// y, or NaN if x is NaN.
 const OR_NAN: &str = "\
 fn or_nan(y: vec4<f32>, x: vec4<f32>) -> vec4<f32> {
     return select(y, x, is_nan(x));
 }
 ";
 
-/// y, but NaN where x is infinite or NaN.
+/// y, or NaN if x is infinite or NaN.
 const OR_UNDEFINED: &str = "\
 fn or_undefined(y: vec4<f32>, x: vec4<f32>) -> vec4<f32> {
     let bits = bitcast<vec4<u32>>(x);
@@ -82,7 +82,7 @@ fn abs_grad(x: vec4<f32>) -> vec4<f32> {
 }
 ";
 
-/// 1/(1 + exp(−x)) without an exponential that overflows, and with all its digits where it is small.
+/// 1/(1 + exp(−x)), computed without an exponential that overflows. Small results keep all their digits.
 const LOGISTIC: &str = "\
 fn logistic(x: vec4<f32>) -> vec4<f32> {
     let e = exp(-abs(x));
@@ -104,7 +104,7 @@ fn sigmoid_grad(x: vec4<f32>) -> vec4<f32> {
 }
 ";
 
-/// Near zero, where 1 − exp(−2|x|) cancels, the polynomial of Cephes' `tanhf` (Moshier 1989): relative error 1e-7.
+/// Near zero, where 1 − exp(−2|x|) loses digits, it is the polynomial of Cephes' `tanhf` (Moshier 1989). Its relative error is 1e-7.
 const TANH: &str = "\
 fn tanh_value(x: vec4<f32>) -> vec4<f32> {
     let a = abs(x);
@@ -140,7 +140,7 @@ fn gelu_tanh(x: vec4<f32>) -> vec4<f32> {
 }
 ";
 
-/// Beyond ±11 it is 0 or 1, which x³ must not turn into NaN.
+/// Beyond ±11 the result is 0 or 1. There x³ must not turn it into NaN.
 const GELU_TANH_GRAD: &str = "\
 fn gelu_tanh_grad(x: vec4<f32>) -> vec4<f32> {
     let c = min(max(x, vec4<f32>(-11.0)), vec4<f32>(11.0));
@@ -157,7 +157,7 @@ fn normal_tail(x: vec4<f32>, e: vec4<f32>) -> vec4<f32> {
 }
 ";
 
-/// Below −14 the product is zero in f32.
+/// For x below −14 the product is zero in f32.
 const GELU_ERF: &str = "\
 fn gelu_erf(x: vec4<f32>) -> vec4<f32> {
     let c = max(x, vec4<f32>(-14.0));
@@ -175,7 +175,7 @@ fn gelu_erf_grad(x: vec4<f32>) -> vec4<f32> {
 }
 ";
 
-/// Where b exceeds 2¹²⁶, its reciprocal is subnormal and may be taken for zero: both are scaled down.
+/// If b exceeds 2¹²⁶, its reciprocal is subnormal, and a device may replace it by zero. So a and b are scaled down first.
 const QUOTIENT: &str = "\
 fn quotient(a: vec4<f32>, b: vec4<f32>) -> vec4<f32> {
     let scale = select(vec4<f32>(1.0), vec4<f32>(0.0625), abs(b) > vec4<f32>(8.0e37));
@@ -183,7 +183,7 @@ fn quotient(a: vec4<f32>, b: vec4<f32>) -> vec4<f32> {
 }
 ";
 
-/// Subnormal numbers are scaled up, since the logarithms of some devices neither take them for zero nor are right.
+/// Subnormal numbers are scaled up first, because the logarithm of some devices is wrong for them and does not treat them as zero either.
 const LOGARITHM: &str = "\
 fn logarithm(x: vec4<f32>) -> vec4<f32> {
     let small = x < vec4<f32>(1.1754944e-38);
@@ -198,7 +198,7 @@ fn greater(a: vec4<f32>, b: vec4<f32>) -> vec4<f32> {
 }
 ";
 
-/// x less a multiple of 2π, in ±π up to 1e4: hardware functions lose digits outside of it. NaN for infinities, as they have no angle.
+/// x minus a multiple of 2π, within ±π for |x| up to 1e4. Hardware functions lose digits outside that range. NaN for infinities.
 const REDUCED_ANGLE: &str = "\
 fn reduced_angle(x: vec4<f32>) -> vec4<f32> {
     let turns = round(x * 0.15915494);
@@ -207,7 +207,7 @@ fn reduced_angle(x: vec4<f32>) -> vec4<f32> {
 }
 ";
 
-/// Four numbers hashed into four: Jarzynski & Olano, Hash Functions for GPU Rendering, JCGT 9(3), 2020.
+/// Hashes four numbers into four (Jarzynski & Olano, Hash Functions for GPU Rendering, JCGT 9(3), 2020).
 const PCG4D: &str = "\
 fn pcg4d(numbers: vec4<u32>) -> vec4<u32> {
     var v = numbers * 1664525u + 1013904223u;
@@ -224,7 +224,7 @@ fn pcg4d(numbers: vec4<u32>) -> vec4<u32> {
 }
 ";
 
-/// A WGSL f32 literal; infinities and NaN, which WGSL cannot write, come from their bits.
+/// A WGSL f32 literal. WGSL has no literals for infinities and NaN, so these are written as their bits.
 pub(super) fn literal(number: f32) -> String {
     if number.is_finite() {
         format!("f32({number:?})")
@@ -233,7 +233,7 @@ pub(super) fn literal(number: f32) -> String {
     }
 }
 
-/// `op` of the register `x`.
+/// WGSL expression for `op` of the register `x`.
 pub(super) fn unary(op: UnaryOp, x: &str) -> String {
     match op {
         UnaryOp::Identity => x.to_owned(),
@@ -274,7 +274,7 @@ pub(super) fn unary(op: UnaryOp, x: &str) -> String {
     }
 }
 
-/// `op` of the registers `a` and `b`.
+/// WGSL expression for `op` of the registers `a` and `b`.
 pub(super) fn binary(op: BinaryOp, a: &str, b: &str) -> String {
     match op {
         BinaryOp::Add => format!("{a} + {b}"),

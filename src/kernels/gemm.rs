@@ -1,4 +1,4 @@
-//! Matrix products with any elementwise program behind the sums.
+//! Matrix products, with any elementwise program after the sums.
 
 use std::fmt;
 
@@ -46,7 +46,7 @@ impl fmt::Display for Tile {
 enum Tier {
     /// Without workgroup memory.
     Direct,
-    /// A few rows, K shared by the invocations of a workgroup.
+    /// For a few rows: the invocations of a workgroup share K.
     Skinny,
     /// Tiles in workgroup memory.
     Tiled(Tile),
@@ -58,7 +58,7 @@ enum Tier {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Choice {
     tier: Tier,
-    /// Parts of K that are summed on their own and added up by [`Gemm::add_up`]; 1 for a single pass.
+    /// Number of parts of K that are summed separately. [`Gemm::add_up`] adds them up; with 1 part there is a single pass.
     splits: usize,
 }
 
@@ -87,38 +87,39 @@ struct Operands {
     a: Layout,
     b: Layout,
     trans: Trans,
-    /// Products, each of which has its own rows of both operands.
+    /// Number of products. Each has its own rows of both operands.
     batch: usize,
     /// Extents of one product.
     m: usize,
     k: usize,
-    /// What the windows are that a convolution has for an operand.
+    /// The windows, if one operand is those of a convolution.
     windows: Option<Windows>,
 }
 
-/// Rows of A up to which B is not worth a tile.
+/// Largest number of rows of A for which staging tiles of B does not pay.
 const SKINNY: usize = 8;
-/// Invocations that share K then, and the longest K that they may share.
+/// For such products: number of invocations that share K, and the longest K that they may share.
 const SKINNY_LANES: usize = 64;
 const SKINNY_DEPTH: usize = 1 << 22;
 
-/// Longest part of K that one invocation multiplies and adds up, where K has several: a software driver ends its loops after 65 535 steps
-/// ([`BLOCK`]).
+/// Longest part of K that one invocation adds up, if K has several parts. A software driver ends the loops of an invocation after 65 535
+/// iterations.
 const PART: usize = 16_384;
-/// Of a K longer than this a tile keeps its sums aside every so many steps, 512 terms: added up in one go, 16 384 equal terms lose up to
-/// 2e-4, blocks of 512 less than 1e-5. Shorter products, which are nearly all, do without, since it costs them 6 % of their time.
+/// If K is longer than this, an invocation sums it in blocks of [`FLUSH`] steps, which are 512 terms ([`BLOCK`]). 16 384 equal terms that
+/// are added up one by one lose up to 2e-4, in such blocks less than 1e-5. Most products are shorter and do without blocks, which cost 6 %
+/// of the time.
 const FLUSHED: usize = 8192;
 const FLUSH: usize = 64;
-/// The same for matrix units, which take 16 or more of K a step and whose sums are not kept aside.
+/// Longest part of K on matrix units, which take 16 or more terms per step and sum without blocks.
 const COOPERATIVE_PART: usize = 1 << 20;
 
 impl Gemm {
-    /// a·b, whose result has `width` `vec4`s a row, padding included.
+    /// a·b, whose result has `width` `vec4`s per row, padding included.
     pub fn new(a: Layout, b: Layout, trans: Trans, width: usize, target: Target) -> Self {
         Self::batched(1, [a, b], trans, width, target)
     }
 
-    /// So many products of matrices that lie one behind the other in a and in b.
+    /// `batch` products of matrices that lie one after the other in a and in b.
     pub fn batched(
         batch: usize,
         [a, b]: [Layout; 2],
@@ -142,7 +143,7 @@ impl Gemm {
         Self::chosen(operands, width, target)
     }
 
-    /// A product [m, n] with windows for an operand; `extents` are m and k.
+    /// A product [m, n] of which one operand is windows. `extents` are m and k.
     pub(super) fn gathered(
         windows: Windows,
         [a, b]: [Layout; 2],
@@ -170,7 +171,7 @@ impl Gemm {
         }
     }
 
-    /// Ways to compute the same product whose parts take no more than `most_bytes`, the built-in choice first.
+    /// All ways to compute the product whose parts take at most `most_bytes`, the built-in choice first.
     pub fn candidates(&self, program: &Program, most_bytes: u64) -> Vec<Self> {
         choices(self.operands, program.width(), self.target, most_bytes)
             .into_iter()
@@ -178,17 +179,17 @@ impl Gemm {
             .collect()
     }
 
-    /// Parts of K; more than one need [`Gemm::partial`] and [`Gemm::add_up`].
+    /// Number of parts of K. More than one need [`Gemm::partial`] and [`Gemm::add_up`].
     pub fn splits(&self) -> usize {
         self.choice.splits
     }
 
-    /// The product in a single pass; the program's domain is m × n.
+    /// Computes the product in a single pass. The program's domain is m × n.
     pub fn single(&self, program: Program) -> Kernel {
         self.kernel(program)
     }
 
-    /// The first of two passes: part s of K goes to rows s·batch·m .. of `partial` [splits·batch·m, n], f32.
+    /// The first of two passes. The sums of part s of K go to the rows from s·batch·m on of `partial` [splits·batch·m, n], f32.
     pub fn partial(&self, partial: Layout) -> Kernel {
         self.kernel(Program {
             rows: partial.rows(),
@@ -199,7 +200,7 @@ impl Gemm {
         })
     }
 
-    /// The second pass: adds the parts up in a fixed order.
+    /// The second pass: adds up the parts in a fixed order.
     pub fn add_up(&self, partial: Layout, program: Program) -> Kernel {
         let width = program.width();
         Kernel::new("split_sums")
@@ -274,15 +275,15 @@ impl Gemm {
     }
 }
 
-/// What tells the candidates of one product apart.
+/// Distinguishes the candidates for one product.
 impl fmt::Display for Gemm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.choice.fmt(f)
     }
 }
 
-/// Kernels and numbers of parts of K that are worth trying for a product, the one expected to be the fastest first; at least one.
-/// `most_bytes`: of the parts, if there are several.
+/// The kernels and numbers of parts of K that are worth trying for a product, at least one. The one expected to be the fastest comes first.
+/// `most_bytes` bounds the size of the parts, if there are several.
 fn choices(x: Operands, width: usize, target: Target, most_bytes: u64) -> Vec<Choice> {
     let Operands { batch, m, k, .. } = x;
     let plain = x.windows.is_none() && batch == 1;
@@ -345,7 +346,7 @@ fn choices(x: Operands, width: usize, target: Target, most_bytes: u64) -> Vec<Ch
         .collect()
 }
 
-/// Whole steps of 4 that K has without workgroup memory; of A·Bᵀ the last may reach into the padding.
+/// Number of whole steps of 4 in K for the kernel without workgroup memory. The last step of A·Bᵀ may reach into the padding.
 fn direct_steps(trans: Trans, k: usize) -> usize {
     match trans {
         Trans::NT => k.div_ceil(4),
@@ -353,7 +354,8 @@ fn direct_steps(trans: Trans, k: usize) -> usize {
     }
 }
 
-/// Tile and workgroup by measurement on llvmpipe: neighbours in a row of 8 read the same rows of `a`, which are then loaded once.
+/// Tile and workgroup, chosen by measurement on llvmpipe. The 8 invocations of a workgroup lie in a row and read the same rows of `a`, which
+/// are then loaded once.
 fn direct(m: usize, width: usize, batch: usize) -> Kernel {
     let (tm, tn) = (16, 2);
     let (wx, wy) = (8, 1);
@@ -365,17 +367,17 @@ fn direct(m: usize, width: usize, batch: usize) -> Kernel {
         .tiles([width.div_ceil(tn * wx), m.div_ceil(tm * wy), batch])
 }
 
-/// How deep a tile is staged: two copies of the largest fill the 16 KiB of workgroup memory that every adapter has.
+/// Depth to which a tile is staged. Two copies of the largest tile fill the 16 KiB of workgroup memory that every adapter has.
 const DEPTH: usize = 8;
 
-/// Speeds as measured on an H100, in f32.
+/// Speeds measured on an H100, in f32.
 const TILES: [Tile; 3] = [
     tile([128, 128], [16, 8], [0.76, 1.0], 2),
     tile([64, 64], [8, 8], [0.34, 0.91], 6),
     tile([32, 32], [4, 4], [0.18, 0.48], 16),
 ];
 
-/// Multiply-adds of a core in a microsecond, measured on an H100.
+/// Multiply-adds per core and microsecond, measured on an H100.
 const RATE: f64 = 1.8e5;
 
 const fn tile(
@@ -396,7 +398,7 @@ const fn tile(
 }
 
 fn tiled(tile: Tile, m: usize, width: usize, [splits, batch]: [usize; 2]) -> Kernel {
-    /// Tiles above each other in the order of workgroups.
+    /// Number of tiles that consecutive workgroups take down a column before they go to the next column.
     const ORDER: usize = 32;
     Kernel::new("gemm_tiled")
         .with("bm", tile.bm)

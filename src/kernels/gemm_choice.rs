@@ -1,6 +1,6 @@
-//! Which tile, and how many parts of K: a model of the time of a product, fitted to measurements.
+//! The choice of a tile and of the number of parts of K, by a model of the time of a product that is fitted to measurements.
 
-/// A workgroup's tile, as far as its speed is concerned.
+/// What the model knows of a workgroup's tile.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Speed {
     pub rows: usize,
@@ -11,7 +11,7 @@ pub(super) struct Speed {
     pub alone: f64,
     /// Speed of a core that runs as many of them as it can.
     pub busy: f64,
-    /// How many a core runs at a time.
+    /// Number of workgroups that a core runs at a time.
     pub resident: usize,
 }
 
@@ -24,33 +24,33 @@ pub(super) struct Extents {
     pub k: usize,
 }
 
-/// How many parts K may be cut into.
+/// Bounds on the number of parts of K.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Parts {
-    /// Fewer would be too long.
+    /// With fewer, a part would be too long.
     pub least: usize,
-    /// More would not fit a binding. This goes first.
+    /// With more, the parts would not fit a binding. This bound takes precedence.
     pub most: usize,
 }
 
-/// What runs them.
+/// The device that runs the products.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Machine {
     pub cores: usize,
-    /// Multiply-adds a core makes in a microsecond with the best tile.
+    /// Multiply-adds per core and microsecond with the best tile.
     pub rate: f64,
 }
 
 const MAX_SPLITS: usize = 16;
-/// Steps of a part of K that are worth starting for.
+/// Smallest number of steps of a part of K.
 const MIN_STEPS: usize = 8;
-/// What a workgroup does before and after its steps, as depth of K.
+/// Time that a workgroup spends before and after its steps, expressed as depth of K.
 const OVERHEAD: f64 = 64.0;
-/// Microseconds that a second dispatch takes to start, and that all cores take to read and add a million elements of parts.
+/// Microseconds that a second dispatch takes to start, and microseconds that all cores take to read and add a million elements of parts.
 const SECOND_PASS: f64 = 4.0;
 const ADD: f64 = 1.6;
 
-/// Microseconds of a product.
+/// Estimated time of a product in microseconds.
 fn time(tile: Speed, splits: usize, x: Extents, machine: Machine) -> f64 {
     let groups = x.batch * x.m.div_ceil(tile.rows) * x.n.div_ceil(tile.cols) * splits;
     let depth = x.k.div_ceil(splits).next_multiple_of(tile.depth) as f64 + OVERHEAD;
@@ -82,8 +82,8 @@ impl Parts {
     }
 }
 
-/// Tiles with numbers of parts of K, the pair expected to be the fastest first. Large tiles reuse more; small ones and parts keep
-/// more of the machine busy.
+/// Pairs of a tile and a number of parts of K, the one expected to be the fastest first. Large tiles reuse more of what they load. Small
+/// tiles and parts of K keep more cores busy.
 pub(super) fn rank<T: Copy>(
     tiles: impl Iterator<Item = T>,
     speed: impl Fn(T) -> Speed,

@@ -51,7 +51,7 @@ const WIDE: [Tile; 6] = [
     tile([32, 32, 32], [16, 16], [0.1, 0.3]),
 ];
 
-/// For matrices of 8 × 8 and subgroups of 32. Not measured: larger tiles load less.
+/// For matrices of 8 × 8 and subgroups of 32. These speeds are not measured; they assume that larger tiles load less.
 const NARROW: [Tile; 3] = [
     tile([64, 64, 16], [32, 32], [0.5, 1.0]),
     tile([32, 64, 16], [16, 32], [0.3, 0.8]),
@@ -64,10 +64,10 @@ const SMALL: [Tile; 2] = [
     tile([16, 16, 16], [8, 8], [0.5, 0.5]),
 ];
 
-/// Multiply-adds of a core in a microsecond, measured on an H200.
+/// Multiply-adds per core and microsecond, measured on an H200.
 pub(super) const RATE: f64 = 1e6;
 
-/// Elements that rows in workgroup memory are apart more than they are long.
+/// Number of unused elements between two rows in workgroup memory.
 const PAD: usize = 8;
 
 impl Tile {
@@ -122,7 +122,7 @@ impl Tile {
     }
 }
 
-/// Tiles that the device can run for operands of `dtype`, the largest first; none where it has no such units.
+/// Tiles that the device can run for operands of `dtype`, the largest first. There are none if it has no matrix units for them.
 pub(super) fn tiles(
     trans: Trans,
     dtype: DType,
@@ -142,7 +142,7 @@ pub(super) fn tiles(
     })
 }
 
-/// What a product needs to know besides its tile.
+/// What describes a product besides its tile.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Work {
     pub a: Layout,
@@ -150,15 +150,15 @@ pub(super) struct Work {
     pub trans: Trans,
     pub m: usize,
     pub k: usize,
-    /// What one operand's windows are, of a convolution.
+    /// The windows, if one operand is those of a convolution.
     pub windows: Option<Windows>,
-    /// Parts of K that are summed on their own.
+    /// Number of parts of K that are summed separately.
     pub splits: usize,
-    /// Products, each of which has its own rows of both operands; 1 where K is split.
+    /// Number of products. Each has its own rows of both operands. 1 if K is split.
     pub batch: usize,
 }
 
-/// a·b → program; its domain is m × n, or splits·m × n where K is split.
+/// a·b → program. The program's domain is m × n, or splits·m × n if K is split.
 pub(super) fn kernel(tile: Tile, work: Work, units: MatrixUnits, program: Program) -> Kernel {
     let (rows, cols) = tile.subgroups();
     let (n, width) = (program.cols, program.width());

@@ -1,4 +1,4 @@
-//! Convolutions as products of which one operand, the windows, is gathered while its tiles are loaded.
+//! Convolutions as matrix products. One operand is the windows, which the kernel gathers while it loads tiles.
 
 use super::Kernel;
 use super::conv::Taps;
@@ -8,7 +8,7 @@ use super::conv::Taps;
 pub(super) enum Role {
     /// windows(x) · weightᵀ
     Forward,
-    /// windows(dy) · weight, whose rows are those of a tap: the gradient for x.
+    /// windows(dy) · weight, the gradient for x. The rows of the weight are those of one tap at a time.
     Input,
     /// dyᵀ · windows(x)
     Weight,
@@ -19,14 +19,14 @@ pub(super) enum Role {
 pub(super) struct Windows {
     pub role: Role,
     pub taps: Taps,
-    /// Columns of the gathered operand that a tap takes.
+    /// Number of columns of the gathered operand per tap.
     pub channels: usize,
-    /// Columns of the weight that a tap takes.
+    /// Number of columns of the weight per tap.
     pub tap_columns: usize,
 }
 
 impl Windows {
-    /// Whether every `depth` of K belong to one tap, or, of a weight gradient, to one sample.
+    /// Whether each `depth` consecutive elements of K belong to one tap, or, for a weight gradient, to one sample.
     pub(super) fn whole(&self, depth: usize) -> bool {
         match self.role {
             Role::Forward | Role::Input => self.channels.is_multiple_of(depth),
@@ -36,7 +36,7 @@ impl Windows {
 }
 
 impl Kernel {
-    /// The numbers that templates of products need to gather an operand, or to know that they do not.
+    /// Passes to a template of products the constants for gathering an operand, or that there is nothing to gather.
     pub(super) fn windows(self, windows: Option<&Windows>) -> Self {
         let Some(windows) = windows else {
             return self.with("windows", "");

@@ -26,9 +26,9 @@ pub(crate) fn kd_rows(y: Layout, t: Layout, rows: Layout, target: Target) -> Ker
 /// How the rows of a loss are shared out for their sum.
 #[derive(Clone, Copy, Debug)]
 struct Shares {
-    /// Invocations of a workgroup.
+    /// Number of invocations per workgroup.
     lanes: usize,
-    /// Rows of a workgroup.
+    /// Number of rows per workgroup.
     each: usize,
     groups: usize,
 }
@@ -58,12 +58,12 @@ impl Shares {
     }
 }
 
-/// Mean cosine and mean squared error from their rows.
+/// Mean cosine and mean squared error, from the rows that [`kd_rows`] computes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct KdTotal {
-    /// B
+    /// Number of samples, B.
     pub samples: usize,
-    /// E
+    /// Number of columns, E.
     pub width: usize,
     pub alpha: f32,
     pub beta: f32,
@@ -74,7 +74,7 @@ const KD_LANES: usize = 64;
 const ENTROPY_LANES: usize = 256;
 
 impl KdTotal {
-    /// Sums of rows that come first, on their own; with 1 a single pass is enough.
+    /// Number of partial sums that a first pass computes. With 1, a single pass is enough.
     pub fn parts(&self, target: Target) -> usize {
         Shares::new(self.samples, KD_LANES, target).groups
     }
@@ -86,7 +86,7 @@ impl KdTotal {
             .write("parts", sums, View::Vec4)
     }
 
-    /// rows [B, 4], or, `from_parts`, the sum `[4]` of the first pass → loss, cosine, mse.
+    /// rows [B, 4], or, with `from_parts`, the sum `[4]` of the first pass → loss, cosine, mse.
     pub fn last(
         &self,
         rows: Layout,
@@ -147,7 +147,7 @@ pub(crate) struct CrossEntropyKernel {
 /// The number of counted targets.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Count {
-    /// Known beforehand, positive.
+    /// A constant, positive.
     Known(usize),
     /// A value `[1]`.
     Value(Layout),
@@ -182,7 +182,7 @@ impl CrossEntropyKernel {
             .flops(5.0 * logits.len() as f64)
     }
 
-    /// Sums of so many targets that come first, on their own; with 1 a single pass is enough.
+    /// Number of partial sums that a first pass over this many targets computes. With 1, a single pass is enough.
     pub fn parts(self, targets: usize, target: Target) -> usize {
         Shares::new(targets, ENTROPY_LANES, target).groups
     }
@@ -233,7 +233,7 @@ impl CrossEntropyKernel {
             .read("targets", targets, View::Scalar)
     }
 
-    /// targets → count: `[1]`, or [parts, 1] if there are several. Without an ignored target it is N, and no kernel is needed.
+    /// targets → count: `[1]`, or [parts, 1] if there are several parts. If no target is ignored, the count is N, and no kernel is needed.
     pub fn count(self, targets: Layout, count: Layout, target: Target) -> Kernel {
         let shares = Shares::new(targets.cols(), ENTROPY_LANES, target);
         self.ignoring(shares.kernel("cross_entropy_count", targets.cols()))
@@ -267,7 +267,7 @@ impl CrossEntropyKernel {
     }
 
     /// logits, targets, count, dloss → rows, program(dlogits), with every logit read once.
-    /// `over`: the program's result takes the place of the logits, which it must [fit](Self::fits_over).
+    /// With `over`, the program's result overwrites the logits, which it must [fit](Self::fits_over).
     pub fn value_grad(
         self,
         [logits, targets, rows, dloss]: [Layout; 4],
@@ -316,8 +316,8 @@ impl CrossEntropyKernel {
     }
 }
 
-/// Bytes of `rows` [2, N] that a kernel reads or writes, bound from the first of its rows of logits on: of a chunk, the elements of its rows in
-/// both rows of the value, which end before the value does.
+/// Number of bytes of `rows` [2, N] that a kernel reads or writes. The binding begins at the first of its rows of logits. If these are only
+/// a chunk of the logits, the kernel touches their elements in both rows of `rows`, and the last of these lies before the end of the value.
 fn rows_bytes(logits: Layout, rows: Layout) -> u64 {
     match logits.rows() == rows.cols() {
         true => rows.size_bytes(),
@@ -325,7 +325,8 @@ fn rows_bytes(logits: Layout, rows: Layout) -> u64 {
     }
 }
 
-/// Elements behind each row of `rows` to be set to zero: none where the logits are only some of them, and where they end is unknown.
+/// Number of elements after each row of `rows` that the kernel sets to zero. None for a chunk of the logits, because a chunk may end before
+/// the row does.
 fn padding(logits: Layout, rows: Layout) -> usize {
     match logits.rows() == rows.cols() {
         true => rows.row_stride() - rows.cols(),
@@ -333,12 +334,13 @@ fn padding(logits: Layout, rows: Layout) -> usize {
     }
 }
 
-/// Invocations that share a row of so many 16-byte blocks, and how many blocks each keeps in registers; 0 where they would not fit.
+/// Number of invocations that share a row of this many 16-byte blocks, and number of blocks that each keeps in registers, 0 if they would
+/// not fit.
 fn blocks(row: usize, rows: usize, target: Target) -> (usize, usize) {
-    /// Blocks an invocation that leave room for several workgroups at a time, or, of few rows, for invocations enough.
+    /// Blocks per invocation for few rows, so that there are enough invocations, and for many, so that several workgroups fit a core.
     const FEW: usize = 8;
     const SOME: usize = 16;
-    /// Four registers a block: with 512 invocations three quarters of the register file of current GPUs.
+    /// A block takes four registers. With 512 invocations this many blocks take three quarters of the register file of current GPUs.
     const MOST: usize = 24;
     if target.barrier_free && row <= ALONE {
         return (1, 0);

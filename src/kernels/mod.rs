@@ -1,11 +1,11 @@
-//! From a static description to WGSL: one module a kernel family, twin of `wgsl/`.
+//! From a static description to WGSL, with one module per kernel family: the twin of `wgsl/`.
 //!
-//! Shapes are constants in the source, so that the driver compiles for exactly them; a kernel's key is its whole description.
+//! Shapes are constants in the source, so that the driver compiles for exactly these shapes. A kernel's key is its whole description.
 //!
 //! # Why no kernel leaves its memory
 //!
-//! Kernels run without bounds checks, so every index that they load from or store to must be inside, also of what is loaded and then not
-//! used. Each template says why its own are (*Inside*), from these facts:
+//! Kernels run without bounds checks. So every index of a load or store must be inside its binding, even if the loaded value is not used.
+//! Each template says why its indices are (*Inside*), from these facts:
 //!
 //! - A binding holds its layout: rows times stride, padding included. Row r < rows and column c < stride are inside. In `vec4`s, `used` is
 //!   what carries data, ⌈cols / 4⌉, and `width` the widest stride of the results; `used` ≤ stride of every operand of the same columns.
@@ -49,27 +49,27 @@ use crate::gpu::{Access, Capabilities, Layout, MatrixUnits, TrustedSource};
 pub(crate) const MAX_BINDINGS: usize = 8;
 const MAX_GRID: u32 = 65_535;
 
-/// Additions in a row to one register. Every addition rounds, and of equal terms always to the same side, so longer sums are sums of such
-/// blocks: 16 terms lose at most 3e-7, blocks of blocks little more, where 16 384 terms in a row lose up to 2e-4.
+/// Number of terms that are added to one register in a row. Every addition rounds, and with equal terms always to the same side. So longer
+/// sums are sums of such blocks: 16 terms lose at most 3e-7 and blocks of blocks little more, but 16 384 terms in a row lose up to 2e-4.
 pub(crate) const BLOCK: usize = 16;
 
-/// `vec4`s of a row up to which one invocation takes it alone where there are no barriers. Mesa's software driver ends the loops of an
-/// invocation after 65 535 iterations in total, without an error, so no invocation may take a row of any width. Alone, an invocation takes
-/// at most two iterations per `vec4`, and LayerNorm an eighth more. 256 of them read rows of 128 MB in f32 within the bound.
+/// Widest row, in `vec4`s, that one invocation computes alone in barrier-free kernels. Mesa's software driver ends the loops of an invocation
+/// after 65 535 iterations in total, without an error, so wider rows need more invocations. An invocation takes at most two iterations per
+/// `vec4`, for LayerNorm an eighth more. Within the bound, 256 invocations read rows of 128 MB in f32.
 const ALONE: usize = 16_384;
 
-/// What of the adapter shapes the generated source.
+/// Properties of the adapter that change the generated source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Target {
     /// The device has `SHADER_F16`; without it f16 storage goes through `pack2x16float`.
     pub f16: bool,
-    /// A software adapter: barriers and workgroup memory cost more there than repeated loads.
+    /// Use variants without barriers and workgroup memory, which cost more than repeated loads on software adapters.
     pub barrier_free: bool,
-    /// Matrix units for products of f16 (and, where they take it, f32) operands.
+    /// Matrix units for products of f16 operands, and of f32 operands if they support them.
     pub matrix_units: Option<MatrixUnits>,
-    /// Most invocations of a workgroup.
+    /// Upper bound on the invocations per workgroup.
     pub invocations: u32,
-    /// Cores that run workgroups at once.
+    /// Number of cores that run workgroups at once.
     pub cores: usize,
 }
 
@@ -88,7 +88,7 @@ impl Target {
     }
 }
 
-/// Work of one dispatch, for bounds and profiles.
+/// Amount of work of one dispatch, for bounds and profiles.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Cost {
     /// Floating-point operations, a multiply-add counted as two.
@@ -109,7 +109,7 @@ pub(crate) struct Kernel {
     cooperative: bool,
     /// The program takes two `vec4`s at a time and stores them as one [`View::Block`].
     pairs: bool,
-    /// Result 0 of the program takes the place of this operand.
+    /// The operand that result 0 of the program overwrites.
     over: Option<&'static str>,
     workgroups: [u32; 3],
     flops: f64,
@@ -131,7 +131,7 @@ impl Kernel {
         }
     }
 
-    /// A number that the template uses.
+    /// Sets a variable of the template.
     fn with(mut self, name: &'static str, number: impl Into<minijinja::Value>) -> Self {
         self.numbers.insert(name, number.into());
         self
@@ -149,21 +149,21 @@ impl Kernel {
         self
     }
 
-    /// As [`Kernel::read`], of a value of which the kernel touches only so many bytes from the start of the binding on.
+    /// As [`Kernel::read`], for a kernel that touches only the first `needs` bytes of the binding.
     fn read_part(mut self, name: &'static str, layout: Layout, view: View, needs: u64) -> Self {
         let binding = Binding::new(name, layout, view, Access::Read);
         self.reads.push(Binding { needs, ..binding });
         self
     }
 
-    /// As [`Kernel::write`], of a value of which the kernel touches only so many bytes from the start of the binding on.
+    /// As [`Kernel::write`], for a kernel that touches only the first `needs` bytes of the binding.
     fn write_part(mut self, name: &'static str, layout: Layout, view: View, needs: u64) -> Self {
         let binding = Binding::new(name, layout, view, Access::ReadWrite);
         self.writes.push(Binding { needs, ..binding });
         self
     }
 
-    /// What happens to every `vec4` that the kernel yields.
+    /// Sets the program that every `vec4` of the result goes through.
     fn finish(mut self, program: Program) -> Self {
         self.program = Some(program);
         self
@@ -174,14 +174,14 @@ impl Kernel {
         self
     }
 
-    /// As [`Kernel::finish`], for every two neighbouring `vec4`s of a program that [stores pairs](Program::stores_pairs).
+    /// As [`Kernel::finish`], with two neighbouring `vec4`s at a time, for a program that [stores pairs](Program::stores_pairs).
     fn finish_pairs(mut self, program: Program) -> Self {
         self.program = Some(program);
         self.pairs = true;
         self
     }
 
-    /// As [`Kernel::finish`], of a program whose result 0 is stored over operand `name`, element by element: they share a binding.
+    /// As [`Kernel::finish`], with result 0 of the program stored over operand `name`, element by element. Both share a binding.
     fn finish_over(mut self, name: &'static str, program: Program) -> Self {
         for binding in self.reads.iter_mut().filter(|read| read.name == name) {
             binding.access = Access::ReadWrite;
@@ -195,8 +195,8 @@ impl Kernel {
         self
     }
 
-    /// A workgroup for each tile of so many columns, rows and layers of tiles: the grid as it is, or, where it is too long in a
-    /// dimension, folded into two. The template finds its tile by `shared/tile`.
+    /// Starts one workgroup per tile, for a number of columns, rows and layers of tiles. A grid that is too long in a dimension is folded
+    /// into two dimensions. The template finds its tile with `shared/tile`.
     fn tiles(mut self, [columns, rows, layers]: [usize; 3]) -> Self {
         if [columns, rows, layers]
             .iter()
@@ -212,14 +212,14 @@ impl Kernel {
             .with("grid_layers", layers)
     }
 
-    /// Enough workgroups of `size` invocations for `items`, folded into two dimensions;
-    /// the template finds its number as `group_id(wid)`.
+    /// Starts enough workgroups of `size` invocations for `items`, folded into two dimensions. The template finds the number of its
+    /// workgroup as `group_id(wid)`.
     fn items(self, items: usize, size: usize) -> Self {
         self.groups(items.div_ceil(size)).with("size", size)
     }
 
-    /// This many workgroups, folded into two dimensions. No kernel has as many as 2³¹: a layout has at most 2²⁸ `vec4`s, a row of them at
-    /// least 4, and no more than 8 times as many invocations share them.
+    /// Starts this many workgroups, folded into two dimensions. No kernel has as many as 2³¹: a layout has at most 2²⁸ `vec4`s, each row
+    /// has at least 4, and at most 8 times as many invocations share a row.
     fn groups(mut self, groups: usize) -> Self {
         debug_assert!(groups < 1 << 31, "{groups} workgroups");
         let groups = groups as u32;
@@ -228,8 +228,8 @@ impl Kernel {
         self.with("grid_x", x)
     }
 
-    /// Bindings in `@binding` order: own reads, the program's operands, own writes, the program's results but one that
-    /// takes the place of an operand.
+    /// Bindings in `@binding` order: the kernel's reads, the program's operands, the kernel's writes, and the program's results except one
+    /// that overwrites an operand.
     pub fn bindings(&self) -> Vec<Binding> {
         let mut all = self.reads.clone();
         if let Some(program) = &self.program {
@@ -251,17 +251,17 @@ impl Kernel {
         all
     }
 
-    /// Workgroups a dimension.
+    /// Workgroups per dimension.
     pub fn workgroups(&self) -> [u32; 3] {
         self.workgroups
     }
 
-    /// Family and variant.
+    /// Name of the template: family and variant.
     pub fn name(&self) -> &'static str {
         self.template
     }
 
-    /// The whole description; equal keys have equal sources.
+    /// The whole description. Kernels with equal keys have equal sources.
     pub fn key(&self, target: Target) -> String {
         use std::fmt::Write;
         let mut key = self.template.to_owned();
@@ -279,7 +279,7 @@ impl Kernel {
         key
     }
 
-    /// The WGSL source and what it binds.
+    /// The WGSL source and its bindings.
     pub fn source(&self, target: Target) -> Result<TrustedSource> {
         let bindings = self.bindings();
         let mut header = declare::header(&bindings, target, self.cooperative);
@@ -314,7 +314,7 @@ impl Kernel {
     }
 }
 
-/// How many invocations share a row of `width` vec4s, and how many rows share a workgroup.
+/// Number of invocations that share a row of `width` `vec4`s, and number of rows per workgroup.
 fn row_lanes(width: usize, rows: usize, target: Target) -> (usize, usize) {
     if target.barrier_free {
         return if width <= ALONE { (1, 16) } else { (256, 1) };

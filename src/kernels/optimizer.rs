@@ -6,7 +6,7 @@ use crate::gpu::{Alignment, Layout};
 use crate::types::{BinaryOp, Broadcast, DType, Rates};
 
 const SIZE: usize = 64;
-/// Invocations that share a partial sum of squares, and its `vec4`s.
+/// Number of invocations that share a partial sum of squares, and number of `vec4`s in it.
 fn norm_shares(target: Target) -> (usize, usize) {
     match target.barrier_free {
         true => (1, BLOCK * BLOCK),
@@ -19,7 +19,7 @@ pub(crate) fn norm_parts(elements: usize, target: Target) -> usize {
     (elements / 4).div_ceil(norm_shares(target).1)
 }
 
-/// Squares of `x` `[n]` → elements `first..` of `parts`.
+/// Sums of squares of parts of `x` `[n]` → elements `first..` of `parts`.
 pub(crate) fn norm_partial(x: Layout, parts: Layout, first: usize, target: Target) -> Kernel {
     let count = x.row_stride() / 4;
     let groups = norm_parts(x.row_stride(), target);
@@ -48,14 +48,14 @@ pub(crate) struct AdamWConstants {
     pub eps: f32,
 }
 
-/// Rates that hold from element `start`, a multiple of 4, of a run up to the next stretch.
+/// Rates from element `start` of a run, a multiple of 4, up to the next stretch.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Stretch {
     pub start: usize,
     pub rates: Rates,
 }
 
-/// Upper bound on the stretches of one dispatch: every `vec4` is compared with the start of each.
+/// Upper bound on the stretches per dispatch, because every `vec4` is compared with the start of each.
 pub(crate) const STRETCHES: usize = 32;
 
 /// g, hyper → p, m, v in place, over runs of equal layout, and p rounded to f16 where there is a `shadow`.
@@ -105,7 +105,7 @@ pub(crate) fn adamw(
     }
 }
 
-/// What gradients are multiplied by before they are added up.
+/// The factor of gradients before they are accumulated.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Weight {
     Constant(f32),
@@ -139,7 +139,7 @@ pub(crate) fn accumulate(run: Layout, weight: Weight, target: Target) -> Kernel 
     elementwise::elementwise(program, target)
 }
 
-/// `elements` of a block of parameters → their shadow.
+/// Casts `elements` of a block of parameters to their f16 shadow.
 pub(crate) fn shadow(elements: usize, target: Target) -> Result<Kernel> {
     let vector = |dtype| Layout::new(1, elements, dtype, Alignment::Bytes16);
     let parameters = Operand {

@@ -8,21 +8,21 @@ const SIZE: usize = 64;
 /// One result: row r is the sum of rows first + r, first + rows + r, first + 2·rows + r, … of the source.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sum {
-    /// Number of the source.
+    /// Index of the source.
     pub source: usize,
     /// Its first row.
     pub first: usize,
-    /// Summands.
+    /// Number of summands.
     pub parts: usize,
-    /// Number of the buffer that holds the result.
+    /// Index of the buffer that holds the result.
     pub result: usize,
-    /// Where the result begins in it, in bytes.
+    /// Offset of the result in that buffer, in bytes.
     pub offset: u64,
-    /// The result.
+    /// Layout of the result.
     pub layout: Layout,
 }
 
-/// sources, f32 → results, each a whole buffer or a place in one.
+/// sources, f32 → results. Each result is a whole buffer or a part of one.
 pub(crate) fn sum_parts(sums: &[Sum], sources: &[Layout], results: &[Layout]) -> Kernel {
     const SOURCES: [&str; 7] = ["s0", "s1", "s2", "s3", "s4", "s5", "s6"];
     const RESULTS: [&str; 7] = ["q0", "q1", "q2", "q3", "q4", "q5", "q6"];

@@ -1,4 +1,4 @@
-//! Elementwise programs: what fusion puts behind a kernel's sums, or what makes up a kernel of its own.
+//! Elementwise programs: what fusion adds after a kernel's sums, or a kernel of its own.
 
 use std::fmt::{self, Write};
 
@@ -14,26 +14,27 @@ pub(crate) struct Operand {
     pub broadcast: Broadcast,
 }
 
-/// Which elements are dropped: see the operation `Dropout` of graphs.
+/// Which elements are dropped, as the operation `Dropout` of graphs describes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Dropout {
     pub rate: f32,
     pub stream: u32,
 }
 
-/// One step; yields register number = its position.
+/// One instruction. Instruction number i yields register number i.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Instruction {
-    /// What the kernel computed at this place.
+    /// The value that the kernel computed at this place.
     Sum,
-    /// Operand by number.
+    /// Loads the operand of this index.
     Load(usize),
-    /// What result number i holds before this kernel stores it: sums over several dispatches. The kernel must yield every place once.
+    /// Loads what result number i holds before this kernel stores it, for sums over several dispatches. The kernel must yield every place
+    /// once.
     Present(usize),
     Constant(f32),
     Unary(UnaryOp, usize),
     Binary(BinaryOp, usize, usize),
-    /// Of a register, by the counter in the first lane of another.
+    /// Dropout of a register, with the counter in the first lane of another.
     Dropout(Dropout, usize, usize),
 }
 
@@ -44,12 +45,12 @@ pub(crate) struct Program {
     pub cols: usize,
     pub operands: Vec<Operand>,
     pub instructions: Vec<Instruction>,
-    /// Registers to store, and how.
+    /// Registers to store, each with the layout of its result.
     pub results: Vec<(usize, Layout)>,
 }
 
 impl Program {
-    /// `vec4`s from one row to the next of the widest result: the columns a kernel has to cover, padding included.
+    /// Row stride of the widest result in `vec4`s: the columns that a kernel has to cover, padding included.
     pub fn width(&self) -> usize {
         self.results
             .iter()
@@ -91,7 +92,7 @@ impl Program {
             && !self.instructions.iter().any(present)
     }
 
-    /// `finish(row, col, sum)`: `col` counts `vec4`s and may lie in the padding, which becomes zero.
+    /// WGSL of `finish(row, col, sum)`. `col` counts `vec4`s and may lie in the padding, which becomes zero.
     pub fn wgsl(&self) -> String {
         let used = self.cols.div_ceil(4);
         let width = self.width();
@@ -123,7 +124,7 @@ impl Program {
         format!("{functions}fn finish(row: u32, col: u32, sum: vec4<f32>) {{\n{padding}{body}}}\n")
     }
 
-    /// `finish_pair(row, i, a, b)`: two neighbouring `vec4`s, numbers 2i and 2i + 1, of a program that
+    /// WGSL of `finish_pair(row, i, a, b)`, which takes the neighbouring `vec4`s 2i and 2i + 1, for a program that
     /// [stores pairs](Self::stores_pairs).
     pub fn pair_wgsl(&self) -> String {
         let used = self.cols.div_ceil(4);
@@ -146,7 +147,7 @@ impl Program {
         )
     }
 
-    /// The instructions, a register each, and `valid`, the lanes that are no padding, where there may be some.
+    /// WGSL of the instructions, one register per instruction, and of `valid`, the lanes outside the padding, if a row may have padding.
     fn registers(&self) -> String {
         let mut body = String::new();
         // Writing to a String cannot fail.
@@ -172,7 +173,8 @@ impl Program {
         body
     }
 
-    /// Compilers may take a − a and 0·a for zero and a/a for one, whatever a is; where that can be seen here, it is said from the bits of a.
+    /// Compilers may replace a − a and 0·a by zero and a/a by one, also if a is NaN or infinite. Where the program shows such a case, the
+    /// source computes the result from the bits of a.
     fn binary(&self, op: BinaryOp, a: usize, b: usize) -> String {
         let is_zero = |r: usize| self.instructions[r] == Instruction::Constant(0.0);
         let same = self.instructions[a] == self.instructions[b];

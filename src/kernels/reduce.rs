@@ -11,9 +11,9 @@ const SIZE: usize = 64;
 /// Columns of a matrix and how their sums are shared out.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ColumnSums {
-    /// `vec4`s of columns a workgroup.
+    /// Number of `vec4`s of columns per workgroup.
     across: usize,
-    /// Invocations that share the rows of a `vec4` of columns.
+    /// Number of invocations that share the rows of a `vec4` of columns.
     down: usize,
 }
 
@@ -34,13 +34,13 @@ impl ColumnSums {
         }
     }
 
-    /// Parts that one invocation of [`sum_parts`](super::parts::sum_parts) adds up.
+    /// Upper bound on the parts that one invocation of [`sum_parts`](super::parts::sum_parts) adds up.
     pub const MOST: usize = 64;
 
-    /// Runs of rows whose sums are added up by [`sum_parts`](super::parts::sum_parts); with 1 there is nothing to add. More than
-    /// [`Self::MOST`] are a multiple of it: sums of so many neighbours come first, as often as it takes.
+    /// Number of runs of rows whose sums [`sum_parts`](super::parts::sum_parts) adds up. With 1 there is nothing to add. A number above
+    /// [`Self::MOST`] is a multiple of it: then `MOST` neighbours at a time are added up first, as often as it takes.
     pub fn chunks(&self, rows: usize, cols: usize) -> usize {
-        /// Workgroups that keep a large GPU busy.
+        /// Number of workgroups that keep a large GPU busy.
         const BUSY: usize = 1024;
         let wanted = match self.down {
             1 => rows.div_ceil(64),
@@ -61,14 +61,14 @@ impl ColumnSums {
         last * each
     }
 
-    /// x → y: sums over runs of rows, one row of y a run.
+    /// x → y: sums over runs of rows, with one row of y per run.
     pub fn sums(&self, x: Layout, y: Layout) -> Kernel {
         self.kernel(x, y, y.rows())
             .read("x", x, View::Vec4)
             .write("y", y, View::Vec4)
     }
 
-    /// dy, x, statistics → y: per run of rows Σ dy in the first half of y, Σ dy·x̂ in the second.
+    /// dy, x, statistics → y: for each run of rows, Σ dy in the first half of y and Σ dy·x̂ in the second.
     pub fn layer_norm_params(&self, [dy, x, stats]: [Layout; 3], y: Layout) -> Kernel {
         self.kernel(x, y, y.rows() / 2)
             .with("param_grad", true)
@@ -103,13 +103,13 @@ impl ColumnSums {
 /// How the rows of a matrix are shared out for their sums.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RowSums {
-    /// Invocations that share a piece.
+    /// Number of invocations that share a piece.
     lanes: usize,
-    /// Pieces a workgroup.
+    /// Number of pieces per workgroup.
     together: usize,
-    /// `vec4`s of a piece.
+    /// Number of `vec4`s per piece.
     each: usize,
-    /// Pieces of a row. With several, sums of the pieces are summed again.
+    /// Number of pieces per row. If there are several, their sums are added up in another pass.
     pub pieces: usize,
 }
 
@@ -151,7 +151,7 @@ impl RowSums {
     }
 }
 
-/// A vector `[n]` of a single [piece](RowSums::pieces) → `[1]`: its sum, or the root of it.
+/// A vector `[n]` that is a single [piece](RowSums::pieces) → `[1]`: its sum, or the square root of the sum.
 pub(crate) fn total(x: Layout, y: Layout, root: bool, target: Target) -> Kernel {
     let lanes = if target.barrier_free { 1 } else { 256 };
     Kernel::new("total")
@@ -173,19 +173,19 @@ pub(crate) struct GroupSums {
     pub mask: Mask,
 }
 
-/// What a sum over runs of rows knows of a mask.
+/// Whether a sum over runs of rows has a mask.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Mask {
-    /// Sums of all rows.
+    /// There is none: sums of all rows.
     None,
-    /// Means of the rows, each weighed with its element of this vector.
+    /// Means of the rows, each weighted with its element of this vector.
     Weighs(Layout),
-    /// Means of rows that are sums already, of so many rows each.
+    /// Means from rows that are sums already. This vector holds the number of rows in each.
     Counts(Layout),
 }
 
 impl GroupSums {
-    /// How many invocations share columns and rows.
+    /// Number of invocations that share columns, and number of those that share rows.
     fn shares(width: usize, period: usize, target: Target) -> (usize, usize) {
         let across = width.next_power_of_two().min(16);
         let down = match target.barrier_free {
@@ -196,7 +196,7 @@ impl GroupSums {
         (across, down)
     }
 
-    /// Pieces of every run of a matrix of `cols` columns that are summed first, on their own; 1 where one pass is enough.
+    /// Number of pieces of each run that a first pass sums, for a matrix of `cols` columns. 1 if one pass is enough.
     pub fn pieces(&self, cols: usize, target: Target) -> usize {
         let (_, down) = Self::shares(cols.div_ceil(4), self.period, target);
         let most = match target.barrier_free {
@@ -206,7 +206,7 @@ impl GroupSums {
         self.period.div_ceil(most)
     }
 
-    /// The first of two passes. x [rows·period, C] → `sums` [rows·pieces, C], f32, and of a mask the `counts` `[rows·pieces]`.
+    /// The first of two passes. x [rows·period, C] → `sums` [rows·pieces, C], f32, and with a mask the `counts` `[rows·pieces]`.
     pub fn first(&self, x: Layout, sums: Layout, counts: Option<Layout>, target: Target) -> Kernel {
         let pieces = sums.rows() / (x.rows() / self.period);
         let program = Program {
@@ -223,7 +223,7 @@ impl GroupSums {
         }
     }
 
-    /// The only pass or the last. x [rows·period, C] → program([rows, C]).
+    /// The last pass, or the only one. x [rows·period, C] → program([rows, C]).
     pub fn last(&self, x: Layout, program: Program, target: Target) -> Kernel {
         self.kernel(x, 1, program, target).with("leaves", false)
     }
@@ -256,10 +256,10 @@ impl GroupSums {
     }
 }
 
-/// Steps of a sample up to which every invocation of [`masked_mean_grad`] counts the mask for itself.
+/// Largest number of steps per sample for which every invocation of [`masked_mean_grad`] counts the mask itself.
 pub(crate) const COUNTED: usize = BLOCK * BLOCK;
 
-/// `counts` [B·n] → y `[B·pieces]`: sums of n / pieces neighbours each, of which [`COUNTED`] are enough.
+/// `counts` [B·n] → y `[B·pieces]`: sums of n / pieces neighbours. A sum takes at most [`COUNTED`] of them.
 pub(crate) fn mask_counts(x: Layout, y: Layout, period: usize, target: Target) -> Kernel {
     let samples = x.cols() / period;
     let pieces = y.cols() / samples;
@@ -303,7 +303,7 @@ pub(crate) fn over_counts(dy: Layout, counts: Layout, y: Layout, target: Target)
     elementwise::elementwise(program, target)
 }
 
-/// dy [B, C], mask [B·L] → program([B·L, C]). Of more than [`COUNTED`] steps dy must be [over its counts](over_counts) already.
+/// dy [B, C], mask [B·L] → program([B·L, C]). For more than [`COUNTED`] steps, dy must be [divided by its counts](over_counts) already.
 pub(crate) fn masked_mean_grad(dy: Layout, mask: Layout, program: Program) -> Kernel {
     let time = program.rows / dy.rows();
     let steps = 8;
@@ -325,10 +325,11 @@ pub(crate) fn masked_mean_grad(dy: Layout, mask: Layout, program: Program) -> Ke
         .finish(program)
 }
 
-/// Scalars that one dispatch of [`stack`] takes.
+/// Upper bound on the scalars per dispatch of [`stack`].
 pub(crate) const STACKED: usize = MAX_BINDINGS - 1;
 
-/// At most [`STACKED`] scalars side by side, as elements `first`.. of y; the others are left as they are, but for what follows the last.
+/// Stores at most [`STACKED`] scalars side by side, as the elements of y from `first` on. It leaves the elements before them as they are and
+/// sets those after the last scalar to zero.
 pub(crate) fn stack(scalars: &[Layout], first: usize, y: Layout) -> Kernel {
     const NAMES: [&str; STACKED] = ["s0", "s1", "s2", "s3", "s4", "s5", "s6"];
     let mut kernel = Kernel::new("stack")
