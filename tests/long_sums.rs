@@ -207,13 +207,16 @@ fn the_loss_alone_of_many_classes() {
     case.check(SUM);
 }
 
-/// As many equal logits as one invocation takes alone where there are no barriers: the loss alone, and with its gradient.
+/// As many equal logits as one invocation takes alone where there are no barriers: the loss alone, and with its gradient. The first is
+/// the target and larger, so that the others add exp(-10) each, three times what it adds. Ones would add up exactly.
 #[test]
 fn cross_entropy_of_equal_logits() {
     for smoothing in [0.0, 0.1] {
         let mut case = case();
-        let logits = constant(&mut case, &[2, 65_536], DType::F32, 0.3);
-        let targets = case.ids_of(vec![0, 65_535], 65_536);
+        let row = || [10.0].into_iter().chain([0.0; 65_535]);
+        let data = row().chain(row()).collect();
+        let logits = case.input_of(&[2, 65_536], DType::F32, data);
+        let targets = case.ids_of(vec![0, 0], 65_536);
         let loss = case
             .graph
             .cross_entropy(logits, targets, None, smoothing)
@@ -376,6 +379,27 @@ fn layer_norm_of_wide_rows_and_of_many() {
             relative: 3e-5,
         });
     }
+}
+
+/// Four elements and four gradients over and over, so that all sums are of equal terms.
+#[test]
+fn layer_norm_of_equal_terms() {
+    let mut case = case();
+    let dims = [2, 65_536];
+    let repeated = |four: [f32; 4]| four.repeat(dims[0] * dims[1] / 4);
+    let x = case.input_of(&dims, DType::F32, repeated([0.1, 0.3, -0.2, 0.7]));
+    let dy = case.input_of(&dims, DType::F32, repeated([0.1, 0.3, 0.2, 0.1]));
+    let (gamma, beta) = (case.parameter(&[dims[1]]), case.parameter(&[dims[1]]));
+    let y = case.graph.layer_norm(x, gamma, beta, 1e-5).unwrap();
+    case.output("y", y);
+    let loss = case.graph.mul(y, dy).unwrap();
+    let loss = case.graph.sum_all(loss).unwrap();
+    let gradient = case.graph.gradients(loss, &[x]).unwrap()[0];
+    case.output("gradient", gradient);
+    case.check(Tolerance {
+        normalised: 4e-6,
+        relative: 3e-5,
+    });
 }
 
 #[test]

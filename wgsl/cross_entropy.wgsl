@@ -40,15 +40,21 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     let row = min(wanted, {{ rows - 1 }}u);
     var part = vec3<f32>(LOWEST, 0.0, 0.0);
 {% if used > block * lanes %}
+    // Four sums of blocks take turns.
+    var sums = vec4<f32>();
+    var plain = vec4<f32>();
     for (var begin = lane; begin < {{ used }}u; begin += {{ block * lanes }}u) {
         let stop = min(begin + {{ block * lanes }}u, {{ used }}u);
-        let before = part;
-        part = vec3<f32>(before.x, 0.0, 0.0);
+        let before = part.x;
+        part = vec3<f32>(before, 0.0, 0.0);
         for (var col = begin; col < stop; col += {{ lanes }}u) {
 {{ add() }}
         }
-        part = vec3<f32>(part.x, part.y + before.y * exp(before.x - part.x), part.z + before.z);
+        sums *= exp(before - part.x);
+        sums = vec4<f32>(sums.yzw, sums.x + part.y);
+        plain = vec4<f32>(plain.yzw, plain.x + part.z);
     }
+    part = vec3<f32>(part.x, (sums.x + sums.y) + (sums.z + sums.w), (plain.x + plain.y) + (plain.z + plain.w));
 {% else %}
     for (var col = lane; col < {{ used }}u; col += {{ lanes }}u) {
 {{ add() }}

@@ -162,16 +162,22 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     }
 {% endfor %}
 {% if steps == 0 %}
+    // Four sums of blocks take turns.
+    var sums = vec4<f32>();
+    var plains = vec4<f32>();
     for (var begin = lane; begin < {{ full }}u; begin += {{ block * lanes }}u) {
         let stop = min(begin + {{ block * lanes }}u, {{ full }}u);
-        let before = part;
-        part = vec3<f32>(before.x, 0.0, 0.0);
+        let before = part.x;
+        part = vec3<f32>(before, 0.0, 0.0);
         for (var i0 = begin; i0 < stop; i0 += {{ lanes }}u) {
             let b0 = logits[first + i0];
 {{ add(0, 1, false) }}
         }
-        part = vec3<f32>(part.x, part.y + before.y * exp2((before.x - part.x) * {{ log2e }}), part.z + before.z);
+        sums *= exp2((before - part.x) * {{ log2e }});
+        sums = vec4<f32>(sums.yzw, sums.x + part.y);
+        plains = vec4<f32>(plains.yzw, plains.x + part.z);
     }
+    part = vec3<f32>(part.x, across(sums), across(plains));
 {% if cols % each != 0 %}
     if (lane == {{ full % lanes }}u) {
         let i0 = {{ full }}u;

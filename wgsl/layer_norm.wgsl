@@ -45,13 +45,22 @@
 {% endfor %}
     let squares = across(square);
 {% endmacro %}
-{# Joins it to what the invocation has. Every invocation has a column by then. #}
-{% macro join() %}
-        let all = part.w + n;
-        let away = mean - part.y;
-        let share = n / all;
-        part = vec4<f32>(shift, part.y + away * share, part.z + squares + away * away * part.w * share, all);
+{% if blocks > 1 %}
+// Moments of two parts together, relative to the same element.
+fn join(a: vec4<f32>, b: vec4<f32>) -> vec4<f32> {
+    let away = b.y - a.y;
+    let share = b.w / max(a.w + b.w, 1.0);
+    return vec4<f32>(a.x, a.y + away * share, a.z + b.z + away * away * a.w * share, a.w + b.w);
+}
+{# Four parts take turns in joining a block, so that fewer terms are added to one. #}
+{% macro join_block() %}
+        let joined = join(part0, vec4<f32>(shift, mean, squares, n));
+        part0 = part1;
+        part1 = part2;
+        part2 = part3;
+        part3 = joined;
 {% endmacro %}
+{% endif %}
 
 @compute @workgroup_size({{ size }})
 fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
@@ -63,18 +72,21 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     let part = vec4<f32>(shift, mean, squares, n);
 {% else %}
     let shift = x_load(row * x_stride + min(lane, {{ used - 1 }}u)).x;
-    var part = vec4<f32>(shift, 0.0, 0.0, 0.0);
+{% for p in range(4) %}
+    var part{{ p }} = vec4<f32>(shift, 0.0, 0.0, 0.0);
+{% endfor %}
     for (var begin = lane; begin < {{ rounds * round }}u; begin += {{ round }}u) {
 {{ block("begin", 0, held, true, false) }}
-{{ join() }}
+{{ join_block() }}
     }
 {% if cols > 4 * rounds * round %}
     {
         let begin = {{ rounds * round }}u + lane;
 {{ block("begin", rounds * round, (used - rounds * round + lanes - 1) // lanes, false, false) }}
-{{ join() }}
+{{ join_block() }}
     }
 {% endif %}
+    let part = join(join(part0, part1), join(part2, part3));
 {% endif %}
     let moments = row_moments(part, lid);
     let first = moments.x;

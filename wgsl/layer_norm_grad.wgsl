@@ -34,10 +34,17 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     gx_sum += g{{ h }} * xhat{{ h }};
 {% endfor %}
 {% else %}
-    for (var col = lane; col < {{ used }}u; col += {{ lanes }}u) {
-        let g = tail(col, dy_load(row * dy_stride + col) * gamma_load(col));
-        g_sum += g;
-        gx_sum += g * ((x_load(row * x_stride + col) - first) - mean) * rstd;
+    for (var begin = lane; begin < {{ used }}u; begin += {{ block * lanes }}u) {
+        let stop = min(begin + {{ block * lanes }}u, {{ used }}u);
+        var g_part = vec4<f32>();
+        var gx_part = vec4<f32>();
+        for (var col = begin; col < stop; col += {{ lanes }}u) {
+            let g = tail(col, dy_load(row * dy_stride + col) * gamma_load(col));
+            g_part += g;
+            gx_part += g * ((x_load(row * x_stride + col) - first) - mean) * rstd;
+        }
+        g_sum += g_part;
+        gx_sum += gx_part;
     }
 {% endif %}
     let sums = reduce(vec4<f32>(across(g_sum), across(gx_sum), 0.0, 0.0), lid) * {{ 1.0 / cols }};

@@ -1,6 +1,6 @@
 //! LayerNorm and its gradients.
 
-use super::{Kernel, Program, Target, View, row_lanes};
+use super::{BLOCK, Kernel, Program, Target, View, row_lanes};
 use crate::gpu::Layout;
 
 /// `vec4`s of a row that an invocation has in registers at a time. It keeps them there until it writes the result; wider rows are read
@@ -49,6 +49,7 @@ fn rows(template: &'static str, x: Layout, program: &Program, target: Target) ->
         .with("lanes", lanes)
         .with("held", each.min(MOST_HELD))
         .with("blocks", each.div_ceil(MOST_HELD))
+        .with("block", 4 * BLOCK)
         .with("rows", x.rows())
         .with("cols", x.cols())
         .with("used", x.cols().div_ceil(4))
