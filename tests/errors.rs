@@ -148,9 +148,19 @@ fn steps_and_weights() {
         "graph: this graph has an optimizer step already; put parameter groups into one step (AdamW::group)",
     );
     assert_eq!(graph, before);
+    let mut taken = Graph::new();
+    let w = taken.parameter("w", &[1], Init::Constant(1.0)).unwrap();
+    taken.output("loss_scale", w).unwrap();
+    let before = taken.clone();
+    says(
+        optimizer.step(&mut taken, w, &[w]),
+        "graph: output \"loss_scale\" exists already in this graph, but an optimizer step adds one of this name (train::StepOutputs lists them all); give yours another name",
+    );
+    assert_eq!(taken, before);
 
     let mut session = Session::new(&gpu(), 0);
-    session.compile(&graph).unwrap();
+    let plan = session.compile(&graph).unwrap().plan().to_string();
+    assert!(plan.contains("KiB") && !plan.contains("MiB"), "{plan}");
     let weights = Weights::from_session(&session).unwrap();
     says(
         weights.apply(&mut Session::new(&gpu(), 0)),

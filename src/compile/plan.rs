@@ -224,12 +224,13 @@ fn lives(graph: &Graph, lowered: &Lowered) -> Result<(Vec<Place>, Vec<Item>)> {
     Ok((places, items))
 }
 
-/// Bytes in MiB, or in KiB where that is less than one.
+/// A number of bytes in the largest of the units B, KiB and MiB of which there is at least one.
 pub(crate) fn size(bytes: u64) -> String {
     let kib = bytes as f64 / 1024.0;
-    match kib < 1024.0 {
-        true => format!("{kib:.2} KiB"),
-        false => format!("{:.2} MiB", kib / 1024.0),
+    match bytes {
+        0..1024 => format!("{bytes} B"),
+        1024..1_048_576 => format!("{kib:.2} KiB"),
+        _ => format!("{:.2} MiB", kib / 1024.0),
     }
 }
 
