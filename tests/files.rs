@@ -2,12 +2,11 @@
 //! named.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use energyflow::Error;
-use energyflow::text::{Dataset, DatasetWriter, Efb1Writer, JsonLines};
+use energyflow::text::Dataset;
 use energyflow::train::{Checkpoint, WeightType, Weights};
-use energyflow::types::DType;
 use tempfile::TempDir;
 
 /// A safetensors file of f32 tensors.
@@ -53,15 +52,6 @@ fn weights(folder: &Path, values: &[f32]) -> Weights {
     let weights = Weights::load(&path).unwrap();
     fs::remove_file(path).unwrap();
     weights
-}
-
-fn names(folder: &Path) -> Vec<String> {
-    let entries = fs::read_dir(folder).unwrap();
-    let mut names: Vec<String> = entries
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
-    names.sort();
-    names
 }
 
 fn reason<T: std::fmt::Debug>(result: Result<T, Error>) -> String {
@@ -166,10 +156,23 @@ mod unix {
     use std::io::{BufRead, BufReader};
     use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
     use std::os::unix::net::UnixListener;
+    use std::path::PathBuf;
     use std::process::{Command, Stdio};
     use std::time::{Duration, Instant};
 
+    use energyflow::text::{DatasetWriter, Efb1Writer, JsonLines};
+    use energyflow::types::DType;
+
     use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let entries = fs::read_dir(folder).unwrap();
+        let mut names: Vec<String> = entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
 
     /// Fails instead of waiting for ever.
     fn soon<T: Send + 'static>(what: &str, work: impl FnOnce() -> T + Send + 'static) -> T {
