@@ -13,6 +13,7 @@ pub mod decoder_trainer;
 pub mod distill;
 pub mod efb1;
 pub mod encoder;
+pub mod generate;
 pub mod jsonl;
 pub mod metrics;
 mod model;
@@ -31,6 +32,7 @@ pub use decoder_trainer::{DecoderEvaluation, DecoderMetrics, DecoderTrainer, Dec
 pub use distill::{DistillOptions, Distiller, Evaluation, Metrics};
 pub use efb1::Efb1Writer;
 pub use encoder::{Encoder, EncoderOptions};
+pub use generate::{DecodeOptions, Finish, Generation, Piece, Stop, Stream, TextDecoder};
 pub use jsonl::{JsonLines, Record};
 pub use model::Model;
 pub use sample::{OpenOptions, Sample};
