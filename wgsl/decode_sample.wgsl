@@ -319,6 +319,8 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
         }
         x_store(row * x_stride + col, v);
     }
+    // Others have read what is written now.
+    storageBarrier();
     if (lid == 0u) {
         let to = row * state_stride;
         let position = state_at(to + 1u);

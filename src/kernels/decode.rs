@@ -8,6 +8,8 @@ pub(crate) const STATE_WORDS: usize = 8;
 /// Words of the options before the mask of stop tokens.
 pub(crate) const OPTION_WORDS: usize = 8;
 
+/// `vec4`s of a row of x, times taps, that an invocation keeps in registers; wider rows are read again.
+const MOST_TAPS_HELD: usize = 16;
 /// `vec4`s of logits that an invocation keeps in registers while it draws; longer rows are read again.
 const MOST_HELD: usize = 16;
 
@@ -34,9 +36,15 @@ impl Taps {
     ) -> Kernel {
         let used = x.cols().div_ceil(4);
         let (lanes, rows) = row_lanes(used, x.rows(), target);
+        let each = used.div_ceil(lanes);
+        let held = match each * self.taps <= MOST_TAPS_HELD {
+            true => each,
+            false => 0,
+        };
         Kernel::new("decode_taps")
             .items(x.rows() * lanes, rows * lanes)
             .with("lanes", lanes)
+            .with("held", held)
             .with("rows", x.rows())
             .with("cols", x.cols())
             .with("used", used)

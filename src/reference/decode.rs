@@ -76,6 +76,12 @@ impl Stream {
         }
     }
 
+    /// What all its draws depend on.
+    #[must_use]
+    pub fn key(self) -> u64 {
+        self.key
+    }
+
     /// −ln(−ln u) of a u in (0, 1) for a token at a position, the same whenever it is asked for.
     #[must_use]
     pub fn gumbel(self, token: u32, position: u32) -> f64 {
