@@ -156,21 +156,8 @@ mod word_piece {
         /// [`Error::Config`] if `max_length` leaves no room for a token beside the added ones.
         pub fn from_file(path: impl AsRef<Path>, max_length: usize) -> Result<Self> {
             let path = path.as_ref();
+            let fail = |reason: String| Error::Tokenizer(format!("{}: {reason}", path.display()));
             let json = InputFile::open(path)?.read_all(LARGEST)?;
-            Self::from_bytes(&json, max_length).map_err(|error| match error {
-                Error::Tokenizer(reason) => {
-                    Error::Tokenizer(format!("{}: {reason}", path.display()))
-                }
-                other => other,
-            })
-        }
-
-        /// As [`WordPiece::from_file`], of the content of a `tokenizer.json`.
-        ///
-        /// # Errors
-        /// [`Error::Tokenizer`] and [`Error::Config`] as [`WordPiece::from_file`].
-        pub fn from_bytes(json: &[u8], max_length: usize) -> Result<Self> {
-            let fail = Error::Tokenizer;
             let mut inner =
                 tokenizers::Tokenizer::from_bytes(json).map_err(|error| fail(error.to_string()))?;
             // Checked here because `with_truncation` subtracts the two without looking.
