@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use energyflow::gpu::{Layout, Tensor};
@@ -72,20 +73,28 @@ fn expected(gpu: &Gpu, texts: &[String]) -> Vec<f32> {
     let mask = graph.input("mask", &[LENGTH], DType::F32).unwrap();
     let z = encoder.forward(&mut graph, ids, mask, DType::F32).unwrap();
     graph.output("z", z).unwrap();
-    let mut session = Session::new(gpu, 0);
-    session.compile(&graph).unwrap();
-    model.apply(&mut session).unwrap();
-    let variables = common::variables(&session, &graph);
+    let variables = graph.parameters().map(|(_, value)| {
+        let (shape, data) = model.weights.get(&value.name).unwrap();
+        // The taps of a convolution lie apart in memory: [out, in, k] → [out, k·in].
+        let order = |i: usize| match *shape {
+            [_, inner, taps] => {
+                i / (inner * taps) * inner * taps + i % inner * taps + i / inner % taps
+            }
+            _ => i,
+        };
+        let data: Vec<f32> = (0..data.len()).map(|i| data[order(i)]).collect();
+        let array = Array::from_f32(value.shape.dims(), &data).unwrap();
+        (value.name.clone(), array)
+    });
+    let variables: HashMap<String, Array> = variables.collect();
     let mut all = Vec::new();
     for text in texts {
         let mut ids = tokenizer().encode(text).unwrap();
-        let mut mask = vec![1.0; ids.len()];
+        let mut mask = vec![1.0_f32; ids.len()];
         ids.resize(LENGTH, 0);
         mask.resize(LENGTH, 0.0);
-        let shape = Shape::new(&[LENGTH]).unwrap();
-        let ids = ids.iter().map(|&id| f64::from(id)).collect();
-        let ids = Array::new(shape.clone(), DType::U32, ids).unwrap();
-        let mask = Array::new(shape, DType::F32, mask).unwrap();
+        let ids = Array::from_u32(&[LENGTH], &ids).unwrap();
+        let mask = Array::from_f32(&[LENGTH], &mask).unwrap();
         let outputs = graph
             .evaluate_cpu(&variables, &[("ids", ids), ("mask", mask)])
             .unwrap();
