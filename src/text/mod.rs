@@ -5,6 +5,7 @@
 //! The mask of a text says which of its positions count. Where it is 0, the token id has no influence.
 
 pub mod batches;
+mod buckets;
 mod card;
 pub mod dataset;
 mod decode;
@@ -12,6 +13,7 @@ pub mod decoder;
 pub mod decoder_trainer;
 pub mod distill;
 pub mod efb1;
+mod embeddings;
 pub mod encoder;
 pub mod generate;
 pub mod jsonl;
@@ -21,7 +23,10 @@ mod sample;
 mod samples;
 mod steps;
 pub mod tensors;
+mod text_encoder;
 pub mod tokenizer;
+#[cfg(feature = "tokenizer")]
+mod word_piece;
 
 pub use crate::types::Precision;
 pub use batches::{Batch, Batches};
@@ -31,12 +36,14 @@ pub use decoder::{Decoder, DecoderOptions, next_tokens};
 pub use decoder_trainer::{DecoderEvaluation, DecoderMetrics, DecoderTrainer, DecoderTraining};
 pub use distill::{DistillOptions, Distiller, Evaluation, Metrics};
 pub use efb1::Efb1Writer;
+pub use embeddings::{Embeddings, Truncation};
 pub use encoder::{Encoder, EncoderOptions};
 pub use generate::{DecodeOptions, Finish, Generation, Piece, Stop, Stream, TextDecoder};
 pub use jsonl::{JsonLines, Record};
 pub use model::Model;
 pub use sample::{OpenOptions, Sample};
 pub use tensors::DatasetWriter;
+pub use text_encoder::{TextEncoder, TextEncoderOptions};
+pub use tokenizer::{Tokenizer, Tokens, Whitespace};
 #[cfg(feature = "tokenizer")]
-pub use tokenizer::WordPiece;
-pub use tokenizer::{Tokenizer, Whitespace};
+pub use word_piece::WordPiece;
