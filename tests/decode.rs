@@ -11,8 +11,8 @@ use energyflow::nn::Gelu;
 use energyflow::reference::{Sampling, Stream};
 use energyflow::runtime::{Executable, Session};
 use energyflow::text::{
-    DecodeOptions, Decoder, DecoderOptions, Finish, Generation, Precision, TextDecoder, Tokenizer,
-    Whitespace,
+    DecodeOptions, Decoder, DecoderOptions, Finish, Generation, Model, Precision, TextDecoder,
+    TextDecoderOptions, Tokenizer, Whitespace,
 };
 use energyflow::train::Weights;
 use energyflow::types::DType;
@@ -86,6 +86,13 @@ impl Whole {
         }
     }
 
+    fn decoder(&self, gpu: &Gpu, precision: Precision) -> TextDecoder {
+        let model = Model::new(self.weights.clone()).decoder(Some(self.options.clone()));
+        let options = TextDecoderOptions::default().precision(precision);
+        let tokenizer = tokenizer(self.options.vocabulary);
+        TextDecoder::with_tokenizer(gpu, &model, tokenizer, &options).unwrap()
+    }
+
     /// Logits of every step of [CLS] and the tokens.
     fn logits(&self, z: &[f32], tokens: &[u32]) -> Vec<Vec<f64>> {
         let mut ids = vec![2];
@@ -155,9 +162,7 @@ fn dtype(precision: Precision) -> DType {
 /// The same tokens as the graph of the whole text, greedy and drawn, on every kind of adapter.
 fn compare(gpu: &Gpu, precision: Precision, options: DecoderOptions, n: usize) {
     let whole = Whole::new(gpu, options.clone(), dtype(precision));
-    let tokenizer = tokenizer(options.vocabulary);
-    let decoder =
-        TextDecoder::from_weights(gpu, &options, &whole.weights, precision, tokenizer).unwrap();
+    let decoder = whole.decoder(gpu, precision);
     let tolerance = match precision {
         Precision::F32 => 1e-4,
         Precision::Mixed => 3e-2,

@@ -15,7 +15,7 @@ pub mod distill;
 pub mod efb1;
 mod embeddings;
 pub mod encoder;
-pub mod generate;
+mod generate;
 pub mod jsonl;
 pub mod metrics;
 mod model;
@@ -38,7 +38,10 @@ pub use distill::{DistillOptions, Distiller, Evaluation, Metrics};
 pub use efb1::Efb1Writer;
 pub use embeddings::{Embeddings, Truncation};
 pub use encoder::{Encoder, EncoderOptions};
-pub use generate::{DecodeOptions, Finish, Generation, Piece, Stop, Stream, TextDecoder};
+pub use generate::{
+    DecodeOptions, Finish, Generation, Piece, Stop, Stream, TextDecoder, TextDecoderOptions,
+    TokenStep,
+};
 pub use jsonl::{JsonLines, Record};
 pub use model::Model;
 pub use sample::{OpenOptions, Sample};

@@ -1,10 +1,12 @@
 //! A batch under way: submissions ahead of the tokens that have come back.
 
 use std::collections::VecDeque;
+use std::fmt;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use super::Shared;
-use super::network::{Network, STEPS, States, Tokens};
+use super::network::{Network, STEPS, States};
 use super::options::{DecodeOptions, Generation, Piece};
 use super::rows::Rows;
 use crate::error::Result;
@@ -16,10 +18,35 @@ const AHEAD: usize = 2;
 /// A network on loan, which goes back when it is dropped.
 ///
 /// Work of it that is still under way does no harm: submissions are done in order, and a batch begins by writing all that it reads.
-struct Loan {
+pub(super) struct Loan {
     shared: Arc<Shared>,
-    /// Nothing once it is given back.
+    /// Nothing only while it is dropped.
     network: Option<Network>,
+}
+
+impl Loan {
+    /// For `n` texts.
+    pub fn new(shared: &Arc<Shared>, n: usize, sampled: bool) -> Result<Self> {
+        Ok(Self {
+            network: Some(shared.take(n, sampled)?),
+            shared: Arc::clone(shared),
+        })
+    }
+}
+
+impl Deref for Loan {
+    type Target = Network;
+
+    fn deref(&self) -> &Network {
+        // It is taken by `drop` alone.
+        self.network.as_ref().expect("a loan has a network")
+    }
+}
+
+impl fmt::Debug for Loan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Loan").field(&self.batch).finish()
+    }
 }
 
 impl Drop for Loan {
@@ -50,13 +77,8 @@ impl Batch {
         options: &DecodeOptions,
     ) -> Result<Self> {
         let n = z.len() / shared.weights.embedding;
-        let network = shared.take(n, options.samples())?;
-        let loan = Loan {
-            shared: Arc::clone(shared),
-            network: Some(network),
-        };
         Ok(Self {
-            loan,
+            loan: Loan::new(shared, n, options.samples())?,
             z: z.to_vec(),
             options: options.clone(),
             rows: Rows::new(first, n, options, shared.stop_tokens(options)),
@@ -80,19 +102,12 @@ impl Batch {
     }
 
     fn submit(&mut self) -> Result<()> {
-        let Some(network) = &self.loan.network else {
-            return Ok(());
-        };
+        let network = &*self.loan;
         let mut recorder = network.recorder();
         if self.submitted == 0 {
-            let shared = &self.loan.shared;
-            let tokens = Tokens {
-                start: shared.start,
-                padding: shared.padding,
-                stop: self.rows.stop_tokens(),
-            };
-            let first = self.first as u64;
-            network.begin(&mut recorder, &self.z, first, &tokens, &self.options)?;
+            let tokens = self.loan.shared.tokens(self.rows.stop_tokens());
+            let place = [self.first as u64, 0];
+            network.begin(&mut recorder, &self.z, place, &tokens, &self.options)?;
         }
         let steps = STEPS.min(self.options.max_len - self.submitted);
         (0..steps).for_each(|_| network.step(&mut recorder));

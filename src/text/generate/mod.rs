@@ -21,15 +21,52 @@ use super::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Sequence};
 use crate::graph::Graph;
-use crate::text::{Decoder, DecoderOptions, Precision};
-use crate::train::Weights;
-use crate::types::DType;
-use batch::Batch;
-use network::Network;
+use crate::setters::setters;
+use crate::types::{DType, Precision};
+use batch::{Batch, Loan};
+use network::{Network, Tokens};
 use weights::DeviceWeights;
 
-/// Sizes of batches, the smallest first.
-const BATCHES: [usize; 4] = [1, 4, 16, 64];
+/// How a [`TextDecoder`] computes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TextDecoderOptions {
+    /// Element type of weights and activations. [`Precision::Mixed`] is f16 storage with f32 sums.
+    pub precision: Precision,
+    /// Batch sizes in texts. More texts than the largest are decoded one batch after the other.
+    pub batches: Vec<usize>,
+}
+
+impl Default for TextDecoderOptions {
+    /// f32, batches of 1, 4, 16 and 64 texts.
+    fn default() -> Self {
+        Self {
+            precision: Precision::F32,
+            batches: vec![1, 4, 16, 64],
+        }
+    }
+}
+
+impl TextDecoderOptions {
+    setters! {
+        precision: Precision,
+        batches: Vec<usize>,
+    }
+
+    /// The smallest first.
+    fn sizes(&self) -> Result<Vec<usize>> {
+        let mut batches = self.batches.clone();
+        batches.sort_unstable();
+        batches.dedup();
+        match batches.first() {
+            None | Some(0) => Err(Error::Config {
+                field: "batches",
+                reason: "must be positive numbers, at least one".into(),
+            }),
+            Some(_) => Ok(batches),
+        }
+    }
+}
 
 /// Networks of one size that are kept while nobody uses them.
 const MOST_IDLE: usize = 2;
@@ -38,6 +75,8 @@ const MOST_IDLE: usize = 2;
 struct Shared {
     gpu: Gpu,
     weights: Arc<DeviceWeights>,
+    /// Sizes of batches, the smallest first.
+    batches: Vec<usize>,
     tokenizer: Arc<dyn Tokenizer>,
     start: u32,
     end: Option<u32>,
@@ -52,8 +91,9 @@ impl Shared {
 
     /// A network for at least `n` texts that nobody uses.
     fn take(&self, n: usize, sampled: bool) -> Result<Network> {
-        let fits = BATCHES.into_iter().find(|&batch| batch >= n);
-        let batch = fits.unwrap_or(n);
+        let fits = self.batches.iter().find(|&&batch| batch >= n);
+        // There is one, since no call has more texts than the largest.
+        let batch = fits.copied().unwrap_or(n);
         let known = {
             let mut idle = self.idle();
             let mut all = idle.iter();
@@ -75,6 +115,19 @@ impl Shared {
         }
     }
 
+    fn tokens<'a>(&self, stop: &'a [u32]) -> Tokens<'a> {
+        Tokens {
+            start: self.start,
+            padding: self.padding,
+            stop,
+        }
+    }
+
+    /// Texts of the largest batch.
+    fn largest(&self) -> usize {
+        self.batches.last().copied().unwrap_or(1)
+    }
+
     fn stop_tokens(&self, options: &DecodeOptions) -> Vec<u32> {
         let given = options.stop.iter().filter_map(|stop| match stop {
             Stop::Token(token) => Some(*token),
@@ -87,7 +140,7 @@ impl Shared {
 /// Turns embeddings into text. Any thread may use it, also several at once; cloning shares it.
 ///
 /// A text begins after the tokenizer's start token (`[CLS]` or `<s>`) and ends at its end token (`[SEP]` or `</s>`), as in training.
-/// Texts are decoded in batches of 1, 4, 16 or 64, the last one filled up. Each size is compiled when it is first used, or by
+/// Texts are decoded in batches of a few sizes, the last one filled up ([`TextDecoderOptions::batches`]). Each size is compiled when it is first used, or by
 /// [`TextDecoder::warm_up`]. The device holds the weights once, without anything that only training needs.
 ///
 /// ```no_run
@@ -120,125 +173,94 @@ impl fmt::Debug for TextDecoder {
 }
 
 impl TextDecoder {
-    /// The decoder of a model's folder, with its tokenizer, in f16.
+    /// Loads the decoder of a [model folder](Model), with its tokenizer.
     ///
     /// # Errors
     /// As [`Model::load`] and [`TextDecoder::new`].
     #[cfg(feature = "tokenizer")]
     pub fn load(gpu: &Gpu, dir: impl AsRef<Path>) -> Result<Self> {
-        Self::new(gpu, &Model::load(dir)?, Precision::Mixed)
+        Self::load_with(gpu, dir, &TextDecoderOptions::default())
     }
 
-    /// The decoder of a model, with its tokenizer. `precision`: of weights and activations; sums are f32.
+    /// As [`TextDecoder::load`], with options.
     ///
     /// # Errors
-    /// [`Error::Config`] for a model without decoder or tokenizer; [`Error::Tokenizer`] for a tokenizer without start token; as
-    /// [`TextDecoder::with_tokenizer`].
+    /// As [`TextDecoder::load`].
     #[cfg(feature = "tokenizer")]
-    pub fn new(gpu: &Gpu, model: &Model, precision: Precision) -> Result<Self> {
+    pub fn load_with(
+        gpu: &Gpu,
+        dir: impl AsRef<Path>,
+        options: &TextDecoderOptions,
+    ) -> Result<Self> {
+        Self::new(gpu, &Model::load(dir)?, options)
+    }
+
+    /// The decoder of a model, with its tokenizer.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a model without tokenizer; as [`TextDecoder::with_tokenizer`].
+    #[cfg(feature = "tokenizer")]
+    pub fn new(gpu: &Gpu, model: &Model, options: &TextDecoderOptions) -> Result<Self> {
         let Some(json) = &model.tokenizer else {
             return Err(Error::Config {
                 field: "tokenizer",
-                reason: "is missing: the model has none; give one to TextDecoder::with_tokenizer"
-                    .into(),
+                reason: "is missing: the model folder has no tokenizer.json; use TextDecoder::with_tokenizer".into(),
             });
         };
-        // Nothing is cut: only `decode` is used.
-        let tokenizer = super::WordPiece::from_bytes(json, usize::MAX)?;
-        Self::with_tokenizer(gpu, model, precision, Arc::new(tokenizer))
+        // Nothing is tokenised, so the length does not matter.
+        let tokenizer = super::WordPiece::from_bytes(json, 1 << 20)?;
+        Self::with_tokenizer(gpu, model, Arc::new(tokenizer), options)
     }
 
-    /// As [`TextDecoder::new`], with another tokenizer than that of the model.
+    /// The decoder of a model, with a tokenizer of the caller.
     ///
     /// # Errors
-    /// [`Error::Config`] for a model without decoder; [`Error::Data`] naming a parameter that is missing, has another shape, or does
-    /// not fit f16; [`Error::Tokenizer`] for a tokenizer without start token, or whose start or end token is not in the decoder's
-    /// vocabulary; [`Error::OutOfMemory`], [`Error::DeviceLost`], [`Error::Limit`].
+    /// [`Error::Config`] for a model without decoder, and for options out of range; [`Error::Data`] naming a parameter that is missing,
+    /// has another shape, or does not fit f16; [`Error::Tokenizer`] for a tokenizer without start token, or whose start or end token is
+    /// not in the decoder's vocabulary; [`Error::OutOfMemory`], [`Error::DeviceLost`], [`Error::Limit`].
     pub fn with_tokenizer(
         gpu: &Gpu,
         model: &Model,
-        precision: Precision,
         tokenizer: Arc<dyn Tokenizer>,
+        options: &TextDecoderOptions,
     ) -> Result<Self> {
         let mut graph = Graph::new();
-        let decoder = model.build_decoder(&mut graph, None)?;
-        let Some(options) = &model.decoder else {
+        let layers = model.build_decoder(&mut graph, None)?;
+        let Some(decoder) = &model.decoder else {
             return Err(Error::Config {
                 field: "decoder",
                 reason: "is missing: the model has an encoder only".into(),
             });
         };
-        Self::build(
-            gpu,
-            options,
-            (&graph, &decoder),
-            &model.weights,
-            precision,
-            tokenizer,
-        )
-    }
-
-    /// The decoder that `options` describe, out of weights by the names of [`Decoder`], which may be among others.
-    ///
-    /// # Errors
-    /// As [`TextDecoder::with_tokenizer`] and [`Decoder::new`].
-    pub fn from_weights(
-        gpu: &Gpu,
-        options: &DecoderOptions,
-        weights: &Weights,
-        precision: Precision,
-        tokenizer: Arc<dyn Tokenizer>,
-    ) -> Result<Self> {
-        let mut graph = Graph::new();
-        let decoder = Decoder::new(&mut graph, options)?;
-        Self::build(
-            gpu,
-            options,
-            (&graph, &decoder),
-            weights,
-            precision,
-            tokenizer,
-        )
-    }
-
-    fn build(
-        gpu: &Gpu,
-        options: &DecoderOptions,
-        layers: (&Graph, &Decoder),
-        weights: &Weights,
-        precision: Precision,
-        tokenizer: Arc<dyn Tokenizer>,
-    ) -> Result<Self> {
+        let batches = options.sizes()?;
+        let vocabulary = decoder.vocabulary;
         let find = |names: [&str; 2]| names.into_iter().find_map(|name| tokenizer.token_id(name));
         let start = find(["[CLS]", "<s>"]).ok_or_else(|| {
             Error::Tokenizer("the vocabulary has neither [CLS] nor <s>, which begin a text".into())
         })?;
         let end = find(["[SEP]", "</s>"]);
         for token in std::iter::once(start).chain(end) {
-            if token as usize >= options.vocabulary {
+            if token as usize >= vocabulary {
                 return Err(Error::Tokenizer(format!(
-                    "its start or end token is {token}, but the decoder's vocabulary ends at {}",
-                    options.vocabulary
+                    "its start or end token is {token}, but the ids of the decoder are below {vocabulary}"
                 )));
             }
         }
-        let padding = tokenizer.padding_id().unwrap_or_default();
-        let padding = match (padding as usize) < options.vocabulary {
-            true => padding,
-            false => start,
-        };
-        let dtype = match precision {
+        let padding = tokenizer.padding_id();
+        let padding = padding.filter(|&id| (id as usize) < vocabulary);
+        let dtype = match options.precision {
             Precision::F32 => DType::F32,
             Precision::Mixed => DType::F16,
         };
-        let weights = DeviceWeights::new(gpu, options, layers, weights, dtype)?;
+        let weights = DeviceWeights::new(gpu, decoder, (&graph, &layers), &model.weights, dtype)?;
         Ok(Self(Arc::new(Shared {
             gpu: gpu.clone(),
             weights: Arc::new(weights),
+            batches,
             tokenizer,
             start,
             end,
-            padding,
+            padding: padding.unwrap_or(start),
             idle: Mutex::default(),
         })))
     }
@@ -305,7 +327,7 @@ impl TextDecoder {
     }
 
     /// As [`TextDecoder::decode`], with the tokens as they come: the iterator waits for the device, and gives what is new of each text.
-    /// Texts follow each other in batches of up to 64.
+    /// Texts follow each other in batches of the largest size.
     ///
     /// # Errors
     /// As [`TextDecoder::decode`], here or from the iterator, which then ends.
@@ -326,7 +348,7 @@ impl TextDecoder {
     /// # Errors
     /// As [`TextDecoder::decode`].
     pub fn warm_up(&self, n: usize, options: &DecodeOptions) -> Result<()> {
-        let largest = BATCHES[BATCHES.len() - 1];
+        let largest = self.0.largest();
         let rest = match n % largest {
             _ if n < largest => n,
             0 => largest,
@@ -372,20 +394,50 @@ impl TextDecoder {
             };
             return fail(reason);
         }
-        let each = BATCHES[BATCHES.len() - 1];
+        let each = self.0.largest();
         let batches = z.chunks(each * width).enumerate();
         Ok(batches.map(move |(i, z)| (i * each, z)))
     }
 
-    /// The dispatches of one token of a batch for `n` texts, to be timed; and the bytes of weights that they read. They run on memory
-    /// of their own.
+    /// The work of one token of a batch for `n` texts at a position, to be timed.
     ///
     /// # Errors
     /// As [`TextDecoder::decode`].
-    pub fn step(&self, n: usize, options: &DecodeOptions) -> Result<(Sequence, u64)> {
-        let network = self.0.take(n, options.samples())?;
-        Ok((network.sequence(), self.0.weights.bytes_per_token()))
+    pub fn step(&self, n: usize, position: u32, options: &DecodeOptions) -> Result<TokenStep> {
+        options.check(self.0.weights.vocabulary)?;
+        let loan = Loan::new(&self.0, n.clamp(1, self.0.largest()), options.samples())?;
+        let mut recorder = loan.recorder();
+        let z = vec![0.0; loan.batch * self.embedding()];
+        let stop = self.0.stop_tokens(options);
+        let tokens = self.0.tokens(&stop);
+        loan.begin(
+            &mut recorder,
+            &z,
+            [0, u64::from(position)],
+            &tokens,
+            options,
+        )?;
+        recorder.submit()?.wait()?;
+        Ok(TokenStep {
+            sequence: loan.sequence(),
+            batch: loan.batch,
+            weight_bytes: self.0.weights.bytes_per_token(),
+            _loan: loan,
+        })
     }
+}
+
+/// The work of one token, see [`TextDecoder::step`]. Every run of it adds a token.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct TokenStep {
+    /// The dispatches, for [`Gpu::time`] and [`Gpu::profile`].
+    pub sequence: Sequence,
+    /// Texts that get a token.
+    pub batch: usize,
+    /// Bytes of the weights that are read.
+    pub weight_bytes: u64,
+    _loan: Loan,
 }
 
 /// Tokens as they come, see [`TextDecoder::stream`].

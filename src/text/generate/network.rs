@@ -183,12 +183,13 @@ impl Network {
         })
     }
 
-    /// Writes what a batch begins with: z [n, E], n ≤ B; the other rows do not run.
+    /// Writes what a batch begins with: z [n, E], n ≤ B; the other rows do not run. `place`: the number of the first text, and the
+    /// position that it begins at.
     pub fn begin(
         &self,
         recorder: &mut Recorder,
         z: &[f32],
-        first_row: u64,
+        [first, position]: [u64; 2],
         tokens: &Tokens<'_>,
         options: &DecodeOptions,
     ) -> Result<()> {
@@ -201,9 +202,10 @@ impl Network {
         let words = sample(false).state_words();
         let mut state = vec![0; self.batch * words];
         for (row, state) in state.chunks_exact_mut(words).enumerate() {
-            let stream = options.first_stream.wrapping_add(first_row + row as u64);
+            let stream = options.first_stream.wrapping_add(first + row as u64);
             let key = stream_key(options.seed, stream);
             state[0] = tokens.start;
+            state[1] = position as u32;
             state[2] = u32::from(row >= n);
             state[3] = key as u32;
             state[4] = (key >> 32) as u32;
