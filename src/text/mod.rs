@@ -6,31 +6,46 @@
 
 pub mod batches;
 pub mod dataset;
+mod dataset_writer;
 mod decode;
 pub mod decoder;
 pub mod decoder_trainer;
 pub mod distill;
+mod efb;
 pub mod efb1;
+pub mod efb2;
 pub mod encoder;
 pub mod jsonl;
 pub mod metrics;
+pub mod npy;
+mod offsets;
+mod prefetch;
+mod record_writer;
+mod records;
+mod rows;
 mod sample;
 mod samples;
 mod steps;
+mod store;
 pub mod tensors;
+mod text_lines;
 pub mod tokenizer;
 
 pub use crate::types::Precision;
 pub use batches::{Batch, Batches};
 pub use dataset::Dataset;
+pub use dataset_writer::{DatasetWriter, EmbeddingType};
 pub use decoder::{Decoder, DecoderOptions, next_tokens};
 pub use decoder_trainer::{DecoderEvaluation, DecoderMetrics, DecoderTrainer, DecoderTraining};
 pub use distill::{DistillOptions, Distiller, Evaluation, Metrics};
 pub use efb1::Efb1Writer;
+pub use efb2::Efb2Writer;
 pub use encoder::{Encoder, EncoderOptions};
-pub use jsonl::{JsonLines, Record};
+pub use jsonl::{JsonLines, JsonLinesWriter, Record};
+pub use npy::{NpyReader, NpyWriter};
+pub use record_writer::{DatasetFormat, RecordWriter};
+pub use records::Records;
 pub use sample::{OpenOptions, Sample};
-pub use tensors::DatasetWriter;
 #[cfg(feature = "tokenizer")]
 pub use tokenizer::WordPiece;
 pub use tokenizer::{Tokenizer, Whitespace};

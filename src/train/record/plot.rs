@@ -27,6 +27,9 @@ const DOTS_UP_TO: usize = 50;
 /// Points of a line in a picture; more cannot be told apart.
 const MOST_POINTS: usize = 1500;
 
+/// Larger values are drawn as this one: differences of f64 must not overflow.
+const LARGEST: f64 = 1e300;
+
 /// Colours that readers with colour-vision deficiencies can tell apart (Okabe and Ito).
 const COLORS: [RGBColor; 7] = [
     RGBColor(0, 114, 178),
@@ -139,12 +142,20 @@ fn panel(area: &Area, title: &str, all: &[&Series]) -> Drawn {
             .border_style(RGBColor(200, 200, 200))
             .draw()?;
     }
-    let last = all.iter().filter_map(|series| Some((&series.name, series.points.last()?.1)));
+    let last = all
+        .iter()
+        .filter_map(|series| Some((&series.name, series.points.last()?.1)));
     let last: Vec<(&str, f64)> = last.map(|(name, value)| (name.as_str(), value)).collect();
-    let style = ("sans-serif", 13).into_font().color(&RGBColor(100, 100, 100));
+    let style = ("sans-serif", 13)
+        .into_font()
+        .color(&RGBColor(100, 100, 100));
     let style = style.pos(Pos::new(HPos::Right, VPos::Top));
     let corner = (WIDTH as i32 - 16, 14);
-    area.draw(&Text::new(format!("last: {}", super::line(&last)), corner, style))
+    area.draw(&Text::new(
+        format!("last: {}", super::line(&last)),
+        corner,
+        style,
+    ))
 }
 
 /// Where the curves are not, as far as their ends tell: at the top for falling ones, at the bottom for rising ones.
@@ -165,7 +176,10 @@ fn around(values: impl Iterator<Item = f64>, margin: f64) -> Range<f64> {
         (low.min(value), high.max(value))
     });
     // A span that is lost beside the values, or larger than f64, cannot be divided into ticks.
-    let (low, high) = (ends.0.max(-1e300), ends.1.min(1e300));
+    let (low, high) = (
+        ends.0.clamp(-LARGEST, LARGEST),
+        ends.1.clamp(-LARGEST, LARGEST),
+    );
     let span = high - low;
     let least = 1e-6 * low.abs().max(high.abs()).max(1e-9);
     if span > least {
@@ -183,7 +197,7 @@ fn digits(range: &Range<f64>) -> usize {
     (-tick.log10().floor()).clamp(0.0, 12.0) as usize
 }
 
-/// At most [`MOST_POINTS`] points: means of neighbours.
+/// At most [`MOST_POINTS`] points: means of neighbours, within what can be drawn.
 fn thinned(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let merge = points.len().div_ceil(MOST_POINTS).max(1);
     let mean = |points: &[(f64, f64)]| {
@@ -191,7 +205,7 @@ fn thinned(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
         let sum = points.iter().fold((0.0, 0.0), |sum, point| {
             (sum.0 + point.0 / count, sum.1 + point.1 / count)
         });
-        sum
+        (sum.0, sum.1.clamp(-LARGEST, LARGEST))
     };
     points.chunks(merge).map(mean).collect()
 }
@@ -228,7 +242,9 @@ mod tests {
         let mut curves = Curves::new();
         for step in 0..1000_u32 {
             let loss = 1.0 / (1.0 + f64::from(step));
-            curves.scalars(u64::from(step), &[("train/loss", loss)]).unwrap();
+            curves
+                .scalars(u64::from(step), &[("train/loss", loss)])
+                .unwrap();
             if step % 100 == 0 {
                 let scalars = [("validation/loss", 1.1 * loss), ("validation/cosine", 0.5)];
                 curves.scalars(u64::from(step), &scalars).unwrap();
