@@ -150,3 +150,36 @@ fn write_events() {
             .unwrap();
     }
 }
+
+/// Draws what a training of an hour looks like, to be looked at: `CURVES=curves.svg cargo test --test record -- --ignored draw`.
+#[test]
+#[cfg(feature = "plot")]
+#[ignore = "writes a picture to the file that CURVES names"]
+fn draw_curves() {
+    let mut curves = Curves::new();
+    for step in 1..=20_000_u64 {
+        let t = step as f64;
+        let noise = (t * 12.9898).sin() * (t * 78.233).cos() * 0.2;
+        let loss = 0.3 + 2.0 * (-t / 3000.0).exp() * (1.0 + noise) + 0.05 * noise;
+        let cosine = 0.9 * (1.0 - (-t / 2500.0).exp()) + 0.04 * noise;
+        let rate = 3e-4 * (t / 500.0).min(1.0);
+        curves
+            .scalars(
+                step,
+                &[
+                    ("train/loss", loss),
+                    ("train/cosine", cosine),
+                    ("learning_rate", rate),
+                ],
+            )
+            .unwrap();
+        if step % 1000 == 0 {
+            let scalars = [
+                ("validation/loss", loss + 0.12),
+                ("validation/cosine", cosine - 0.03),
+            ];
+            curves.scalars(step, &scalars).unwrap();
+        }
+    }
+    curves.draw_svg(std::env::var("CURVES").unwrap()).unwrap();
+}

@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::file::InputFile;
 
 /// Bytes that are read at once while a matrix is checked; a multiple of every element's size.
-const WINDOW: u64 = 1 << 20;
+const WINDOW: u64 = 1 << 18;
 
 /// Where a matrix `[rows, width]` lies in a file, row by row without gaps. It is in the file as a whole.
 #[derive(Clone, Debug)]
