@@ -5,9 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use energyflow::Error;
-use energyflow::text::{Dataset, DatasetWriter, Efb1Writer, JsonLines};
+use energyflow::text::{Dataset, DatasetWriter, Efb1Writer, EmbeddingType, JsonLines};
 use energyflow::train::{Checkpoint, WeightType, Weights};
-use energyflow::types::DType;
 use tempfile::TempDir;
 
 /// A safetensors file of f32 tensors.
@@ -255,7 +254,7 @@ mod unix {
                 ("EFB1", Efb1Writer::create(path, 1).map(drop)),
                 (
                     "dataset",
-                    DatasetWriter::create(path, 1, DType::F16).map(drop),
+                    DatasetWriter::create(path, 1, EmbeddingType::F16).map(drop),
                 ),
             ] {
                 let error = result.unwrap_err();
