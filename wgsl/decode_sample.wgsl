@@ -11,47 +11,7 @@
 {% include "shared/pcg4d" %}
 {% endif %}
 
-const LOWEST: f32 = -3.4028234e38;
-const NAN_KEY: u32 = 0xffffffffu;
-const INFINITY_KEY: u32 = 0xff800000u;
-
-var<workgroup> scratch: array<vec4<u32>, {{ size }}>;
-var<workgroup> folded: array<vec4<u32>, {{ groups }}>;
-
-// An integer that orders as x does.
-fn key_of(x: f32) -> u32 {
-    let bits = bitcast<u32>(x);
-    let magnitude = bits & 0x7fffffffu;
-    var key = select(bits | 0x80000000u, ~bits, bits > 0x7fffffffu);
-    key = select(key, 0x80000000u, magnitude == 0u);
-    return select(key, NAN_KEY, magnitude > 0x7f800000u);
-}
-
-fn value_of(key: u32) -> f32 {
-    return bitcast<f32>(select(~key, key & 0x7fffffffu, key > 0x7fffffffu));
-}
-
-fn keys_of(x: vec4<f32>) -> vec4<u32> {
-    return vec4<u32>(key_of(x.x), key_of(x.y), key_of(x.z), key_of(x.w));
-}
-
-// The first of the largest of four.
-fn first_of(keys: vec4<u32>) -> vec2<u32> {
-    let most = max(max(keys.x, keys.y), max(keys.z, keys.w));
-    let low = select(1u, 0u, keys.x == most);
-    let high = select(3u, 2u, keys.z == most);
-    return vec2<u32>(most, select(high, low, max(keys.x, keys.y) == most));
-}
-
-// Of two parts of a row: the largest logit, the sum of exp(logit - it), the largest score and its first index.
-fn join(a: vec4<u32>, b: vec4<u32>) -> vec4<u32> {
-    let top = max(a.x, b.x);
-    let at = value_of(top);
-    let from_a = select(bitcast<f32>(a.y) * exp(value_of(a.x) - at), bitcast<f32>(a.y), a.x == top);
-    let from_b = select(bitcast<f32>(b.y) * exp(value_of(b.x) - at), bitcast<f32>(b.y), b.x == top);
-    let is_a = a.z > b.z || (a.z == b.z && a.w < b.w);
-    return vec4<u32>(top, bitcast<u32>(from_a + from_b), select(b.zw, a.zw, is_a));
-}
+{% include "shared/scores" %}
 {% if sampled %}
 
 // The larger score, of equal ones the first.
@@ -67,56 +27,15 @@ fn plus_float(a: vec4<u32>, b: vec4<u32>) -> vec4<u32> {
     return vec4<u32>(bitcast<u32>(bitcast<f32>(a.x) + bitcast<f32>(b.x)), 0u, 0u, 0u);
 }
 {% endif %}
-{# Over all invocations of the workgroup, in a fixed order. A second call may begin while others still read the first one's result: it writes
-   `folded` after its first barrier. #}
-{% macro over_all(function) %}
-
-fn all_{{ function }}(value: vec4<u32>, lid: u32) -> vec4<u32> {
-    scratch[lid] = value;
-    workgroupBarrier();
-    if (lid < {{ groups }}u) {
-        var v = scratch[lid];
-{% for k in range(1, fold) %}
-        v = {{ function }}(v, scratch[lid + {{ k * groups }}u]);
-{% endfor %}
-        folded[lid] = v;
-    }
-    workgroupBarrier();
-    var v = folded[0];
-    for (var k = 1u; k < {{ groups }}u; k++) {
-        v = {{ function }}(v, folded[k]);
-    }
-    return v;
-}
-{% endmacro %}
-{{ over_all("join") }}
 {% if sampled %}
-{{ over_all("best") }}
-{{ over_all("plus") }}
-{{ over_all("plus_float") }}
+{% set function = "best" %}
+{% include "shared/over_all" %}
+{% set function = "plus" %}
+{% include "shared/over_all" %}
+{% set function = "plus_float" %}
+{% include "shared/over_all" %}
 {% endif %}
 
-// Padding is -infinity.
-fn logits_of(row: u32, col: u32) -> vec4<f32> {
-{% if cols % 4 == 0 %}
-    return logits_load(row * logits_stride + col);
-{% else %}
-    let valid = vec4<u32>(0u, 1u, 2u, 3u) + 4u * col < vec4<u32>({{ cols }}u);
-    return select(vec4<f32>(bitcast<f32>(0xff800000u)), logits_load(row * logits_stride + col), valid);
-{% endif %}
-}
-
-// Tokens seen before are less likely: Keskar et al., arXiv:1909.05858.
-fn scores_of(x: vec4<f32>, row: u32, col: u32) -> vec4<f32> {
-    let penalty = bitcast<f32>(options[1]);
-    if (penalty == 1.0) {
-        return x;
-    }
-    let word = seen_at(row * seen_stride + col / 8u) >> (4u * (col % 8u));
-    let was_seen = (vec4<u32>(word) & vec4<u32>(1u, 2u, 4u, 8u)) != vec4<u32>();
-    let worse = clamp(select(x * penalty, x / penalty, x > vec4<f32>()), vec4<f32>(LOWEST), vec4<f32>(-LOWEST));
-    return select(x, worse, was_seen & (x >= vec4<f32>(LOWEST)));
-}
 {# Runs the statements of the caller for every `vec4` of the row that is this invocation's, which are in registers or read again. #}
 {% macro every(read) %}
 {% if held > 0 %}
@@ -175,6 +94,9 @@ fn sum_of(v: vec4<u32>) -> u32 {
 // Of keys in [t, upper): how many there are, and their weights at or above t + step, t + 2 step and t + 3 step.
 fn counted(s: vec4<u32>, weight: vec4<u32>, t: u32, step: u32, upper: u32) -> vec4<u32> {
     let inside = (s >= vec4<u32>(t)) & (s < vec4<u32>(upper));
+    if (!any(inside)) {
+        return vec4<u32>();
+    }
     let w = select(vec4<u32>(), weight, inside);
     let above1 = sum_of(select(vec4<u32>(), w, s >= vec4<u32>(t + step)));
     let above2 = sum_of(select(vec4<u32>(), w, s >= vec4<u32>(t + 2u * step)));
@@ -199,6 +121,7 @@ fn drawn(choice: vec4<u32>, s: vec4<u32>, least: u32, bits: vec4<u32>, col: u32)
 {# The largest key t such that tokens at or above it weigh at least `goal`, two bits of t at a time. What is at or above `upper` weighs
    `above`. Ends early where the choice is made. #}
 {% macro search(goal, weight) %}
+        {
         var t = 0u;
         var upper = 0xffffffffu;
         var above = 0u;
@@ -206,6 +129,9 @@ fn drawn(choice: vec4<u32>, s: vec4<u32>, least: u32, bits: vec4<u32>, col: u32)
             shift -= 2u;
             let step = 1u << shift;
             var sums = vec4<u32>();
+{% if weight == "largest" %}
+            sums = counted(vec4<u32>(most, 0u, 0u, 0u), vec4<u32>(1u), t, step, upper);
+{% else %}
 {% call every(true) %}
 {% if weight == "mass" %}
         var weight = vec4<u32>();
@@ -217,9 +143,10 @@ fn drawn(choice: vec4<u32>, s: vec4<u32>, least: u32, bits: vec4<u32>, col: u32)
 {% endif %}
         sums += counted(s, weight, t, step, upper);
 {% endcall %}
+{% endif %}
             sums = all_plus(sums, lid);
             // Nothing is left to choose between.
-            if (sums.w <= 1u{% if weight == "one" %} || above + sums.w == {{ goal }}{% endif %}) {
+            if (sums.w <= 1u{% if weight != "mass" %} || above + sums.w == {{ goal }}{% endif %}) {
                 break;
             }
             if (above + sums.z >= {{ goal }}) {
@@ -238,6 +165,7 @@ fn drawn(choice: vec4<u32>, s: vec4<u32>, least: u32, bits: vec4<u32>, col: u32)
             }
         }
         least = max(t, least);
+        }
 {% endmacro %}
 
 @compute @workgroup_size({{ size }})
@@ -252,25 +180,23 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     var s{{ h }} = vec4<u32>(0x007fffffu);
 {% endfor %}
 {% endif %}
-    var largest = LOWEST;
-    var sum = 0.0;
-    var invalid = false;
-    var top_key = 0u;
-    var index = 0u;
-{% call every(false) %}
-        invalid = invalid || any((bitcast<vec4<u32>>(x) & vec4<u32>(0x7fffffffu)) > vec4<u32>(0x7f800000u));
-        let more = max(largest, max(max(x.x, x.y), max(x.z, x.w)));
-        let e = exp(x - more);
-        sum = sum * exp(largest - more) + ((e.x + e.y) + (e.z + e.w));
-        largest = more;
-        let first = first_of(keys_of(y));
-        if (first.x > top_key) {
-            top_key = first.x;
-            index = 4u * col + first.y;
-        }
-{% endcall %}
-    let part = vec4<u32>(select(key_of(largest), NAN_KEY, invalid), bitcast<u32>(sum), top_key, index);
+{% if parts > 0 %}
+    var part = vec4<u32>(key_of(LOWEST), 0u, 0u, 0u);
+    for (var i = lid; i < {{ parts }}u; i += {{ size }}u) {
+        part = join(part, parts_load(row * parts_stride + i));
+    }
     let whole = all_join(part, lid);
+{% if held > 0 %}
+{% call every(false) %}
+{% endcall %}
+{% endif %}
+{% else %}
+    var part = beginning();
+{% call every(false) %}
+        part = with_four(part, x, y, col);
+{% endcall %}
+    let whole = all_join(packed(part), lid);
+{% endif %}
     let total = bitcast<f32>(whole.y);
     // NaN, +infinity, or nothing but -infinity.
     let bad = whole.x >= INFINITY_KEY || !(total >= 0.5);
@@ -285,6 +211,19 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
 {% endfor %}
     let top_k = options[2];
     if (top_k < {{ cols }}u) {
+{% if held > 0 %}
+        // As many tokens as invocations whose own largest is there: a bound that leaves little to search.
+        var most = 0u;
+{% for h in range(held) %}
+        most = max(most, max(max(s{{ h }}.x, s{{ h }}.y), max(s{{ h }}.z, s{{ h }}.w)));
+{% endfor %}
+        if (top_k <= {{ size }}u) {
+{{ search("top_k", "largest") }}
+        }
+{% for h in range(held) %}
+        s{{ h }} = select(vec4<u32>(), s{{ h }}, s{{ h }} >= vec4<u32>(least));
+{% endfor %}
+{% endif %}
 {{ search("top_k", "one") }}
 {% for h in range(held) %}
         s{{ h }} = select(vec4<u32>(), s{{ h }}, s{{ h }} >= vec4<u32>(least));

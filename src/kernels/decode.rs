@@ -78,6 +78,9 @@ pub(crate) struct Sample {
     pub steps: usize,
 }
 
+/// `vec4`s of logits of a part, each of which an invocation takes.
+const PART: usize = 256;
+
 /// What [`Sample`] reads.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SampleReads {
@@ -89,12 +92,40 @@ pub(crate) struct SampleReads {
     pub table: Layout,
     /// [B, D]
     pub condition: Layout,
+    /// u32 [B, 4·P], what [`Sample::parts_kernel`] has found.
+    pub parts: Option<Layout>,
 }
 
 impl Sample {
     /// Words of a row of the state.
     pub fn state_words(self) -> usize {
         STATE_WORDS + 2 * self.steps
+    }
+
+    /// Parts of a row that are worth a kernel of their own, where there are few rows.
+    pub fn parts(rows: usize, vocabulary: usize, target: Target) -> Option<usize> {
+        /// Rows per core that keep the machine busy without.
+        const FEW: usize = 4;
+        let parts = vocabulary.div_ceil(4).div_ceil(PART);
+        let few = FEW * rows <= target.cores && !target.barrier_free;
+        (parts > 2 && few).then_some(parts)
+    }
+
+    /// logits, options, seen → parts u32 [B, 4·P].
+    pub fn parts_kernel([logits, options, seen, parts]: [Layout; 4]) -> Kernel {
+        let each = parts.cols() / 4;
+        Kernel::new("decode_parts")
+            .groups(logits.rows() * each)
+            .with("size", PART)
+            .with("rows", logits.rows())
+            .with("parts", each)
+            .with("cols", logits.cols())
+            .with("used", logits.cols().div_ceil(4))
+            .read("logits", logits, View::Vec4)
+            .read("options", options, View::Scalar)
+            .read("seen", seen, View::Scalar)
+            .write("parts", parts, View::Vec4)
+            .flops(8.0 * logits.len() as f64)
     }
 
     /// `reads` → state u32, seen u32 [B, ⌈V/32⌉] (a bit per token), x [B, D].
@@ -106,13 +137,18 @@ impl Sample {
     ) -> Kernel {
         let logits = reads.logits;
         let used = logits.cols().div_ceil(4);
-        let size = invocations(used, target);
+        let parts = reads.parts.map_or(0, |parts| parts.cols() / 4);
+        let size = match (parts, self.sampled) {
+            (0, _) | (_, true) => invocations(used, target),
+            // There is nothing else to read.
+            (parts, false) => parts.next_power_of_two().clamp(64, 256),
+        };
         let each = used.div_ceil(size);
         let held = match self.sampled && each <= MOST_HELD {
             true => each,
             false => 0,
         };
-        Kernel::new("decode_sample")
+        let kernel = Kernel::new("decode_sample")
             .groups(logits.rows())
             .with("size", size)
             .with("held", held)
@@ -121,11 +157,17 @@ impl Sample {
             .with("rows", logits.rows())
             .with("cols", logits.cols())
             .with("used", used)
+            .with("parts", parts)
             .with("width", x.cols().div_ceil(4))
             .read("logits", logits, View::Vec4)
             .read("options", reads.options, View::Scalar)
             .read("table", reads.table, View::Vec4)
-            .read("condition", reads.condition, View::Vec4)
+            .read("condition", reads.condition, View::Vec4);
+        let kernel = match reads.parts {
+            Some(parts) => kernel.read("parts", parts, View::Vec4),
+            None => kernel,
+        };
+        kernel
             .write("state", state, View::Scalar)
             .write("seen", seen, View::Scalar)
             .write("x", x, View::Vec4)

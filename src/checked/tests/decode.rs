@@ -193,7 +193,11 @@ impl Step {
             options: vector(OPTION_WORDS + masks, DType::U32).unwrap(),
             table: matrix(vocabulary, width, dtype).unwrap(),
             condition: matrix(rows, width, dtype).unwrap(),
+            parts: None,
         };
+        let parts = Sample::parts(rows, vocabulary, target);
+        let parts = parts.map(|parts| matrix(rows, 4 * parts, DType::U32).unwrap());
+        let layouts = SampleReads { parts, ..layouts };
         let state = matrix(rows, words, DType::U32).unwrap();
         let seen = matrix(rows, masks, DType::U32).unwrap();
         let x = matrix(rows, width, dtype).unwrap();
@@ -231,7 +235,23 @@ impl Step {
             Memory::of(seen.pack(&marks).unwrap()),
             Memory::poisoned(x.size_bytes()),
         ];
-        execute(&kernel, target, &mut memories, 1, what);
+        if let Some(parts) = parts {
+            let kernel = Sample::parts_kernel([layouts.logits, layouts.options, seen, parts]);
+            let mut own = vec![
+                memories.remove(0),
+                memories.remove(0),
+                memories.remove(3),
+                Memory::poisoned(parts.size_bytes()),
+            ];
+            execute(&kernel, target, &mut own, 1, what);
+            memories.insert(3, own.remove(2));
+            memories.splice(0..0, own.drain(..2));
+            memories.insert(4, own.remove(0));
+        }
+        execute(&kernel, target, &mut memories, 2, what);
+        if parts.is_some() {
+            memories.remove(4);
+        }
         let states: Vec<u32> = state.unpack(memories[4].bytes()).unwrap();
         let marks: Vec<u32> = seen.unpack(memories[5].bytes()).unwrap();
         let x: Vec<f32> = x.unpack(memories[6].bytes()).unwrap();
@@ -368,18 +388,31 @@ fn next_tokens() {
 /// Of a row that is read again for every pass.
 #[test]
 fn next_tokens_of_many() {
-    let (_, target) = targets()[0];
-    let target = Target {
-        invocations: 64,
-        ..target
-    };
+    for (name, target) in targets() {
+        next_token_of_many(
+            Target {
+                invocations: 64,
+                ..target
+            },
+            name,
+        );
+        next_token_of_many(target, name);
+    }
+}
+
+fn next_token_of_many(target: Target, name: &str) {
     let sampling = Sampling {
         temperature: 1.3,
         top_k: 700,
         top_p: 0.6,
         repetition_penalty: 1.2,
     };
-    for sampling in [sampling, greedy()] {
+    let few = Sampling {
+        top_k: 40,
+        top_p: 0.9,
+        ..sampling
+    };
+    for sampling in [sampling, few, greedy()] {
         let step = Step {
             sampling,
             rows: 1,
@@ -391,7 +424,7 @@ fn next_tokens_of_many() {
             position: 7,
             stop: 1,
         };
-        step.check(&format!("{sampling:?}"));
+        step.check(&format!("{sampling:?}, {name}"));
     }
 }
 

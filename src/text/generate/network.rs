@@ -151,20 +151,29 @@ impl Network {
             turn = 1 - turn;
         }
         step.product(&x[turn], &w.head, &[], &logits)?;
+        let parts = Sample::parts(batch, w.vocabulary, target);
+        let parts = parts.map(|parts| tensor(matrix(batch, 4 * parts, DType::U32)?));
+        let parts = parts.transpose()?;
+        if let Some(parts) = &parts {
+            let places = [&logits, &options, &seen, parts];
+            let kernel = Sample::parts_kernel(places.map(|tensor| *tensor.layout()));
+            step.push(&kernel, &places)?;
+        }
         let reads = SampleReads {
             logits: *logits.layout(),
             options: *options.layout(),
             table: *w.table.layout(),
             condition: *condition.layout(),
+            parts: parts.as_ref().map(|parts| *parts.layout()),
         };
         let kernel = sample.kernel(
             reads,
             [*state.layout(), *seen.layout(), *x[0].layout()],
             target,
         );
-        let places = [
-            &logits, &options, &w.table, &condition, &state, &seen, &x[0],
-        ];
+        let mut places = vec![&logits, &options, &w.table, &condition];
+        places.extend(&parts);
+        places.extend([&state, &seen, &x[0]]);
         step.push(&kernel, &places)?;
         Ok(Self {
             batch,
