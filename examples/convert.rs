@@ -1,42 +1,87 @@
-//! Converts a dataset to safetensors, the format that is read from the disk as it is needed.
+//! Converts a dataset from any format to any other.
 //!
 //! ```text
 //! cargo run --example convert -- train.efb train.safetensors
-//! cargo run --example convert -- val.efb val.safetensors --texts val.txt --vocab 30522
 //! cargo run --example convert -- pairs.jsonl pairs.safetensors --tokenizer tokenizer.json --max-length 64
+//! cargo run --example convert -- val.efb val.safetensors --texts val.txt --vocab 30522
+//! cargo run --example convert -- sentences.txt train.efb2 --tokenizer tokenizer.json
+//! cargo run --example convert -- train.safetensors train.txt
 //! ```
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
 
-use clap::Parser;
-use energyflow::DType;
-use energyflow::text::{Dataset, DatasetWriter, OpenOptions, Tokenizer};
+use clap::{Parser, ValueEnum};
+use energyflow::text::{
+    DatasetFormat, EmbeddingType, OpenOptions, RecordWriter, Records, Tokenizer,
+};
 
+/// Convert a dataset from one format to another.
+///
+/// The content of the input tells its format: safetensors, EFB1, EFB2, JSON lines, or texts (one per line) with their embeddings beside
+/// them in a .npy or safetensors file of the same name. The ending of the output tells what is written:
+///
+///   .safetensors             token ids, embeddings and, if there are any, texts
+///   .efb, .efb1              token ids and embeddings
+///   .efb2                    embeddings with token ids, texts or both
+///   .jsonl, .ndjson, .json   embeddings with token ids, texts or both
+///   .txt, .npy               two files: texts, one per line, and their embeddings
+///
+/// Samples are read and written one by one, so the size of a dataset does not matter. The output appears under its name only when it is
+/// complete.
 #[derive(Parser)]
-#[command(
-    about = "Converts a dataset (EFB1, JSON lines or safetensors, told by its content) to safetensors"
-)]
+#[command(version, verbatim_doc_comment)]
 struct Args {
-    /// Dataset to read.
+    /// Dataset to read
     input: PathBuf,
-    /// File to write.
+    /// File to write
     output: PathBuf,
-    /// Texts to store with the samples, one per line, in the same order.
-    #[arg(long)]
-    texts: Option<PathBuf>,
-    /// Size of the vocabulary, which token ids must be below.
+    /// Format to write, whatever the ending of the output
+    #[arg(long, value_enum)]
+    to: Option<To>,
+    /// Make the token ids of texts that have none with this tokenizer.json
+    #[arg(long, value_name = "FILE")]
+    tokenizer: Option<PathBuf>,
+    /// Make all token ids anew from the texts
+    #[arg(long, requires = "tokenizer")]
+    retokenize: bool,
+    /// Cut what the tokenizer makes to this many tokens
+    #[arg(long, default_value_t = 64, value_name = "TOKENS")]
+    max_length: usize,
+    /// Size of the vocabulary, which token ids of the input must be below
     #[arg(long)]
     vocab: Option<u32>,
-    /// Tokeniser for JSON lines that have no ids.
-    #[arg(long)]
-    tokenizer: Option<PathBuf>,
-    /// Cut what the tokeniser makes to this many tokens.
-    #[arg(long, default_value_t = 64)]
-    max_length: usize,
-    /// Store embeddings as f32 instead of f16.
-    #[arg(long)]
-    exact: bool,
+    /// Texts of the samples, one per line, in the same order
+    #[arg(long, value_name = "FILE")]
+    texts: Option<PathBuf>,
+    /// Embeddings of the texts in the input, as .npy or safetensors
+    #[arg(long, value_name = "FILE")]
+    embeddings: Option<PathBuf>,
+    /// How safetensors and .npy files store embeddings; the other formats store f32
+    #[arg(long, value_enum, default_value = "f16")]
+    store: Store,
+    /// Convert only the first samples
+    #[arg(long, value_name = "SAMPLES")]
+    samples: Option<usize>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum To {
+    Safetensors,
+    Efb1,
+    Efb2,
+    Jsonl,
+    Text,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Store {
+    /// Exact
+    F32,
+    /// Half the size, rounded
+    F16,
+    /// A quarter of the size: integers with a scale per sample; safetensors only
+    Int8,
 }
 
 fn main() {
@@ -47,40 +92,56 @@ fn main() {
 }
 
 fn run(args: &Args) -> Result<(), Box<dyn Error>> {
+    let format = match args.to {
+        Some(To::Safetensors) => DatasetFormat::Safetensors,
+        Some(To::Efb1) => DatasetFormat::Efb1,
+        Some(To::Efb2) => DatasetFormat::Efb2,
+        Some(To::Jsonl) => DatasetFormat::JsonLines,
+        Some(To::Text) => DatasetFormat::Text,
+        None => DatasetFormat::of_path(&args.output).ok_or_else(|| {
+            let output = args.output.display();
+            format!("{output}: the ending tells no format; name one with --to, see --help")
+        })?,
+    };
+    let store = match args.store {
+        Store::F32 => EmbeddingType::F32,
+        Store::F16 => EmbeddingType::F16,
+        Store::Int8 => EmbeddingType::Int8,
+    };
     let tokenizer = match &args.tokenizer {
         Some(path) => Some(load_tokenizer(path, args.max_length)?),
         None => None,
     };
     let mut options = OpenOptions::default();
     options.vocab = args.vocab;
-    options.tokenizer = tokenizer.as_deref();
-    let dataset = Dataset::open_with(&args.input, options)?;
-    let file = match &args.texts {
-        Some(path) => {
-            let read = std::fs::read_to_string(path);
-            Some(read.map_err(|error| format!("{}: {error}", path.display()))?)
+    options.texts = args.texts.as_deref();
+    options.embeddings = args.embeddings.as_deref();
+    let mut writer = None;
+    let mut samples = 0_usize;
+    let most = args.samples.unwrap_or(usize::MAX);
+    for record in Records::open_with(&args.input, options)?.take(most) {
+        let mut record = record?;
+        if let Some(tokenizer) = &tokenizer
+            && (record.input_ids.is_none() || args.retokenize)
+            && let Some(text) = &record.text
+        {
+            record.input_ids = Some(tokenizer.encode(text)?);
+            record.attention_mask = None;
         }
-        None => None,
+        if writer.is_none() {
+            let width = record.target.len();
+            writer = Some(RecordWriter::create(&args.output, format, width, store)?);
+        }
+        if let Some(writer) = &mut writer {
+            writer.push(&record)?;
+        }
+        samples += 1;
+    }
+    let Some(writer) = writer else {
+        return Err(format!("{}: there are no samples", args.input.display()).into());
     };
-    let texts: Option<Vec<&str>> = file.as_ref().map(|texts| texts.lines().collect());
-    if let Some(texts) = texts.as_ref().filter(|texts| texts.len() != dataset.len()) {
-        return Err(format!("{} texts for {} samples", texts.len(), dataset.len()).into());
-    }
-    let dtype = if args.exact { DType::F32 } else { DType::F16 };
-    let mut writer = DatasetWriter::create(&args.output, dataset.width(), dtype)?;
-    for (index, sample) in dataset.iter().enumerate() {
-        let sample = sample?;
-        let text = texts.as_ref().map(|texts| texts[index]).or(sample.text());
-        writer.push(sample.ids(), sample.mask(), sample.target(), text)?;
-    }
     writer.finish()?;
-    let written = Dataset::open_with(&args.output, options)?;
-    println!(
-        "{}: {} samples of width {}",
-        args.output.display(),
-        written.len(),
-        written.width()
-    );
+    println!("{}: {samples} samples as {format}", args.output.display());
     Ok(())
 }
 

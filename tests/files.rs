@@ -160,7 +160,7 @@ mod unix {
     use std::process::{Command, Stdio};
     use std::time::{Duration, Instant};
 
-    use energyflow::text::{DatasetWriter, Efb1Writer, JsonLines};
+    use energyflow::text::{DatasetWriter, Efb1Writer, EmbeddingType, JsonLines};
     use energyflow::types::DType;
 
     use super::*;
@@ -258,7 +258,7 @@ mod unix {
                 ("EFB1", Efb1Writer::create(path, 1).map(drop)),
                 (
                     "dataset",
-                    DatasetWriter::create(path, 1, DType::F16).map(drop),
+                    DatasetWriter::create(path, 1, EmbeddingType::F16).map(drop),
                 ),
             ] {
                 let error = result.unwrap_err();

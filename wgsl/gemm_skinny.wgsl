@@ -1,19 +1,15 @@
-// GEMM for a few rows of A, B stored [n][k]: a workgroup computes {{ m }} rows x 4 columns. Its invocations share K, so that rows of B are read
-// whole, once, by neighbours; then they add up. What bounds it is reading B. An invocation takes {{ (k + 4 * size - 1) // (4 * size) }} steps, many of them
-// in blocks of {{ block }}.
-{# Inside: Rows of B are clamped to n, a has m rows, k < ceil(K / 4) is below both strides. col < width. Surplus workgroups leave whole, before
-   any barrier. #}
-{% set lanes = size %}
-{% set cols = 4 %}
+// GEMM for a few rows of A, B stored [n][k]: {{ lanes }} invocations compute {{ m }} rows x 4 columns. They share K, 16 bytes at a time, so that rows of
+// B are read whole, once, by neighbours; then they add up. What bounds it is reading B, so there are enough invocations that most of B is
+// asked for at once. An invocation takes {{ (steps + lanes - 1) // lanes }} steps, many of them in blocks of {{ block }}.
+{# Inside: col is below width, rows of B are clamped to n, a has m rows; k < ceil(K / {{ each }}), which is at most both strides. #}
 {% include "shared/group" %}
 {% include "shared/reduce" %}
 
 @compute @workgroup_size({{ size }})
 fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
-    let col = group_id(wid);
-    if (col >= {{ width }}u) {
-        return;
-    }
+    let lane = lid % {{ lanes }}u;
+    let wanted = group_id(wid) * {{ size // lanes }}u + lid / {{ lanes }}u;
+    let col = min(wanted, {{ width - 1 }}u);
 {# Columns behind the last are computed as copies of it; `finish` stores zeros there. #}
 {% for c in range(4) %}
     let b_row{{ c }} = min(4u * col + {{ c }}u, {{ n - 1 }}u) * b_stride;
@@ -24,39 +20,51 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
 {# Both operands are zero in the padding behind K. #}
 {% macro add(to) %}
 {% for c in range(4) %}
-        let b{{ c }} = b_load(b_row{{ c }} + k);
+        let b{{ c }} = b[b_row{{ c }} + k];
 {% endfor %}
 {% for r in range(m) %}
         {
-            let a = a_load({{ r }}u * a_stride + k);
-            {{ to }}{{ r }} += vec4<f32>(dot(a, b0), dot(a, b1), dot(a, b2), dot(a, b3));
+            let x = a[{{ r }}u * a_stride + k];
+{% for p in range(each // 4) %}
+            let x{{ p }} = a_part{{ p }}(x);
+            {{ to }}{{ r }} += vec4<f32>(dot(x{{ p }}, b_part{{ p }}(b0)), dot(x{{ p }}, b_part{{ p }}(b1)), dot(x{{ p }}, b_part{{ p }}(b2)), dot(x{{ p }}, b_part{{ p }}(b3)));
+{% endfor %}
         }
 {% endfor %}
 {% endmacro %}
-{% set steps = (k + 3) // 4 %}
-{% if steps > 2 * block * size %}
-    for (var begin = lid; begin < {{ steps }}u; begin += {{ block * size }}u) {
-        let stop = min(begin + {{ block * size }}u, {{ steps }}u);
+{% if steps > 2 * block * lanes %}
+    for (var begin = lane; begin < {{ steps }}u; begin += {{ block * lanes }}u) {
+        let stop = min(begin + {{ block * lanes }}u, {{ steps }}u);
 {% for r in range(m) %}
         var part{{ r }} = vec4<f32>();
 {% endfor %}
-        for (var k = begin; k < stop; k += {{ size }}u) {
+        for (var k = begin; k < stop; k += {{ lanes }}u) {
 {{ add("part") }}
         }
 {% for r in range(m) %}
         sum{{ r }} += part{{ r }};
 {% endfor %}
     }
-{% else %}
-    for (var k = lid; k < {{ steps }}u; k += {{ size }}u) {
+{% elif steps > 4 * lanes %}
+    for (var k = lane; k < {{ steps }}u; k += {{ lanes }}u) {
 {{ add("sum") }}
     }
+{% else %}
+{% for s in range((steps + lanes - 1) // lanes) %}
+    {% if (s + 1) * lanes > steps %}if (lane < {{ steps - s * lanes }}u) {% endif %}{
+        let k = lane + {{ s * lanes }}u;
+{{ add("sum") }}
+    }
+{% endfor %}
 {% endif %}
 {% for r in range(m) %}
     let total{{ r }} = reduce(sum{{ r }}, lid);
 {% endfor %}
+    if (wanted >= {{ width }}u) {
+        return;
+    }
 {% for r in range(m) %}
-    if (lid == {{ r }}u) {
+    if (lane == {{ r }}u) {
         finish({{ r }}u, col, total{{ r }});
     }
 {% endfor %}

@@ -14,6 +14,7 @@
 
 mod cases;
 mod ceilings;
+mod decode;
 mod measure;
 mod workload;
 
@@ -52,15 +53,36 @@ struct Args {
 
 /// Cases by name; `all` is every one.
 #[derive(Clone)]
-struct Selection(&'static [Case]);
+enum Selection {
+    /// Those that are graphs.
+    Graphs(&'static [Case]),
+    Decode,
+    All,
+}
+
+impl Selection {
+    fn graphs(&self) -> &'static [Case] {
+        match self {
+            Self::Graphs(cases) => cases,
+            Self::Decode => &[],
+            Self::All => &CASES,
+        }
+    }
+
+    fn decodes(&self) -> bool {
+        matches!(self, Self::Decode | Self::All)
+    }
+}
 
 fn find(name: &str) -> Result<Selection, String> {
-    if name == "all" {
-        return Ok(Selection(&CASES));
+    match name {
+        "all" => return Ok(Selection::All),
+        decode::NAME => return Ok(Selection::Decode),
+        _ => {}
     }
     let found = CASES.iter().find(|case| case.name == name);
     found
-        .map(|case| Selection(std::slice::from_ref(case)))
+        .map(|case| Selection::Graphs(std::slice::from_ref(case)))
         .ok_or_else(|| "no such case; --list names them".to_owned())
 }
 
@@ -89,12 +111,16 @@ fn run(args: &Args) -> Result<(), Failure> {
         for case in &CASES {
             println!("{}", case.name);
         }
+        println!("{}", decode::NAME);
         return Ok(());
     }
     let gpu = Gpu::new(&GpuOptions::from_env()?)?;
-    if let Some(Selection(selected)) = &args.profile {
-        for case in *selected {
+    if let Some(selection) = &args.profile {
+        for case in selection.graphs() {
             print_profile(&gpu, case, args.dtype)?;
+        }
+        if selection.decodes() {
+            decode::profile(&gpu, args.dtype)?;
         }
         return Ok(());
     }
@@ -102,13 +128,16 @@ fn run(args: &Args) -> Result<(), Failure> {
     if !args.json {
         print_header(&gpu, &ceilings);
     }
-    for case in args.cases.iter().flat_map(|selection| selection.0) {
+    for case in args.cases.iter().flat_map(Selection::graphs) {
         let result = measure::measure(&gpu, case, args.dtype, args.seconds);
         if args.json {
             println!("{}", json_line(&gpu, &ceilings, case, args.dtype, &result)?);
         } else {
             print_row(&ceilings, case, args.dtype, &result);
         }
+    }
+    if args.cases.iter().any(Selection::decodes) {
+        decode::run(&gpu, &ceilings, args.dtype, args.seconds, args.json)?;
     }
     Ok(())
 }

@@ -187,7 +187,7 @@ fn is_out_of_memory(failure: &Failure) -> bool {
 }
 
 /// Sorts `times`, of which there is at least one.
-fn median(times: &mut [f64]) -> f64 {
+pub fn median(times: &mut [f64]) -> f64 {
     times.sort_by(f64::total_cmp);
     let half = times.len() / 2;
     match times.len() % 2 {

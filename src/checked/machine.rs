@@ -67,6 +67,8 @@ pub(super) struct Machine<'m> {
     dispatch: u32,
     /// Counts barriers.
     epoch: u32,
+    /// Counts barriers of storage.
+    phase: u32,
     since: u32,
     group: [u32; 3],
     group_number: u32,
@@ -112,6 +114,7 @@ impl<'m> Machine<'m> {
             subgroup,
             dispatch,
             epoch: 1,
+            phase: 0,
             since: 1,
             group: [0; 3],
             group_number: 0,
@@ -330,6 +333,9 @@ impl<'m> Machine<'m> {
         if kind.contains(Barrier::WORK_GROUP) {
             self.epoch += 1;
         }
+        if kind.contains(Barrier::STORAGE) {
+            self.phase += 1;
+        }
     }
 
     /// A local variable's components, or memory.
@@ -368,11 +374,15 @@ impl<'m> Machine<'m> {
             Root::Storage(_) => Access {
                 who: self.group_number * 2048 + lane + 1,
                 epoch: self.dispatch,
+                group: self.group_number,
+                phase: self.phase,
                 since: 0,
             },
             _ => Access {
                 who: lane + 1,
                 epoch: self.epoch,
+                group: 0,
+                phase: 0,
                 since: self.since,
             },
         }

@@ -16,6 +16,9 @@ pub(crate) struct Memory {
 struct Mark {
     epoch: u32,
     who: u32,
+    /// Workgroup, or [`MANY`].
+    group: u32,
+    phase: u32,
 }
 
 /// Nobody, in a [`Mark`].
@@ -39,8 +42,31 @@ pub(crate) enum Kind {
 pub(super) struct Access {
     pub who: u32,
     pub epoch: u32,
+    /// Of storage buffers: the workgroup, and how many storage barriers there were. What is before a barrier does not conflict with what
+    /// the same workgroup does after it.
+    pub group: u32,
+    pub phase: u32,
     /// Epoch in which the workgroup began; 0 for storage buffers, whose content is what was there before.
     pub since: u32,
+}
+
+impl Access {
+    fn mark(self) -> Mark {
+        Mark {
+            epoch: self.epoch,
+            who: self.who,
+            group: self.group,
+            phase: self.phase,
+        }
+    }
+}
+
+impl Mark {
+    /// Whether somebody else touched the bytes since the last barrier.
+    fn conflicts(self, access: Access) -> bool {
+        let ordered = self.group == access.group && self.phase < access.phase;
+        self.who != NOBODY && self.epoch == access.epoch && self.who != access.who && !ordered
+    }
 }
 
 impl Memory {
@@ -90,22 +116,18 @@ impl Memory {
             let written = self.written[half];
             if access.since > 0 && (written.who == NOBODY || written.epoch < access.since) {
                 fault = Some(Kind::Uninitialised);
-            } else if written.who != NOBODY
-                && written.epoch == access.epoch
-                && written.who != access.who
-            {
+            } else if written.conflicts(access) {
                 fault = Some(Kind::Race);
             }
             let read = &mut self.read[half];
-            let others = read.who != NOBODY && read.who != access.who;
-            let who = match read.epoch == access.epoch && others {
-                true => MANY,
-                false => access.who,
-            };
-            *read = Mark {
-                epoch: access.epoch,
-                who,
-            };
+            let mut mark = access.mark();
+            if read.conflicts(access) {
+                mark.who = MANY;
+                if read.group != access.group {
+                    mark.group = MANY;
+                }
+            }
+            *read = mark;
         }
         let at = at as usize;
         let bits = match (self.bytes.is_empty(), size) {
@@ -121,14 +143,11 @@ impl Memory {
         let mut fault = None;
         for half in self.halves(at, size) {
             for mark in [self.written[half], self.read[half]] {
-                if mark.who != NOBODY && mark.epoch == access.epoch && mark.who != access.who {
+                if mark.conflicts(access) {
                     fault = Some(Kind::Race);
                 }
             }
-            self.written[half] = Mark {
-                epoch: access.epoch,
-                who: access.who,
-            };
+            self.written[half] = access.mark();
         }
         if !self.bytes.is_empty() {
             let at = at as usize;

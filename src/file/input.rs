@@ -40,6 +40,20 @@ impl InputFile {
         })
     }
 
+    /// A file that has no name, because it is temporary; errors call it `path`.
+    ///
+    /// # Errors
+    /// [`Error::Io`]
+    pub fn temporary(file: File, path: &Path) -> Result<Self> {
+        let metadata = file.metadata().map_err(|error| Error::io(path, error))?;
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            len: metadata.len(),
+            held: Vec::new(),
+        })
+    }
+
     pub fn path(&self) -> &Path {
         &self.path
     }

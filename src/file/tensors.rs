@@ -120,6 +120,10 @@ impl TensorFile {
         &self.file
     }
 
+    pub fn into_file(self) -> InputFile {
+        self.file
+    }
+
     pub fn metadata(&self, key: &str) -> Option<&str> {
         self.metadata.get(key).map(String::as_str)
     }
@@ -179,6 +183,15 @@ pub(crate) struct TensorOut<'a> {
     pub bytes: Cow<'a, [u8]>,
 }
 
+/// A tensor to write whose bytes need not be in memory.
+pub(crate) struct TensorStream<'a> {
+    pub name: String,
+    pub dtype: Dtype,
+    pub shape: Vec<usize>,
+    /// Writes the bytes, exactly as many as type and shape need.
+    pub write: Box<dyn FnOnce(&mut AtomicFile) -> Result<()> + 'a>,
+}
+
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Entry<'a> {
@@ -191,10 +204,37 @@ enum Entry<'a> {
 /// # Errors
 /// [`Error::Io`]; [`Error::Data`] for a name that the format reserves or that is there twice.
 pub(crate) fn write_tensors(
+    file: AtomicFile,
+    format: (&str, u32),
+    more: &[(&str, &str)],
+    tensors: Vec<TensorOut>,
+) -> Result<()> {
+    let streams = tensors.into_iter().map(|tensor| {
+        let TensorOut {
+            name,
+            dtype,
+            shape,
+            bytes,
+        } = tensor;
+        TensorStream {
+            name,
+            dtype,
+            shape,
+            write: Box::new(move |file: &mut AtomicFile| file.write(&bytes)),
+        }
+    });
+    stream_tensors(file, format, more, streams.collect())
+}
+
+/// [`write_tensors`] with bytes that need not be in memory.
+///
+/// # Errors
+/// As for [`write_tensors`], and those of the streams.
+pub(crate) fn stream_tensors(
     mut file: AtomicFile,
     (kind, version): (&str, u32),
     more: &[(&str, &str)],
-    mut tensors: Vec<TensorOut>,
+    mut tensors: Vec<TensorStream>,
 ) -> Result<()> {
     // Wide elements first, so that every tensor is aligned.
     tensors.sort_by(|a, b| (b.dtype.bitsize(), &a.name).cmp(&(a.dtype.bitsize(), &b.name)));
@@ -205,7 +245,7 @@ pub(crate) fn write_tensors(
     let mut end = 0;
     for tensor in &tensors {
         let start = end;
-        end += tensor.bytes.len();
+        end += tensor.shape.iter().product::<usize>() * tensor.dtype.bitsize() / 8;
         let info = TensorInfo {
             dtype: tensor.dtype,
             shape: tensor.shape.clone(),
@@ -223,8 +263,8 @@ pub(crate) fn write_tensors(
     header.resize(header.len().next_multiple_of(LENGTH as usize), b' ');
     file.write(&(header.len() as u64).to_le_bytes())?;
     file.write(&header)?;
-    for tensor in &tensors {
-        file.write(&tensor.bytes)?;
+    for tensor in tensors {
+        (tensor.write)(&mut file)?;
     }
     file.commit()
 }

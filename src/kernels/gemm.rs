@@ -98,8 +98,9 @@ struct Operands {
 
 /// Largest number of rows of A for which staging tiles of B does not pay.
 const SKINNY: usize = 8;
-/// For such products: number of invocations that share K, and the longest K that they may share.
-const SKINNY_LANES: usize = 64;
+/// Invocations a core that keep enough reads of B under way, most invocations that share K, and the longest K that they may share.
+const SKINNY_BUSY: usize = 1024;
+const SKINNY_LANES: usize = 256;
 const SKINNY_DEPTH: usize = 1 << 22;
 
 /// Longest part of K that one invocation adds up, if K has several parts. A software driver ends the loops of an invocation after 65 535
@@ -231,10 +232,7 @@ impl Gemm {
                 .with("splits", splits)
                 .with("chunk", direct_steps(trans, k).div_ceil(splits))
                 .with("block", 4 * BLOCK),
-            Tier::Skinny => Kernel::new("gemm_skinny")
-                .groups(width)
-                .with("size", SKINNY_LANES)
-                .with("block", 2 * BLOCK),
+            Tier::Skinny => skinny(b, [k, width], self.target.cores),
             Tier::Tiled(tile) => {
                 let chunk = k.div_ceil(DEPTH).div_ceil(splits);
                 tiled(tile, m, width, [splits, batch])
@@ -255,13 +253,13 @@ impl Gemm {
                 return cooperative::kernel(tile, work, units, program);
             }
         };
-        let kernel = match self.choice.tier {
-            Tier::Skinny => kernel,
-            _ => kernel.windows(windows.as_ref()),
+        let (kernel, view) = match self.choice.tier {
+            Tier::Skinny => (kernel, View::Block),
+            _ => (kernel.windows(windows.as_ref()), View::Vec4),
         };
         kernel
-            .read("a", a, View::Vec4)
-            .read("b", b, View::Vec4)
+            .read("a", a, view)
+            .read("b", b, view)
             .with("batch", batch)
             .with("a_rows", a.rows() / batch)
             .with("b_rows", b.rows() / batch)
@@ -287,7 +285,7 @@ impl fmt::Display for Gemm {
 fn choices(x: Operands, width: usize, target: Target, most_bytes: u64) -> Vec<Choice> {
     let Operands { batch, m, k, .. } = x;
     let plain = x.windows.is_none() && batch == 1;
-    let skinny = m <= SKINNY && k <= SKINNY_DEPTH;
+    let skinny = m <= SKINNY && k <= SKINNY_DEPTH && x.a.dtype() == x.b.dtype();
     if x.trans == Trans::NT && plain && skinny && !target.barrier_free {
         return vec![Choice {
             tier: Tier::Skinny,
@@ -352,6 +350,29 @@ fn direct_steps(trans: Trans, k: usize) -> usize {
         Trans::NT => k.div_ceil(4),
         Trans::NN | Trans::TN => k / 4,
     }
+}
+
+/// So many columns of results, in `vec4`s, that a few invocations each keep the machine busy, or more invocations each, up to one for every
+/// 16 bytes of K.
+fn skinny(b: Layout, [k, width]: [usize; 2], cores: usize) -> Kernel {
+    /// Least invocations that share K: as many as there are rows, which one each of them stores.
+    const LEAST: usize = SKINNY;
+    /// Least invocations of a workgroup.
+    const SIZE: usize = 128;
+    let each = 16 / b.dtype().size();
+    let steps = k.div_ceil(each);
+    let most = steps.next_power_of_two().clamp(LEAST, SKINNY_LANES);
+    let enough = 1 << (SKINNY_BUSY * cores / width).max(1).ilog2();
+    let lanes = most.min(enough).max(LEAST);
+    let size = lanes.max(SIZE);
+    Kernel::new("gemm_skinny")
+        .groups(width.div_ceil(size / lanes))
+        .with("size", size)
+        .with("lanes", lanes)
+        .with("cols", 4)
+        .with("steps", steps)
+        .with("each", each)
+        .with("block", 2 * BLOCK)
 }
 
 /// Tile and workgroup, chosen by measurement on llvmpipe. The 8 invocations of a workgroup lie in a row and read the same rows of `a`, which

@@ -1,11 +1,14 @@
 //! Batches of static shape. Their order depends on seed and epoch alone.
 
+use std::sync::Arc;
+
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use crate::error::{Error, Result};
 
 use super::dataset::Dataset;
+use super::prefetch::Prefetch;
 use super::sample::SampleBuffer;
 
 /// One batch of B samples, cut or filled up to L tokens.
@@ -25,20 +28,31 @@ pub struct Batch {
 }
 
 /// An iterator over the batches of a dataset, epoch after epoch. All batches have the same shape.
-#[derive(Clone, Debug)]
+///
+/// Batches are prepared in the background: from the first call of [`next_batch`](Self::next_batch) in an epoch, a thread reads up to four
+/// batches ahead. Order and content do not depend on it. The thread ends with the epoch, or when this value is dropped.
+#[derive(Debug)]
 pub struct Batches {
-    dataset: Dataset,
-    length: usize,
+    recipe: Recipe,
     /// Seed of the shuffles; `None` in evaluation, which keeps the order of the file.
     seed: Option<u64>,
     epoch: u64,
-    order: Vec<usize>,
     /// Number of batches of this epoch that were given out.
     position: usize,
-    padding: u32,
+    /// The batch that was given out last.
     batch: Batch,
-    /// Reused from one sample to the next.
-    buffer: SampleBuffer,
+    background: Option<Prefetch>,
+}
+
+/// What makes a batch out of its number.
+#[derive(Clone, Debug)]
+struct Recipe {
+    dataset: Dataset,
+    batch: usize,
+    length: usize,
+    padding: u32,
+    /// Indices of the samples; a 32-bit index is enough for all formats.
+    order: Arc<Vec<u32>>,
 }
 
 impl Batches {
@@ -79,13 +93,12 @@ impl Batches {
         if batch == 0 {
             return Err(config("batch", "is zero"));
         }
+        let samples = u32::try_from(dataset.len())
+            .map_err(|_| config("dataset", "has more than 2^32 - 1 samples"))?;
         Ok(Self {
-            length,
             seed,
             epoch: 0,
-            order: (0..dataset.len()).collect(),
             position: 0,
-            padding: 0,
             batch: Batch {
                 ids: zeros("length", batch, length)?,
                 mask: zeros("length", batch, length)?,
@@ -93,8 +106,14 @@ impl Batches {
                 samples: zeros("batch", batch, 1)?,
                 valid: 0,
             },
-            buffer: SampleBuffer::default(),
-            dataset,
+            recipe: Recipe {
+                dataset,
+                batch,
+                length,
+                padding: 0,
+                order: Arc::new((0..samples).collect()),
+            },
+            background: None,
         })
     }
 
@@ -102,34 +121,36 @@ impl Batches {
     /// that of [`EncoderOptions::padding`](super::EncoderOptions::padding) is the cheapest.
     #[must_use]
     pub fn padding(mut self, id: u32) -> Self {
-        self.padding = id;
+        self.recipe.padding = id;
+        self.background = None;
         self
     }
 
     /// The dataset.
     #[must_use]
     pub fn dataset(&self) -> &Dataset {
-        &self.dataset
+        &self.recipe.dataset
     }
 
     /// Number of samples per batch, B.
     #[must_use]
     pub fn batch_size(&self) -> usize {
-        self.batch.samples.len()
+        self.recipe.batch
     }
 
     /// Number of tokens per sample, L.
     #[must_use]
     pub fn length(&self) -> usize {
-        self.length
+        self.recipe.length
     }
 
     /// Number of batches per epoch, at least one.
     #[must_use]
     pub fn per_epoch(&self) -> usize {
+        let (samples, batch) = (self.recipe.order.len(), self.recipe.batch);
         match self.seed {
-            Some(_) => self.order.len() / self.batch_size(),
-            None => self.order.len().div_ceil(self.batch_size()),
+            Some(_) => samples / batch,
+            None => samples.div_ceil(batch),
         }
     }
 
@@ -141,10 +162,13 @@ impl Batches {
 
     /// Goes to the start of an epoch. In training, its order depends on the seed and its number alone.
     pub fn start_epoch(&mut self, epoch: u64) {
+        self.background = None;
         self.epoch = epoch;
         self.position = 0;
         if let Some(seed) = self.seed {
-            shuffle(&mut self.order, seed, epoch);
+            // Not copied: the thread that shared it has ended.
+            let order: &mut Vec<u32> = Arc::make_mut(&mut self.recipe.order);
+            shuffle(order, seed, epoch);
         }
     }
 
@@ -160,41 +184,80 @@ impl Batches {
     /// [`Error::Io`] and [`Error::Format`] if the file can no longer be read, for example because it has become shorter. The position stays
     /// where it was, so that the next call reads the same batch again.
     pub fn next_batch(&mut self) -> Result<Option<&Batch>> {
-        if self.position == self.per_epoch() {
+        let count = self.per_epoch();
+        if self.position == count {
             return Ok(None);
         }
-        let size = self.batch_size();
-        let rest = &self.order[self.position * size..];
-        let last = rest.len().min(size) - 1;
-        self.batch.valid = last + 1;
-        let rows = self.batch.ids.chunks_exact_mut(self.length);
-        let rows = rows.zip(self.batch.mask.chunks_exact_mut(self.length));
-        let targets = self.batch.targets.chunks_exact_mut(self.dataset.width());
+        let background = match &self.background {
+            Some(background) => background,
+            None => {
+                let recipe = self.recipe.clone();
+                let mut buffer = SampleBuffer::default();
+                let make =
+                    move |number, batch: &mut Batch| recipe.prepare(number, batch, &mut buffer);
+                let path = self.recipe.dataset.path();
+                let spawned = Prefetch::spawn(self.position..count, &self.batch, make);
+                let spawned = spawned.map_err(|error| Error::io(path, error))?;
+                self.background.insert(spawned)
+            }
+        };
+        match background.next(&mut self.batch) {
+            Ok(()) => self.position += 1,
+            Err(error) => {
+                // The next call starts again at this position.
+                self.background = None;
+                return Err(error);
+            }
+        }
+        Ok(Some(&self.batch))
+    }
+}
+
+impl Clone for Batches {
+    /// The clone continues at the same position, with a thread of its own.
+    fn clone(&self) -> Self {
+        Self {
+            recipe: self.recipe.clone(),
+            batch: self.batch.clone(),
+            background: None,
+            ..*self
+        }
+    }
+}
+
+impl Recipe {
+    /// Makes batch number `number` of the epoch.
+    fn prepare(&self, number: usize, batch: &mut Batch, buffer: &mut SampleBuffer) -> Result<()> {
+        let rest = &self.order[number * self.batch..];
+        let last = rest.len().min(self.batch) - 1;
+        batch.valid = last + 1;
+        let rows = batch.ids.chunks_exact_mut(self.length);
+        let rows = rows.zip(batch.mask.chunks_exact_mut(self.length));
+        let targets = batch.targets.chunks_exact_mut(self.dataset.width());
         for (row, ((ids, mask), target)) in rows.zip(targets).enumerate() {
-            let index = rest[row.min(last)];
-            self.batch.samples[row] = index;
+            let index = rest[row.min(last)] as usize;
+            batch.samples[row] = index;
             // The last sample fills up the batch: it is in the buffer already.
             if row <= last {
-                self.dataset.read(index, false, &mut self.buffer)?;
+                self.dataset.read(index, false, buffer)?;
             }
-            let sample = &self.buffer.sample;
+            let sample = &buffer.sample;
             sample.copy_tokens(ids, mask, self.padding)?;
             sample.copy_target(target)?;
         }
-        self.position += 1;
-        Ok(Some(&self.batch))
+        Ok(())
     }
 }
 
 /// Fisher–Yates shuffle of 0..n by a generator keyed with seed and epoch. It is written out here so that no other crate can change
 /// the order.
-fn shuffle(order: &mut [usize], seed: u64, epoch: u64) {
+fn shuffle(order: &mut [u32], seed: u64, epoch: u64) {
     let mut key = [0; 32];
     key[..8].copy_from_slice(&seed.to_le_bytes());
     key[8..16].copy_from_slice(&epoch.to_le_bytes());
     let mut random = ChaCha8Rng::from_seed(key);
     for (i, slot) in order.iter_mut().enumerate() {
-        *slot = i;
+        *slot = i as u32;
     }
     for i in (1..order.len()).rev() {
         // The high half of a 64 × 64-bit product: uniform in 0..=i up to 2^-64 (i + 1).

@@ -4,22 +4,21 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::efb1::{self, Efb1};
-use super::jsonl;
+use super::efb::Efb;
+use super::records::{Embeddings, Opened, Records};
 use super::sample::{OpenOptions, Sample, SampleBuffer, data};
-use super::samples::Samples;
+use super::store::{Store, StoreWriter};
 use super::tensors::Tensors;
 use crate::error::{Error, Result};
-use crate::file::{InputFile, is_tensor_file, newer};
-
-/// As many first bytes of a file as are looked at to tell its format.
-const START: u64 = 4096;
 
 #[derive(Debug)]
 enum Source {
-    Efb1(Efb1),
+    Efb(Efb),
     Tensors(Box<Tensors>),
-    Memory(Samples),
+    /// Samples that were decoded when the file was opened.
+    Store(Store),
+    /// Tokens that were made of texts, without targets, and the embeddings beside the texts.
+    Beside(Store, Box<Embeddings>),
 }
 
 #[derive(Debug)]
@@ -31,9 +30,20 @@ struct Shared {
 
 /// Consecutive samples of a file; clones and parts share the open file.
 ///
-/// A small file is read into memory when it is opened (see [`OpenOptions::in_memory`]), and so are JSON lines. Samples of other files are
-/// read by position when they are asked for and checked as they are read: if the file changes or becomes shorter while it is open, a read
-/// returns an error that names file and offset.
+/// The content of a file tells its format:
+///
+/// | format | how samples are read |
+/// |---|---|
+/// | [safetensors](super::tensors), [EFB1](super::efb1), [EFB2](super::efb2) with tokens | by position; a small file is read into memory when it is opened |
+/// | [JSON lines](super::jsonl), EFB2 with texts alone | decoded once when the file is opened, and tokenised where there are no ids |
+/// | texts, one per line, with embeddings beside them (`.npy` or safetensors) | texts are tokenised once, embeddings read by position |
+///
+/// A file of texts is opened by its name, or by that of its embeddings. The other file lies beside it and has the same name up to the
+/// ending, or [`OpenOptions`] name it. What is decoded once is held in memory while it is small, otherwise in a temporary file, so a
+/// dataset needs little memory however large it is: at most 64 MiB for addresses and [`OpenOptions::in_memory`] bytes.
+///
+/// Samples are checked as they are read: if the file changes or becomes shorter while it is open, a read returns an error that names file
+/// and offset.
 #[derive(Clone, Debug)]
 pub struct Dataset {
     shared: Arc<Shared>,
@@ -41,43 +51,32 @@ pub struct Dataset {
 }
 
 impl Dataset {
-    /// Opens and checks a file. Its content tells the format: [safetensors](super::tensors), [EFB1](super::efb1) or
-    /// [JSON lines](super::jsonl).
-    ///
-    /// JSON lines are held in memory, 4 bytes per target value; convert large files with `examples/convert.rs`.
+    /// Opens and checks a file.
     ///
     /// # Errors
-    /// [`Error::Io`], also for a directory or a special file; [`Error::Format`] with the offset of the first thing wrong.
+    /// [`Error::Io`], also for a directory or a special file; [`Error::Format`] with the offset of the first thing wrong, and with the
+    /// number of the line in files of lines.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         Self::open_with(path, OpenOptions::default())
     }
 
-    /// [`open`](Self::open), with a vocabulary to check ids against, or a tokenizer for JSON lines that have only texts.
+    /// [`open`](Self::open), with a vocabulary to check ids against, a tokenizer for samples that have only texts, or the names of
+    /// further files.
     ///
     /// # Errors
     /// As for [`open`](Self::open).
     pub fn open_with(path: impl AsRef<Path>, options: OpenOptions) -> Result<Self> {
         let path = path.as_ref();
-        let mut file = InputFile::open(path)?;
-        if file.len() == 0 {
-            return Err(file.fail(0, "the file is empty"));
-        }
-        let start = file.read_vec(0, START.min(file.len()), "the first bytes")?;
-        let source = if start.starts_with(&efb1::MAGIC) {
-            file.hold(options.in_memory)?;
-            Source::Efb1(Efb1::new(file, options.limit())?)
-        } else if is_tensor_file(&start) {
-            file.hold(options.in_memory)?;
-            Source::Tensors(Box::new(Tensors::new(file, options.limit())?))
-        } else if jsonl::is_json_lines(&start) {
-            Source::Memory(jsonl::read_all(file, &options)?)
-        } else {
-            return Err(unknown(&file, &start));
+        let source = match Opened::new(path, &options)? {
+            Opened::Efb(file) if file.has_tokens() && options.texts.is_none() => Source::Efb(file),
+            Opened::Tensors(file) if options.texts.is_none() => Source::Tensors(file),
+            opened => import(path, opened, &options)?,
         };
         let (samples, width) = match &source {
-            Source::Efb1(file) => (file.len(), file.width()),
+            Source::Efb(file) => (file.len(), file.width()),
             Source::Tensors(file) => (file.len(), file.width()),
-            Source::Memory(samples) => (samples.len(), samples.width),
+            Source::Store(store) => (store.len(), store.width()),
+            Source::Beside(_, embeddings) => (embeddings.rows.rows, embeddings.rows.width),
         };
         Ok(Self {
             shared: Arc::new(Shared {
@@ -141,11 +140,14 @@ impl Dataset {
         }
         let index = self.rows.start + index;
         match &self.shared.source {
-            Source::Efb1(file) => file.read(index, buffer),
+            Source::Efb(file) => file.read(index, with_text, buffer),
             Source::Tensors(file) => file.read(index, with_text, buffer),
-            Source::Memory(samples) => {
-                samples.read(index, with_text, buffer);
-                Ok(())
+            Source::Store(store) => store.read(index, with_text, buffer),
+            Source::Beside(store, embeddings) => {
+                store.read(index, with_text, buffer)?;
+                let SampleBuffer { sample, bytes } = buffer;
+                let Embeddings { file, rows } = &**embeddings;
+                rows.read(file, index, bytes, &mut sample.target)
             }
         }
     }
@@ -168,22 +170,42 @@ impl Dataset {
     }
 }
 
-/// The error for a file of no known format, with what is known about its first bytes.
-fn unknown(file: &InputFile, start: &[u8]) -> Error {
-    let reason = match start {
-        [b'E', b'F', b'B', version @ b'2'..=b'9', ..] => {
-            newer("EFB", char::from(*version), 1)
-        }
-        [b'E', b'F', b'C', b'1', ..] => {
-            "EFC1 files are no longer read: write the dataset again as safetensors, see data/README.md".into()
-        }
-        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => {
-            "this looks like UTF-16 text: save JSON lines as UTF-8".into()
-        }
-        _ => format!(
-            "the file begins with \"{}\": this is neither a safetensors file, nor EFB1, nor JSON lines",
-            start[..start.len().min(8)].escape_ascii()
-        ),
-    };
-    file.fail(0, reason)
+/// Decodes a file whose samples cannot be read by position, and tokenises its texts.
+fn import(path: &Path, opened: Opened, options: &OpenOptions) -> Result<Source> {
+    // Embeddings of their own file stay where they are.
+    let beside = matches!(opened, Opened::Texts(..));
+    let mut records = Records::new(opened, options)?;
+    let mut store: Option<StoreWriter> = None;
+    while let Some(record) = records.next().transpose()? {
+        let ids = match (&record.input_ids, &record.text, options.tokenizer) {
+            (Some(ids), ..) => ids.clone(),
+            (None, Some(text), Some(tokenizer)) => {
+                let ids = tokenizer.encode(text);
+                ids.map_err(|error| records.fail(error))?
+            }
+            _ => {
+                let reason = "a text without input_ids needs a tokenizer: OpenOptions::tokenizer";
+                return Err(records.fail(reason));
+            }
+        };
+        let mask = match record.attention_mask {
+            Some(mask) => mask,
+            None => vec![1; ids.len()],
+        };
+        let target = if beside { &[][..] } else { &record.target };
+        let store = store.get_or_insert_with(|| {
+            StoreWriter::new(target.len(), options.in_memory, options.temporary)
+        });
+        let pushed = store.push(&ids, &mask, target, record.text);
+        pushed.map_err(|error| match error {
+            Error::Data { reason, .. } => records.fail(reason),
+            error => error,
+        })?;
+    }
+    let store = store.ok_or_else(|| records.fail("the file has no samples"))?;
+    let store = store.finish(path)?;
+    Ok(match records.into_embeddings() {
+        Some(embeddings) => Source::Beside(store, Box::new(embeddings)),
+        None => Source::Store(store),
+    })
 }

@@ -1,9 +1,10 @@
 //! From the bytes of a file to checked values: token ids, masks, targets.
 
-use half::f16;
 use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
 use safetensors::Dtype;
 
+use super::sample::is_unit;
 use crate::error::Result;
 use crate::file::{InputFile, floats};
 
@@ -55,7 +56,27 @@ impl At<'_> {
         }
     }
 
-    /// Decodes f16 or f32 target values, which must be finite.
+    /// Checks that bytes are UTF-8.
+    pub fn text<'a>(self, bytes: &'a [u8]) -> Result<&'a str> {
+        std::str::from_utf8(bytes).map_err(|error| {
+            let at = error.valid_up_to();
+            self.fail(at, 1, "text is not valid UTF-8")
+        })
+    }
+
+    /// Checks that a target of f32 has the length 1, as the file says.
+    pub fn unit(self, target: &[f32]) -> Result<()> {
+        match is_unit(target) {
+            true => Ok(()),
+            false => Err(self.fail(
+                0,
+                0,
+                "the target's length is not 1, but the file is called normalised",
+            )),
+        }
+    }
+
+    /// Decodes f16, bf16, f32 or f64 target values, or i8, which the caller scales. They must be finite.
     pub fn target(self, bytes: &[u8], dtype: Dtype, target: &mut Vec<f32>) -> Result<()> {
         target.clear();
         match dtype {
@@ -73,6 +94,15 @@ impl At<'_> {
                     target.extend_from_slice(floats);
                 }
             }
+            Dtype::BF16 => {
+                let words = bytes.as_chunks().0.iter();
+                target.extend(words.map(|word| bf16::from_le_bytes(*word).to_f32()));
+            }
+            Dtype::F64 => {
+                let words = bytes.as_chunks().0.iter();
+                target.extend(words.map(|word| f64::from_le_bytes(*word) as f32));
+            }
+            Dtype::I8 => target.extend(bytes.iter().map(|&byte| f32::from(byte as i8))),
             _ => target.extend(floats(bytes)),
         }
         // All of them first, without leaving early, which compiles to vector instructions.

@@ -2,33 +2,126 @@
 //!
 //! A byte-order mark at the start, blank lines, and line ends of `\r\n` are accepted.
 
+use std::borrow::Cow;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-use super::sample::OpenOptions;
-use super::samples::Samples;
+use super::sample::{
+    OpenOptions, Sample, check_samples, check_target, check_tokens, check_width, data,
+};
 use crate::error::{Error, Result};
-use crate::file::{InputFile, Sequential};
+use crate::file::{AtomicFile, InputFile, Sequential};
 
 /// Upper bound on the length of a line in bytes, so that a file without line ends is not loaded whole.
 pub const MAX_LINE: usize = 16 << 20;
 
-const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+pub(super) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// One line.
-#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Record {
     /// The text. A line has a text or ids, or both.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
     /// Token ids, at least one.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub input_ids: Option<Vec<u32>>,
     /// Mask of 0 and 1, as long as the ids.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub attention_mask: Option<Vec<u8>>,
     /// The teacher's embedding: finite, and of the same length in every line.
     pub target: Vec<f32>,
+}
+
+impl Record {
+    /// A record of this target; set the other fields as they are known.
+    #[must_use]
+    pub fn new(target: Vec<f32>) -> Self {
+        Self {
+            target,
+            ..Self::default()
+        }
+    }
+
+    /// Without ids if the sample has none. A mask of ones is left out.
+    pub(super) fn from_sample(sample: &Sample) -> Self {
+        let masked = sample.mask.contains(&0);
+        Self {
+            text: sample.text.clone(),
+            input_ids: Some(sample.ids.clone()).filter(|ids| !ids.is_empty()),
+            attention_mask: Some(sample.mask.clone()).filter(|_| masked),
+            target: sample.target.clone(),
+        }
+    }
+
+    /// The mask: that of the record, or ones.
+    pub(super) fn mask(&self) -> Cow<'_, [u8]> {
+        match &self.attention_mask {
+            Some(mask) => mask.into(),
+            None => vec![1; self.input_ids.as_ref().map_or(0, Vec::len)].into(),
+        }
+    }
+}
+
+/// Writes JSON lines, record by record. The file appears under its name when it is [finished](Self::finish).
+pub struct JsonLinesWriter {
+    file: AtomicFile,
+    width: usize,
+    samples: usize,
+}
+
+impl JsonLinesWriter {
+    /// Starts a file whose targets have `width` values.
+    ///
+    /// # Errors
+    /// [`Error::Io`], also if `path` is a directory or a special file; [`Error::Data`] if `width` is zero or does not fit 32 bits.
+    pub fn create(path: impl AsRef<Path>, width: usize) -> Result<Self> {
+        check_width(width)?;
+        Ok(Self {
+            file: AtomicFile::create(path.as_ref())?,
+            width,
+            samples: 0,
+        })
+    }
+
+    /// Adds a line. Numbers are written so that they are read back exactly.
+    ///
+    /// # Errors
+    /// [`Error::Data`] for a record that would not be read back: without text and ids, with ids or a target that a sample cannot have, or
+    /// longer than [`MAX_LINE`]; [`Error::Io`].
+    pub fn push(&mut self, record: &Record) -> Result<()> {
+        let fail = |reason: String| Err(data(&format!("sample {}", self.samples), reason));
+        if record.text.is_none() && record.input_ids.is_none() {
+            return fail("neither text nor tokens".into());
+        }
+        if let Some(ids) = &record.input_ids {
+            check_tokens(self.samples, ids, &record.mask())?;
+        } else if record.attention_mask.is_some() {
+            return fail("a mask without tokens".into());
+        }
+        check_target(self.samples, self.width, &record.target)?;
+        let mut line = serde_json::to_vec(record)
+            .map_err(|error| Error::io(self.file.path(), std::io::Error::other(error)))?;
+        line.push(b'\n');
+        if line.len() > MAX_LINE {
+            return fail(format!("its line is longer than {MAX_LINE} bytes"));
+        }
+        self.file.write(&line)?;
+        self.samples += 1;
+        Ok(())
+    }
+
+    /// Completes the file and moves it to its place.
+    ///
+    /// # Errors
+    /// [`Error::Data`] if there are no samples; [`Error::Io`].
+    pub fn finish(self) -> Result<()> {
+        check_samples(self.samples)?;
+        self.file.commit()
+    }
 }
 
 /// Reads JSON lines one by one. The iterator ends after the first bad line.
@@ -66,7 +159,7 @@ impl JsonLines {
         Ok(Self::new(InputFile::open(path.as_ref())?, options.limit()))
     }
 
-    fn new(file: InputFile, vocab: Option<u32>) -> Self {
+    pub(super) fn new(file: InputFile, vocab: Option<u32>) -> Self {
         Self {
             reader: BufReader::with_capacity(1 << 16, Sequential::new(file)),
             vocab,
@@ -80,7 +173,7 @@ impl JsonLines {
     }
 
     /// The next line that is not blank, without what surrounds the object; `None` at the end.
-    fn read(&mut self) -> Result<Option<Record>> {
+    pub(super) fn read(&mut self) -> Result<Option<Record>> {
         loop {
             self.line.clear();
             self.start = self.offset;
@@ -160,6 +253,11 @@ impl JsonLines {
         }
     }
 
+    /// The error for something wrong with the current line, or with the file's end if there is no line.
+    pub(super) fn fail_here(&self, reason: impl std::fmt::Display) -> Error {
+        self.fail(self.start, reason)
+    }
+
     fn fail(&self, offset: u64, reason: impl std::fmt::Display) -> Error {
         Error::Format {
             path: self.reader.get_ref().file().path().to_owned(),
@@ -186,36 +284,4 @@ impl Iterator for JsonLines {
 pub(super) fn is_json_lines(start: &[u8]) -> bool {
     let start = start.strip_prefix(BYTE_ORDER_MARK).unwrap_or(start);
     start.trim_ascii_start().first() == Some(&b'{')
-}
-
-/// All lines as samples in memory. Texts without ids are tokenised.
-pub(super) fn read_all(file: InputFile, options: &OpenOptions) -> Result<Samples> {
-    let mut lines = JsonLines::new(file, options.limit());
-    let mut samples: Option<Samples> = None;
-    while let Some(record) = lines.read()? {
-        let fail = |reason: String| lines.fail(lines.start, reason);
-        let ids = match (record.input_ids, &record.text, options.tokenizer) {
-            (Some(ids), ..) => ids,
-            (None, Some(text), Some(tokenizer)) => {
-                let ids = tokenizer.encode(text);
-                ids.map_err(|error| fail(error.to_string()))?
-            }
-            _ => {
-                let reason = "a text without input_ids needs a tokenizer: OpenOptions::tokenizer";
-                return Err(fail(reason.into()));
-            }
-        };
-        let mask = match record.attention_mask {
-            Some(mask) => mask,
-            None => vec![1; ids.len()],
-        };
-        let samples = samples.get_or_insert_with(|| Samples::new(record.target.len()));
-        samples
-            .push(&ids, &mask, &record.target, record.text)
-            .map_err(|error| match error {
-                Error::Data { reason, .. } => fail(reason),
-                error => error,
-            })?;
-    }
-    samples.ok_or_else(|| lines.fail(lines.offset, "the file has no samples"))
 }

@@ -1,7 +1,21 @@
 //! One sample of a dataset, and what its readers and writers check.
 
+use std::path::Path;
+
 use super::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
+
+/// Upper bound on the bytes of a sample, or of its text, so that a damaged file does not fill the memory.
+pub(super) const MAX_SAMPLE: u64 = 64 << 20;
+
+/// How far the squared length of a target that is called normalised may be from 1. Targets that were rounded to f16 stay within it.
+const UNIT: f64 = 0.01;
+
+/// Whether a target has the length 1, up to rounding.
+pub(super) fn is_unit(target: &[f32]) -> bool {
+    let square: f64 = target.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+    (square - 1.0).abs() <= UNIT
+}
 
 /// What a dataset is checked against when it is opened, and how texts without tokens become samples.
 #[derive(Clone, Copy)]
@@ -10,11 +24,20 @@ pub struct OpenOptions<'a> {
     /// Size of the vocabulary: token ids must be below it. Where it is `None`, the tokenizer's size counts; without either, ids
     /// are not checked.
     pub vocab: Option<u32>,
-    /// Makes the token ids of JSON lines that have only a text. Files that hold token ids do not need it.
+    /// Makes the token ids of samples that have only a text. Files that hold token ids do not need it.
     pub tokenizer: Option<&'a dyn Tokenizer>,
     /// Files of at most this many bytes are read into memory when they are opened; samples of larger files are read one by one,
-    /// two or three system calls each. 32 MiB by default.
+    /// two or three system calls each. JSON lines and texts are decoded once: what they make is held in memory up to this size, and in a
+    /// temporary file beyond it. 32 MiB by default.
     pub in_memory: u64,
+    /// For a file of texts: the file of their embeddings. By default it lies beside the texts under the same name, with `.npy` or
+    /// `.safetensors` at its end.
+    pub embeddings: Option<&'a Path>,
+    /// For a file of embeddings: the file of their texts, which by default lies beside it and ends in `.txt`. For another dataset: texts of
+    /// its samples, one per line, instead of those in the file.
+    pub texts: Option<&'a Path>,
+    /// Folder of temporary files. By default it is the system's, which the environment variable `TMPDIR` names on Unix.
+    pub temporary: Option<&'a Path>,
 }
 
 impl Default for OpenOptions<'_> {
@@ -23,6 +46,9 @@ impl Default for OpenOptions<'_> {
             vocab: None,
             tokenizer: None,
             in_memory: 32 << 20,
+            embeddings: None,
+            texts: None,
+            temporary: None,
         }
     }
 }
@@ -49,6 +75,27 @@ impl<'a> OpenOptions<'a> {
         self
     }
 
+    /// Names the file of embeddings that belong to a file of texts.
+    #[must_use]
+    pub fn embeddings(mut self, path: &'a Path) -> Self {
+        self.embeddings = Some(path);
+        self
+    }
+
+    /// Names the file of texts that belong to embeddings or to the samples of another dataset.
+    #[must_use]
+    pub fn texts(mut self, path: &'a Path) -> Self {
+        self.texts = Some(path);
+        self
+    }
+
+    /// Sets the folder of temporary files.
+    #[must_use]
+    pub fn temporary(mut self, folder: &'a Path) -> Self {
+        self.temporary = Some(folder);
+        self
+    }
+
     /// Exclusive upper bound of the ids, if they are checked.
     pub(super) fn limit(&self) -> Option<u32> {
         let size = self.tokenizer.map(Tokenizer::vocab_size);
@@ -62,6 +109,9 @@ impl std::fmt::Debug for OpenOptions<'_> {
             .field("vocab", &self.vocab)
             .field("tokenizer", &self.tokenizer.map(|_| "…"))
             .field("in_memory", &self.in_memory)
+            .field("embeddings", &self.embeddings)
+            .field("texts", &self.texts)
+            .field("temporary", &self.temporary)
             .finish()
     }
 }
@@ -160,13 +210,27 @@ pub(super) fn check_sample(
     mask: &[u8],
     target: &[f32],
 ) -> Result<()> {
+    check_tokens(index, ids, mask)?;
+    check_target(index, width, target)
+}
+
+/// What a writer asks of the tokens of sample number `index`.
+pub(super) fn check_tokens(index: usize, ids: &[u32], mask: &[u8]) -> Result<()> {
     let reason = if ids.is_empty() {
         "no tokens".into()
     } else if mask.len() != ids.len() {
         format!("{} mask values for {} tokens", mask.len(), ids.len())
     } else if mask.iter().any(|&byte| byte > 1) {
         "a mask value is neither 0 nor 1".into()
-    } else if target.len() != width {
+    } else {
+        return Ok(());
+    };
+    Err(data(&format!("sample {index}"), reason))
+}
+
+/// What a writer asks of the target of sample number `index`.
+pub(super) fn check_target(index: usize, width: usize, target: &[f32]) -> Result<()> {
+    let reason = if target.len() != width {
         format!("target has {} values instead of {width}", target.len())
     } else if !target.iter().all(|value| value.is_finite()) {
         "a target value is not finite".into()
@@ -174,6 +238,17 @@ pub(super) fn check_sample(
         return Ok(());
     };
     Err(data(&format!("sample {index}"), reason))
+}
+
+/// What a writer asks of the number of bytes of sample number `index`.
+pub(super) fn check_length(index: usize, bytes: usize) -> Result<()> {
+    match bytes as u64 <= MAX_SAMPLE {
+        true => Ok(()),
+        false => {
+            let reason = format!("has {bytes} bytes; samples of at most {MAX_SAMPLE} are read");
+            Err(data(&format!("sample {index}"), reason))
+        }
+    }
 }
 
 /// What a writer asks of the width of the targets.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use safetensors::Dtype;
 
+use super::mapping::{Fitting, OtherShape};
 use crate::error::{Error, Result};
 use crate::file::TensorOut;
 use crate::runtime::Session;
@@ -84,9 +85,7 @@ pub(super) fn check(
 ) -> Result<()> {
     let declared = declared(session, kinds)?;
     if declared.is_empty() && !tensors.is_empty() {
-        return Err(Error::Graph(
-            "session has no parameters yet: compile a graph first".into(),
-        ));
+        return Err(no_parameters());
     }
     for (key, shape) in &declared {
         let (name, what) = (&key.1, key.0.what());
@@ -110,12 +109,55 @@ pub(super) fn check(
         if !declared.contains_key(key) {
             return fail(name, format!("the session has no such {what}"));
         }
-        if let Some(i) = key.0.find_bad(&stored.data) {
-            let x = stored.data[i];
-            return fail(name, format!("element {i} of the {what} is {x}"));
-        }
+        check_values(key, stored)?;
     }
     Ok(())
+}
+
+/// The parameters among `tensors` that fit a parameter of a session, and what is said of all.
+///
+/// # Errors
+/// [`Error::Graph`] for a session without parameters, [`Error::Data`] naming the first parameter that fits but is not finite.
+pub(super) fn fitting(tensors: &Tensors, session: &Session) -> Result<(Tensors, Fitting)> {
+    let declared = declared(session, &[Kind::Parameter])?;
+    if declared.is_empty() {
+        return Err(no_parameters());
+    }
+    let (mut fits, mut fitting) = (Tensors::new(), Fitting::default());
+    for (key, stored) in tensors {
+        let name = key.1.clone();
+        match declared.get(key) {
+            None => fitting.left_over.push(name),
+            Some(shape) if *shape != stored.shape => fitting.other_shape.push(OtherShape {
+                name,
+                weights: stored.shape.clone(),
+                session: shape.clone(),
+            }),
+            Some(_) => {
+                check_values(key, stored)?;
+                fits.insert(key.clone(), stored.clone());
+                fitting.loaded.push(name);
+            }
+        }
+    }
+    let missing = declared.keys().filter(|key| !tensors.contains_key(key));
+    fitting.missing = missing.map(|(_, name)| name.clone()).collect();
+    Ok((fits, fitting))
+}
+
+fn no_parameters() -> Error {
+    Error::Graph("session has no parameters yet: compile a graph first".into())
+}
+
+/// Refuses what [`Kind::find_bad`] finds.
+fn check_values((kind, name): &Key, stored: &Stored) -> Result<()> {
+    match kind.find_bad(&stored.data) {
+        None => Ok(()),
+        Some(i) => {
+            let (what, x) = (kind.what(), stored.data[i]);
+            fail(name, format!("element {i} of the {what} is {x}"))
+        }
+    }
 }
 
 /// Writes tensors that were [checked](check) into a session.

@@ -8,6 +8,7 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use safetensors::Dtype;
 
+use super::mapping::{Fitting, Mapping};
 use super::stored::{self, Kind, Stored, Tensors, fail};
 use crate::error::Result;
 use crate::file::{AtomicFile, TensorFile, TensorOut, floats, write_tensors};
@@ -71,6 +72,27 @@ impl Weights {
         stored::put(&self.tensors, session)
     }
 
+    /// Writes those into a session that fit one of its parameters in name and shape, and reports what did not. The other parameters
+    /// stay as they are.
+    ///
+    /// # Errors
+    /// [`Error::Data`](crate::Error::Data) if nothing fits, which is most likely a matter of names, and naming a parameter that is not
+    /// finite; the session is then unchanged. [`Error::Graph`](crate::Error::Graph) for a session without parameters;
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory) and [`Error::DeviceLost`](crate::Error::DeviceLost) as for
+    /// [`apply`](Self::apply).
+    pub fn apply_fitting(&self, session: &mut Session) -> Result<Fitting> {
+        let (fits, mut fitting) = stored::fitting(&self.tensors, session)?;
+        let skipped = self.skipped();
+        fitting.skipped = skipped
+            .map(|(name, dtype)| (name.into(), dtype.into()))
+            .collect();
+        if fits.is_empty() {
+            return fail("weights", format!("no tensor fits; {fitting}"));
+        }
+        stored::put(&fits, session)?;
+        Ok(fitting)
+    }
+
     /// Shape and elements of one parameter.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<(&[usize], &[f32])> {
@@ -83,7 +105,7 @@ impl Weights {
         self.tensors.keys().map(|(_, name)| name.as_str())
     }
 
-    /// Tensors of the file that were not read, because their elements are neither F32, F16 nor BF16: names and element types,
+    /// Tensors of the file that were not read, because their elements are neither F32, F16, BF16 nor F64: names and element types,
     /// in alphabetical order.
     pub fn skipped(&self) -> impl Iterator<Item = (&str, &str)> {
         let skipped = self.skipped.iter();
@@ -113,43 +135,77 @@ impl Weights {
         write_tensors(file, (FORMAT, VERSION), &more, tensors)
     }
 
-    /// Reads the F32, F16 and BF16 tensors of a safetensors file, whoever wrote it. Tensors of other types, such as the I64 counters that
-    /// PyTorch's batch normalisation keeps, are [skipped](Self::skipped) with a warning in the log.
+    /// Reads the F32, F16, BF16 and F64 tensors of a safetensors file, whoever wrote it. Tensors of other types, such as the I64 counters
+    /// that PyTorch's batch normalisation keeps, or F8, are [skipped](Self::skipped) with a warning in the log. F64 is rounded to f32.
     ///
     /// # Errors
     /// [`Error::Io`](crate::Error::Io), also for a special file; [`Error::Format`](crate::Error::Format) for a malformed file, a file of another kind or a newer
     /// version, NaN or infinity.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        Self::load_with(path, |name| Some(name.to_owned()))
+    }
+
+    /// [`load`](Self::load) with other names. Tensors that the mapping leaves out are not read.
+    ///
+    /// # Errors
+    /// As for [`load_with`](Self::load_with).
+    pub fn load_mapped(path: impl AsRef<Path>, mapping: &Mapping) -> Result<Self> {
+        Self::load_with(path, |name| mapping.name(name))
+    }
+
+    /// [`load`](Self::load) of the tensors for which `rename` returns a name, under that name. Others are not read.
+    ///
+    /// # Errors
+    /// As for [`load`](Self::load); [`Error::Format`](crate::Error::Format) if two tensors get the same name.
+    pub fn load_with(
+        path: impl AsRef<Path>,
+        mut rename: impl FnMut(&str) -> Option<String>,
+    ) -> Result<Self> {
         let file = TensorFile::open(path.as_ref())?;
         file.version(FORMAT, VERSION)?;
         let mut weights = Self {
             description: file.metadata(DESCRIPTION).unwrap_or_default().to_owned(),
             ..Self::default()
         };
-        for (name, place) in file.tensors() {
-            if !matches!(place.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
+        let mut origins = BTreeMap::new();
+        for (old, place) in file.tensors() {
+            let Some(name) = rename(old) else {
+                continue;
+            };
+            if let Some(other) = origins.insert(name.clone(), old) {
+                let reason = format!("tensors {other:?} and {old:?} both become {name:?}");
+                return Err(file.file().fail(place.bytes.start, reason));
+            }
+            if !matches!(
+                place.dtype,
+                Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F64
+            ) {
                 let dtype = format!("{:?}", place.dtype);
                 log::warn!(
-                    "{}: tensor {name:?} is {dtype} and is skipped; F32, F16 and BF16 are read",
+                    "{}: tensor {old:?} is {dtype} and is skipped; F32, F16, BF16 and F64 are read",
                     path.as_ref().display()
                 );
-                weights.skipped.insert(name.clone(), dtype);
+                weights.skipped.insert(name, dtype);
                 continue;
             }
-            let bytes = file.read(name, place)?;
+            let bytes = file.read(old, place)?;
             let words = bytes.as_chunks().0.iter();
             let data: Vec<f32> = match place.dtype {
                 Dtype::F16 => words.map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
                 Dtype::BF16 => words.map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
+                Dtype::F64 => {
+                    let words = bytes.as_chunks().0.iter();
+                    words.map(|b| f64::from_le_bytes(*b) as f32).collect()
+                }
                 _ => floats(&bytes).collect(),
             };
             if let Some(i) = Kind::Parameter.find_bad(&data) {
                 let at = place.bytes.start + (i * (bytes.len() / data.len())) as u64;
-                let reason = format!("tensor {name:?}: element {i} is {}", data[i]);
+                let reason = format!("tensor {old:?}: element {i} is {} as f32", data[i]);
                 return Err(file.file().fail(at, reason));
             }
             let shape = place.shape.clone();
-            let key = (Kind::Parameter, name.clone());
+            let key = (Kind::Parameter, name);
             weights.tensors.insert(key, Stored { shape, data });
         }
         Ok(weights)

@@ -1,14 +1,18 @@
 //! Datasets: round trips, every kind of damage, files that change, the bundled files.
 
+mod efb2;
 mod json_lines;
+mod records;
 mod tensors;
+mod texts;
 
 use std::path::{Path, PathBuf};
 
+use energyflow::Error;
 use energyflow::text::{
-    Batches, Dataset, DatasetWriter, Efb1Writer, JsonLines, OpenOptions, Tokenizer, Whitespace,
+    Batches, Dataset, DatasetWriter, Efb1Writer, EmbeddingType, JsonLines, OpenOptions, Tokenizer,
+    Whitespace,
 };
-use energyflow::{DType, Error};
 use half::f16;
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -32,7 +36,7 @@ fn write_efb1(path: &Path, samples: &[Owned]) {
     writer.finish().unwrap();
 }
 
-fn write_tensors(path: &Path, samples: &[Owned], dtype: DType, with_text: bool) {
+fn write_tensors(path: &Path, samples: &[Owned], dtype: EmbeddingType, with_text: bool) {
     let mut writer = DatasetWriter::create(path, samples[0].2.len(), dtype).unwrap();
     for (ids, mask, target, text) in samples {
         let text = with_text.then_some(text.as_str());
@@ -60,7 +64,7 @@ fn fixtures() -> (TempDir, Vec<u8>, Vec<u8>) {
     let folder = TempDir::new().unwrap();
     let (efb1, tensors) = (folder.path().join("a.efb"), folder.path().join("a.st"));
     write_efb1(&efb1, &samples());
-    write_tensors(&tensors, &samples(), DType::F16, true);
+    write_tensors(&tensors, &samples(), EmbeddingType::F16, true);
     let bytes = (
         std::fs::read(efb1).unwrap(),
         std::fs::read(tensors).unwrap(),
@@ -147,16 +151,16 @@ fn efb1_layout_is_the_documented_one() {
 fn tensors_round_trip_is_exact_but_for_f16_targets() {
     let folder = TempDir::new().unwrap();
     for (with_text, dtype) in [
-        (true, DType::F16),
-        (false, DType::F16),
-        (true, DType::F32),
-        (false, DType::F32),
+        (true, EmbeddingType::F16),
+        (false, EmbeddingType::F16),
+        (true, EmbeddingType::F32),
+        (false, EmbeddingType::F32),
     ] {
         let path = folder.path().join("a");
         write_tensors(&path, &samples(), dtype, with_text);
         let mut expected = samples();
         for (_, _, target, text) in &mut expected {
-            if dtype == DType::F16 {
+            if dtype == EmbeddingType::F16 {
                 for value in target {
                     *value = f16::from_f32(*value).to_f32();
                 }
@@ -178,7 +182,7 @@ fn large_ids_and_long_samples_round_trip() {
         (vec![65_536, u32::MAX], vec![1, 1], vec![0.5], text),
         (vec![7; 70_000], vec![1; 70_000], vec![1.0], String::new()),
     ];
-    write_tensors(&path, &expected, DType::F32, true);
+    write_tensors(&path, &expected, EmbeddingType::F32, true);
     assert!(read(&Dataset::open(&path).unwrap()) == expected);
 }
 
@@ -187,11 +191,11 @@ fn a_mask_of_ones_is_left_out() {
     let folder = TempDir::new().unwrap();
     let (masked, plain) = (folder.path().join("masked"), folder.path().join("plain"));
     let mut all_ones = samples();
-    write_tensors(&masked, &all_ones, DType::F16, false);
+    write_tensors(&masked, &all_ones, EmbeddingType::F16, false);
     for sample in &mut all_ones {
         sample.1.fill(1);
     }
-    write_tensors(&plain, &all_ones, DType::F16, false);
+    write_tensors(&plain, &all_ones, EmbeddingType::F16, false);
     assert!(plain.metadata().unwrap().len() < masked.metadata().unwrap().len());
     let dataset = Dataset::open(&plain).unwrap();
     assert!(
@@ -210,7 +214,7 @@ fn writers_refuse_what_readers_would() {
         other => panic!("expected {word:?}, got {other:?}"),
     };
     let mut efb1 = Efb1Writer::create(&path, 2).unwrap();
-    let mut tensors = DatasetWriter::create(&path, 2, DType::F16).unwrap();
+    let mut tensors = DatasetWriter::create(&path, 2, EmbeddingType::F16).unwrap();
     let ok = [0.0, 1.0];
     type Case<'a> = (&'a [u32], &'a [u8], &'a [f32], &'a str);
     let cases: [Case; 5] = [
@@ -230,12 +234,8 @@ fn writers_refuse_what_readers_would() {
     refused(efb1.finish(), "0 samples");
     refused(Efb1Writer::create(&path, 0).map(drop), "0 values");
     let create = |width, dtype| DatasetWriter::create(&path, width, dtype);
-    refused(create(0, DType::F16).map(drop), "0 values");
-    refused(create(2, DType::F16).unwrap().finish(), "0 samples");
-    assert!(matches!(
-        create(2, DType::U32).map(drop),
-        Err(Error::Config { field: "dtype", .. })
-    ));
+    refused(create(0, EmbeddingType::F16).map(drop), "0 values");
+    refused(create(2, EmbeddingType::F16).unwrap().finish(), "0 samples");
     drop(tensors);
     assert_eq!(
         std::fs::read_dir(folder.path()).unwrap().count(),
@@ -279,7 +279,7 @@ fn efb1_lying_fields() {
     // The first sample: length at 12, ids at 16, mask at 28, target at 31.
     let max = u32::MAX.to_le_bytes();
     let cases: [(usize, &[u8], u64, &str); 16] = [
-        (0, b"EFB2", 0, "a newer energyflow wrote this file"),
+        (0, b"EFB3", 0, "a newer energyflow wrote this file"),
         (0, b"EFB0", 0, "neither"),
         (0, b"EFC1", 0, "no longer read"),
         (4, &[0; 4], 4, "samples is zero"),
@@ -313,10 +313,15 @@ fn files_of_no_known_format_are_named() {
         ),
         (b"\xff\xfe{\0\"\0", "UTF-16"),
         (
-            b"text,target\n",
-            "neither a safetensors file, nor EFB1, nor JSON lines",
+            b"text,target\n\x00",
+            "neither a safetensors file, nor EFB1 or EFB2, nor JSON lines",
         ),
-        (b"\n", "begins with"),
+        (b"\x80", "begins with"),
+        (
+            b"text,target\n",
+            "taken for texts, one per line, the file needs embeddings",
+        ),
+        (b"\n", "damaged.npy or "),
     ] {
         let (offset, reason) = refusal(&folder, bytes, None);
         assert!(offset == 0 && reason.contains(word), "{reason}");
@@ -389,7 +394,7 @@ proptest! {
         let path = folder.path().join("a");
         write_efb1(&path, &samples);
         prop_assert_eq!(&read(&Dataset::open(&path).unwrap()), &samples);
-        write_tensors(&path, &samples, DType::F16, false);
+        write_tensors(&path, &samples, EmbeddingType::F16, false);
         for (found, wanted) in read(&Dataset::open(&path).unwrap()).iter().zip(&samples) {
             prop_assert_eq!((&found.0, &found.1), (&wanted.0, &wanted.1));
             for (found, wanted) in found.2.iter().zip(&wanted.2) {

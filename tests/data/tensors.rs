@@ -3,7 +3,10 @@
 use super::*;
 
 /// A safetensors file with these tensors (name, type, shape, bytes) and metadata.
-fn tensor_file(metadata: &[(&str, &str)], tensors: &[(&str, &str, &[usize], &[u8])]) -> Vec<u8> {
+pub fn tensor_file(
+    metadata: &[(&str, &str)],
+    tensors: &[(&str, &str, &[usize], &[u8])],
+) -> Vec<u8> {
     let mut header = serde_json::Map::new();
     let metadata = metadata
         .iter()
@@ -56,9 +59,9 @@ fn tensors_that_lie_are_refused() {
     let nan: &[u8] = &[0, 0, 0, 0, 0, 0, 0xc0, 0x7f];
     let cases: Vec<(Tensor, Option<u64>, &str)> = vec![
         (
-            ("embeddings", "F64", &[1, 1], &[0; 8]),
+            ("embeddings", "I64", &[1, 1], &[0; 8]),
             None,
-            "is F64; it must be one of",
+            "is I64; it must be one of",
         ),
         (
             ("embeddings", "F32", &[2], &[0; 8]),
@@ -79,6 +82,16 @@ fn tensors_that_lie_are_refused() {
             ("embeddings", "F32", &[1, 1], &[0; 4]),
             None,
             "there are 1 embeddings",
+        ),
+        (
+            ("embeddings", "I8", &[8, 1], &[0; 8]),
+            None,
+            "\"scales\" is missing",
+        ),
+        (
+            ("scales", "F32", &[2], &[0; 8]),
+            None,
+            "scales belong to embeddings of I8",
         ),
         (("embeddings", "F32", &[2, 1], nan), Some(22), "not finite"),
         (

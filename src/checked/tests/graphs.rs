@@ -22,7 +22,7 @@ fn target(f16: bool, barrier_free: bool, invocations: u32, units: Option<MatrixU
 }
 
 /// A software adapter, the WebGPU baseline, a large GPU with and without 16 × 16 matrices, a Mac.
-fn targets() -> [(&'static str, Target); 5] {
+pub(super) fn targets() -> [(&'static str, Target); 5] {
     let units = |size, lanes, scalar| MatrixUnits {
         size,
         lanes,
@@ -304,8 +304,9 @@ fn every_kernel_stays_inside_its_memory() {
     for update in [false, true] {
         run(&|_| accumulated(update), "accumulation");
     }
+    // Those of decoding are in no graph, see `decode.rs`.
     let missing: Vec<_> = templates::names()
-        .filter(|name| !ran.contains(name))
+        .filter(|name| !name.starts_with("decode_") && !ran.contains(name))
         .collect();
     assert!(missing.is_empty(), "no graph here uses {missing:?}");
 }

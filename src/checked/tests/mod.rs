@@ -2,6 +2,7 @@
 
 use super::*;
 
+mod decode;
 mod graphs;
 mod grids;
 mod links;
@@ -91,6 +92,21 @@ fn accesses_that_a_condition_prevents_are_none() {
     assert_eq!(faults(&text, 1), []);
     let text = kernel("    if (i == 7u) { return; }\n    y[i] = x[i + 1u];");
     assert_eq!(faults(&text, 1), []);
+}
+
+/// Of one workgroup, and only behind the barrier.
+#[test]
+fn a_storage_barrier_orders_storage() {
+    let text = kernel(
+        "    let x = y[0]; let z = y[i]; storageBarrier(); if (i == 0u) { y[1] = x + z; y[0] = x; }",
+    );
+    assert_eq!(faults(&text, 1), []);
+    let text = kernel("    storageBarrier(); let x = y[0]; if (i == 0u) { y[0] = x; }");
+    assert_eq!(faults(&text, 1), [("y".to_owned(), Kind::Race)]);
+    let text = kernel("    let x = y[0]; storageBarrier(); if (i == 0u) { y[0] = x; }");
+    let (mut memories, bound) = two();
+    let found = run_text(&text, 1, &bound, &mut memories, 1, &[[0; 3], [1, 0, 0]]);
+    assert_eq!(found[0].kind, Kind::Race);
 }
 
 #[test]

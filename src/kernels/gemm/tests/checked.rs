@@ -194,14 +194,26 @@ fn direct() {
 
 #[test]
 fn skinny() {
-    for (m, n, k) in [(1, 1, 1), (8, 5, 3), (3, 17, 257), (7, 16, 300)] {
-        for dtype in DTYPES {
-            let choice = Choice {
-                tier: Tier::Skinny,
-                splits: 1,
-            };
-            let target = target(true, false, None);
-            product(Trans::NT, [1, m, n, k], dtype, target, choice);
+    // One core has enough to do with few invocations for each column.
+    for cores in [132, 1] {
+        for (m, n, k) in [
+            (1, 1, 1),
+            (8, 5, 3),
+            (3, 17, 257),
+            (7, 16, 300),
+            (2, 300, 90),
+        ] {
+            for dtype in DTYPES {
+                let choice = Choice {
+                    tier: Tier::Skinny,
+                    splits: 1,
+                };
+                let target = Target {
+                    cores,
+                    ..target(true, false, None)
+                };
+                product(Trans::NT, [1, m, n, k], dtype, target, choice);
+            }
         }
     }
 }
