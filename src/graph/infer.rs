@@ -534,7 +534,7 @@ pub(crate) fn infer(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Result<Vec<(S
             o.require(*eps > 0.0, "eps must be positive")?;
             o.parameters(graph, params)?;
             o.gradients(graph, params)?;
-            o.is(params.len(), &Shape::vector(5), "hyper")?;
+            o.is(params.len(), &Shape::vector(3), "hyper")?;
             Vec::new()
         }
         Op::Accumulate { params } => {

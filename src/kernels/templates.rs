@@ -17,6 +17,7 @@ const TEMPLATES: &[(&str, &str)] = templates![
     "adamw",
     "col2im",
     "column_sums",
+    "corrections",
     "cross_entropy",
     "cross_entropy_count",
     "cross_entropy_grad",

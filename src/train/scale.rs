@@ -57,8 +57,13 @@ impl LossScale {
     }
 
     /// Moves the scale on. `apply` is 1 when the step was good, 0 when a gradient was not finite.
-    pub(super) fn update(&self, graph: &mut Graph, scale: ValueId, apply: ValueId) -> Result<()> {
-        let good = graph.state("train.good_steps", &[1], 0.0)?;
+    /// `good` counts good steps in a row.
+    pub(super) fn update(
+        &self,
+        graph: &mut Graph,
+        [scale, good]: [ValueId; 2],
+        apply: ValueId,
+    ) -> Result<()> {
         let count = graph.affine(good, 1.0, 1.0)?;
         let count = graph.mul(count, apply)?;
         let enough = graph.constant(&[1], self.interval as f32 - 0.5)?;
