@@ -1,10 +1,12 @@
-//! Files: regular files read by position, files that appear under their name only when complete, and safetensors on top of both.
+//! Files: regular files read by position, files and folders that appear under their name only when complete, and safetensors on top.
 
 mod atomic;
+mod folder;
 mod input;
 mod tensors;
 
 pub(crate) use atomic::AtomicFile;
+pub(crate) use folder::{AtomicFolder, find};
 pub(crate) use input::{InputFile, Sequential};
 pub(crate) use tensors::{
     TensorFile, TensorOut, TensorPlace, floats, is_tensor_file, newer, write_tensors,

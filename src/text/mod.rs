@@ -5,6 +5,7 @@
 //! The mask of a text says which of its positions count. Where it is 0, the token id has no influence.
 
 pub mod batches;
+mod card;
 pub mod dataset;
 mod decode;
 pub mod decoder;
@@ -14,6 +15,7 @@ pub mod efb1;
 pub mod encoder;
 pub mod jsonl;
 pub mod metrics;
+mod model;
 mod sample;
 mod samples;
 mod steps;
@@ -22,6 +24,7 @@ pub mod tokenizer;
 
 pub use crate::types::Precision;
 pub use batches::{Batch, Batches};
+pub use card::Card;
 pub use dataset::Dataset;
 pub use decoder::{Decoder, DecoderOptions, next_tokens};
 pub use decoder_trainer::{DecoderEvaluation, DecoderMetrics, DecoderTrainer, DecoderTraining};
@@ -29,6 +32,7 @@ pub use distill::{DistillOptions, Distiller, Evaluation, Metrics};
 pub use efb1::Efb1Writer;
 pub use encoder::{Encoder, EncoderOptions};
 pub use jsonl::{JsonLines, Record};
+pub use model::Model;
 pub use sample::{OpenOptions, Sample};
 pub use tensors::DatasetWriter;
 #[cfg(feature = "tokenizer")]
