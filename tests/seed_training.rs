@@ -11,7 +11,7 @@ use energyflow::nn::{Linear, TcnBlock};
 use energyflow::reference::{Array, Interpreter};
 use energyflow::runtime::{Host, Outputs};
 use energyflow::text::{
-    Batches, Dataset, Decoder, DecoderOptions, DistillOptions, Distiller, Encoder, EncoderOptions,
+    Batches, Dataset, Decoder, DecoderOptions, Encoder, EncoderOptions, Trainer, TrainerOptions,
     next_tokens,
 };
 use energyflow::train::{AdamW, Schedule};
@@ -439,11 +439,11 @@ fn small_epochs() {
     let samples = Dataset::open(path).unwrap().take(36);
     let options = encoder(EncoderOptions::default().vocabulary).embedding(samples.width());
     for seed in SEEDS {
-        let distill = DistillOptions::default()
+        let distill = TrainerOptions::default()
             .batch(12)
             .optimizer(constant(5e-3))
             .seed(seed);
-        let distiller = Distiller::new(&gpu(), &options, &distill).unwrap();
+        let distiller = Trainer::distill(&gpu(), &options, &distill).unwrap();
         let mut batches = Batches::training(samples.clone(), 12, LENGTH, seed).unwrap();
         let mut losses = Vec::new();
         for epoch in 0..3 {

@@ -160,6 +160,9 @@ pub enum Op {
     SumRows,
     /// x → `[rows]`: sum over columns.
     SumCols,
+    /// x (f32 or f16) → the largest element of each row `[rows]`, and its column `[rows]`, as f32. Of equal elements the first counts; NaN is
+    /// larger than all numbers. Neither has a gradient.
+    RowMax,
     /// x → `[1]`: sum over everything.
     SumAll,
     /// x [rows, C] → [rows / period, C] like x: sum over each run of `period` rows.
@@ -287,6 +290,7 @@ impl Op {
             Self::GatherGrad { .. } => "gather_grad",
             Self::SumRows => "sum_rows",
             Self::SumCols => "sum_cols",
+            Self::RowMax => "row_max",
             Self::SumAll => "sum_all",
             Self::SumGroups { .. } => "sum_groups",
             Self::MaskedMean => "masked_mean",

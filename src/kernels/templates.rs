@@ -46,6 +46,7 @@ const TEMPLATES: &[(&str, &str)] = templates![
     "masked_mean_grad",
     "norm_partial",
     "reshape",
+    "row_max",
     "row_sums",
     "shared/cell",
     "shared/group",

@@ -336,6 +336,7 @@ fn evaluate(op: &Op, operands: &[&Array]) -> Result<Vec<Vec<f64>>> {
         }
         (Op::SumRows, [x]) => vec![reduce::sum_rows(x)],
         (Op::SumCols, [x]) => vec![reduce::sum_cols(x)],
+        (Op::RowMax, [x]) => reduce::row_max(x).to_vec(),
         (Op::SumAll, [x]) => vec![vec![reduce::sum_all(x)]],
         (Op::SumGroups { period }, [x]) => vec![reduce::sum_groups(*period, x)],
         (Op::MaskedMean, [x, mask]) => {
@@ -405,6 +406,7 @@ fn evaluate(op: &Op, operands: &[&Array]) -> Result<Vec<Vec<f64>>> {
             | Op::GatherGrad { .. }
             | Op::SumRows
             | Op::SumCols
+            | Op::RowMax
             | Op::SumAll
             | Op::SumGroups { .. }
             | Op::MaskedMean

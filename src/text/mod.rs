@@ -9,8 +9,6 @@ mod card;
 pub mod dataset;
 mod decode;
 pub mod decoder;
-pub mod decoder_trainer;
-pub mod distill;
 pub mod efb1;
 pub mod encoder;
 pub mod jsonl;
@@ -18,17 +16,15 @@ pub mod metrics;
 mod model;
 mod sample;
 mod samples;
-mod steps;
 pub mod tensors;
 pub mod tokenizer;
+pub mod trainer;
 
 pub use crate::types::Precision;
 pub use batches::{Batch, Batches};
 pub use card::Card;
 pub use dataset::Dataset;
 pub use decoder::{Decoder, DecoderOptions, next_tokens};
-pub use decoder_trainer::{DecoderEvaluation, DecoderMetrics, DecoderTrainer, DecoderTraining};
-pub use distill::{DistillOptions, Distiller, Evaluation, Metrics};
 pub use efb1::Efb1Writer;
 pub use encoder::{Encoder, EncoderOptions};
 pub use jsonl::{JsonLines, Record};
@@ -38,3 +34,6 @@ pub use tensors::DatasetWriter;
 #[cfg(feature = "tokenizer")]
 pub use tokenizer::WordPiece;
 pub use tokenizer::{Tokenizer, Whitespace};
+pub use trainer::{
+    Condition, Evaluation, FitOptions, InfoNce, Metrics, Trainer, TrainerOptions, TrainingMode,
+};

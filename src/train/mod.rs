@@ -14,6 +14,7 @@ pub(crate) use accumulation::discard;
 pub use checkpoint::Checkpoint;
 pub use freeze::trainable;
 pub use group::ParameterGroup;
+pub(crate) use group::has_prefix;
 pub(crate) use optimizer::SKIPPED;
 pub use optimizer::{AdamW, StepOutputs};
 pub use scale::LossScale;

@@ -1,5 +1,7 @@
 //! From a loss to a training step: gradients, clipping, schedule, AdamW, counters.
 
+use serde::{Deserialize, Serialize};
+
 use super::{LossScale, ParameterGroup, Schedule};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Op, ValueId};
@@ -52,7 +54,7 @@ impl StepOutputs {
 ///     .clip(Some(1.0))
 ///     .no_decay_for_biases_and_norms();
 /// ```
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct AdamW {
     /// What the names of its states begin with: NAME.step, NAME.skipped, NAME.loss_scale, …; `train` by default.

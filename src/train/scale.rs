@@ -1,5 +1,7 @@
 //! Dynamic loss scaling: keeps small f16 gradients from vanishing, and large ones from staying infinite.
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Error, Result};
 use crate::graph::{Graph, ValueId};
 use crate::setters::setters;
@@ -10,7 +12,7 @@ use crate::types::{BinaryOp, Broadcast, UnaryOp};
 ///
 /// The first step uses `start`, which may lie outside of `min..=max`, for instance to provoke an overflow. The scale of every later
 /// step lies within.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct LossScale {
     /// Scale of the first step.
