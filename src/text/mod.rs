@@ -5,11 +5,13 @@
 //! The mask of a text says which of its positions count. Where it is 0, the token id has no influence.
 
 pub mod batches;
+mod buckets;
 mod card;
 pub mod dataset;
 mod decode;
 pub mod decoder;
 pub mod efb1;
+mod embeddings;
 pub mod encoder;
 pub mod jsonl;
 pub mod metrics;
@@ -17,8 +19,11 @@ mod model;
 mod sample;
 mod samples;
 pub mod tensors;
+mod text_encoder;
 pub mod tokenizer;
 pub mod trainer;
+#[cfg(feature = "tokenizer")]
+mod word_piece;
 
 pub use crate::types::Precision;
 pub use batches::{Batch, Batches};
@@ -26,14 +31,16 @@ pub use card::Card;
 pub use dataset::Dataset;
 pub use decoder::{Decoder, DecoderOptions, next_tokens};
 pub use efb1::Efb1Writer;
+pub use embeddings::{Embeddings, Truncation};
 pub use encoder::{Encoder, EncoderOptions};
 pub use jsonl::{JsonLines, Record};
 pub use model::Model;
 pub use sample::{OpenOptions, Sample};
 pub use tensors::DatasetWriter;
-#[cfg(feature = "tokenizer")]
-pub use tokenizer::WordPiece;
-pub use tokenizer::{Tokenizer, Whitespace};
+pub use text_encoder::{TextEncoder, TextEncoderOptions};
+pub use tokenizer::{Tokenizer, Tokens, Whitespace};
 pub use trainer::{
     Condition, Evaluation, FitOptions, InfoNce, Metrics, Trainer, TrainerOptions, TrainingMode,
 };
+#[cfg(feature = "tokenizer")]
+pub use word_piece::WordPiece;

@@ -32,6 +32,11 @@ pub struct EncoderScores {
     pub precision_at_1: f64,
     /// Share of texts whose own teacher embedding is among the five nearest.
     pub precision_at_5: f64,
+    /// Mean share of the ten nearest other texts that are the ten nearest by the teacher's embeddings, too, among the first
+    /// [`EncoderScores::COMPARED`] texts; NaN for a single text.
+    pub overlap_at_10: f64,
+    /// Spearman's rank correlation of the cosines of all pairs of these texts with those of the teacher.
+    pub spearman: f64,
     /// The embeddings [n, E].
     pub embeddings: Vec<f32>,
 }
@@ -48,6 +53,11 @@ pub struct DecoderScores {
     pub tokens: u64,
 }
 
+impl EncoderScores {
+    /// Upper bound on the number of texts that are compared in pairs.
+    pub const COMPARED: usize = 2000;
+}
+
 impl DecoderScores {
     /// e to the power of the cross entropy.
     #[must_use]
@@ -57,7 +67,7 @@ impl DecoderScores {
 }
 
 impl Evaluation {
-    /// All figures by name: cosine, mse, precision_at_1, precision_at_5; cross_entropy, perplexity, accuracy; and those of
+    /// All figures by name: cosine, mse, precision_at_1, precision_at_5, overlap_at_10, spearman; cross_entropy, perplexity, accuracy; and those of
     /// [`Evaluation::more`].
     pub fn values(&self) -> impl Iterator<Item = (&str, f64)> {
         let encoder = self.encoder.iter().flat_map(|scores| {
@@ -66,6 +76,8 @@ impl Evaluation {
                 ("mse", scores.mse),
                 ("precision_at_1", scores.precision_at_1),
                 ("precision_at_5", scores.precision_at_5),
+                ("overlap_at_10", scores.overlap_at_10),
+                ("spearman", scores.spearman),
             ]
         });
         let decoder = self.decoder.iter().flat_map(|scores| {
@@ -167,12 +179,24 @@ impl Trainer {
             embeddings.extend_from_slice(&z[..batch.valid * width]);
             targets.extend_from_slice(&batch.targets[..batch.valid * width]);
         }
+        // Their cost and memory grow with the square of the texts.
+        let compared = dataset.len().min(EncoderScores::COMPARED);
+        let [own, teacher] = [&embeddings, &targets].map(|all| &all[..compared * width]);
+        let (overlap_at_10, spearman) = match compared {
+            0 | 1 => (f64::NAN, f64::NAN),
+            _ => (
+                metrics::neighbor_overlap(own, teacher, width, 10)?,
+                metrics::similarity_correlation(own, teacher, width)?,
+            ),
+        };
         let ranks = metrics::retrieval_ranks(&embeddings, &targets, width)?;
         Ok(EncoderScores {
             cosine: metrics::mean_cosine(&embeddings, &targets, width)?,
             mse: metrics::mean_squared_error(&embeddings, &targets, width)?,
             precision_at_1: metrics::precision_at(&ranks, 1),
             precision_at_5: metrics::precision_at(&ranks, 5),
+            overlap_at_10,
+            spearman,
             embeddings,
         })
     }
