@@ -5,6 +5,7 @@ mod checkpoint;
 mod freeze;
 mod group;
 mod optimizer;
+pub mod record;
 mod scale;
 mod schedule;
 mod stored;
