@@ -9,14 +9,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
-use energyflow::text::trainer::{Event, Stop};
+use energyflow::text::trainer::{Event, FitReport, Stop};
 use energyflow::text::{
     Batches, Card, Dataset, Evaluation, FitOptions, Metrics, Model, OpenOptions, Precision,
     Tokenizer, Trainer, TrainerOptions, TrainingMode, WordPiece,
 };
+use energyflow::train::record::{Curves, JsonLinesLog, Recorder, Recorders, TensorBoard};
 use energyflow::train::{AdamW, Checkpoint, LossScale, Schedule, WeightType};
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
-use plotters::prelude::*;
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
@@ -99,7 +99,7 @@ pub struct Training {
 #[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "Validation, checkpoints, output")]
 pub struct Output {
-    /// Folder for the model, the checkpoints and the picture of the curves
+    /// Folder for the model, the checkpoints, the figures of all steps and their curves
     #[arg(long, value_name = "FOLDER", default_value = "out")]
     out: PathBuf,
     /// Storage of the model's weights
@@ -251,13 +251,6 @@ impl Training {
 
 const MODES: [(TrainingMode, &str); 2] = [(TrainingMode::A, "mode A"), (TrainingMode::B, "mode B")];
 
-/// Steps and validations of a training, with the number of the step.
-#[derive(Default)]
-struct History {
-    steps: Vec<(u64, Metrics)>,
-    checks: Vec<(u64, Vec<(String, f64)>)>,
-}
-
 /// Trains, validates at the end, and writes the model and the curves. `None` when the training was interrupted.
 pub fn run(
     trainer: &mut Trainer,
@@ -287,6 +280,23 @@ pub fn run(
         }
         (false, None) => {}
     }
+    let log = output.out.join("metrics.jsonl");
+    let board = output.out.join("tensorboard");
+    // So that the curves of a training that goes on are whole.
+    let mut curves = Curves::new().panels(PANELS);
+    let recorders = match output.resume {
+        true => {
+            let step = trainer.steps();
+            let lines = JsonLinesLog::resume(&log, step)?;
+            curves.read(&log)?;
+            Recorders::new()
+                .with(lines)
+                .with(TensorBoard::resume(&board, step)?)
+        }
+        false => Recorders::new()
+            .with(JsonLinesLog::create(&log)?)
+            .with(TensorBoard::create(&board)?),
+    };
     let options = FitOptions::new(training.epochs.into())
         .validation(Some(data.validation.clone()))
         .validate_every(output.validate_every)
@@ -295,7 +305,9 @@ pub fn run(
         .checkpoint_every(output.checkpoint_every)
         .keep(output.keep)
         .checkpoints(Some(checkpoints.clone()));
-    let (history, report) = fit(trainer, data, training, &options)?;
+    let mut recorders = recorders.with(&mut curves);
+    let report = fit(trainer, data, training, &options, &mut recorders)?;
+    drop(recorders);
     if report.stop == Stop::Cancelled {
         let path = report.checkpoint.unwrap_or(checkpoints);
         println!(
@@ -350,11 +362,17 @@ pub fn run(
     };
     model.save(&path, dtype)?;
     let picture = output.out.join("training.svg");
-    draw(&picture, &history)?;
+    curves.draw_svg(&picture)?;
     // A training that is done needs none.
     fs::remove_dir_all(&checkpoints)
         .map_err(|error| format!("{}: {error}", checkpoints.display()))?;
-    println!("wrote {} and {}", path.display(), picture.display());
+    println!(
+        "wrote {}, {}, {} and {}",
+        path.display(),
+        picture.display(),
+        log.display(),
+        board.display()
+    );
     training.profile(trainer)?;
     Ok(Some(evaluation))
 }
@@ -364,7 +382,8 @@ fn fit(
     data: &mut Opened,
     training: &Training,
     options: &FitOptions,
-) -> Outcome<(History, energyflow::text::trainer::FitReport)> {
+    recorders: &mut Recorders<'_>,
+) -> Outcome<FitReport> {
     let interrupted = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&interrupted);
     ctrlc::set_handler(move || {
@@ -374,6 +393,7 @@ fn fit(
         }
         eprintln!("finishing the step and saving; once more to stop at once");
     })?;
+    let joint = trainer.encoder().is_some() && trainer.decoder().is_some();
     let per_batch = trainer.options().chunks as u64;
     let all = u64::from(training.epochs) * data.batches.per_epoch() as u64 * per_batch;
     let bar = ProgressBar::new(all);
@@ -390,14 +410,17 @@ fn fit(
     let mut checking = Duration::ZERO;
     let mut last = start;
     let mut trained = 0_u64;
-    let mut history = History::default();
-    // The first step of the epoch, in the history.
-    let mut first = 0;
+    // Of the epoch, and the last step of each mode.
+    let mut seen: Vec<Metrics> = Vec::new();
+    let mut failed = None;
     let mut epoch_line = String::new();
     let report = trainer.fit(&mut data.batches, options, |event| {
         match event {
             Event::Step { step, metrics, .. } => {
-                history.steps.push((step, *metrics));
+                seen.push(*metrics);
+                failed = failed
+                    .take()
+                    .or(record_step(recorders, step, metrics, joint).err());
                 trained += 1;
                 last = Instant::now();
                 let seconds = (start.elapsed() - checking).as_secs_f64();
@@ -415,9 +438,16 @@ fn fit(
                 ));
             }
             Event::Epoch { epoch, .. } => {
-                let seen = &history.steps[first..];
-                first = history.steps.len();
-                epoch_line = format!("epoch {epoch}: {}", means(seen));
+                epoch_line = format!("epoch {epoch}: {}", means(&seen));
+                for (mode, name) in MODES {
+                    let last = seen.iter().rfind(|metrics| metrics.mode == mode);
+                    if let Some(last) = last.filter(|last| last.skipped > 0.0) {
+                        let (skipped, scale) = (last.skipped, last.loss_scale);
+                        epoch_line +=
+                            &format!("; {name} skipped {skipped} steps, loss scale {scale}");
+                    }
+                }
+                seen.clear();
                 if options.validate_every.is_some() {
                     say(format!(
                         "{epoch_line}; {:.1} s",
@@ -456,23 +486,44 @@ fn fit(
         "trained {trained} steps in {seconds:.1} s: {:.0} tokens/s",
         trained as f64 * tokens / seconds
     );
-    for (mode, name) in MODES {
-        let last = history.steps.iter().rev().find(|(_, m)| m.mode == mode);
-        if let Some((_, last)) = last.filter(|(_, last)| last.skipped > 0.0) {
-            println!(
-                "skipped {} steps of {name}, loss scale {}",
-                last.skipped, last.loss_scale
-            );
-        }
+    recorders.flush()?;
+    match failed {
+        Some(error) => Err(error.into()),
+        None => Ok(report),
     }
-    Ok((history, report))
+}
+
+/// What is drawn of what is there.
+const PANELS: [&str; 3] = ["loss", "cosine", "cross_entropy"];
+
+/// In joint training both modes have figures of the same name.
+fn record_step(
+    recorders: &mut Recorders<'_>,
+    step: u64,
+    metrics: &Metrics,
+    joint: bool,
+) -> energyflow::Result<()> {
+    let before = match (joint, metrics.mode) {
+        (false, _) => "train",
+        (true, TrainingMode::A) => "train_a",
+        (true, TrainingMode::B) => "train_b",
+    };
+    let named: Vec<(String, f64)> = metrics
+        .values()
+        .map(|(name, value)| (format!("{before}/{name}"), value))
+        .collect();
+    let scalars: Vec<(&str, f64)> = named
+        .iter()
+        .map(|(name, value)| (name.as_str(), *value))
+        .collect();
+    recorders.scalars(step, &scalars)
 }
 
 /// Means of an epoch, by mode.
-fn means(steps: &[(u64, Metrics)]) -> String {
+fn means(steps: &[Metrics]) -> String {
     let mean = |mode: TrainingMode, of: fn(&Metrics) -> f32| {
-        let own = steps.iter().filter(|(_, metrics)| metrics.mode == mode);
-        let values: Vec<f64> = own.map(|(_, metrics)| f64::from(of(metrics))).collect();
+        let own = steps.iter().filter(|metrics| metrics.mode == mode);
+        let values: Vec<f64> = own.map(|metrics| f64::from(of(metrics))).collect();
         (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
     };
     let mut parts = Vec::new();
@@ -501,95 +552,4 @@ fn short(evaluation: &Evaluation) -> String {
         ));
     }
     parts.join(", ")
-}
-
-/// A curve of a figure of the steps, smoothed, and the same figure of the validations as circles.
-type Curve = (
-    &'static str,
-    TrainingMode,
-    fn(&Metrics) -> f32,
-    &'static str,
-);
-
-const CURVES: [Curve; 3] = [
-    ("loss", TrainingMode::A, |m| m.loss, ""),
-    (
-        "cosine to the teacher (circles: validation)",
-        TrainingMode::A,
-        |m| m.cosine,
-        "cosine",
-    ),
-    (
-        "cross entropy of the next token (circles: validation)",
-        TrainingMode::B,
-        |m| m.cross_entropy,
-        "cross_entropy",
-    ),
-];
-
-fn draw(path: &Path, history: &History) -> Outcome<()> {
-    let has = |mode: TrainingMode| history.steps.iter().any(|(_, m)| m.mode == mode);
-    let curves: Vec<&Curve> = CURVES.iter().filter(|curve| has(curve.1)).collect();
-    let area = SVGBackend::new(path, (900, 320 * curves.len() as u32)).into_drawing_area();
-    area.fill(&WHITE)?;
-    let colors = [
-        RGBColor(200, 60, 40),
-        RGBColor(30, 100, 180),
-        RGBColor(40, 130, 60),
-    ];
-    for (part, (title, mode, of, name)) in area.split_evenly((curves.len(), 1)).iter().zip(curves) {
-        let own = history.steps.iter().filter(|(_, m)| m.mode == *mode);
-        let mut mean = None;
-        let points = own.map(|(step, m)| {
-            let value = f64::from(of(m));
-            let smooth = mean.map_or(value, |mean| mean + 0.1 * (value - mean));
-            mean = Some(smooth);
-            (*step as f64, smooth)
-        });
-        let points: Vec<(f64, f64)> = points.collect();
-        let circles: Vec<(f64, f64)> = history
-            .checks
-            .iter()
-            .filter_map(|(step, values)| {
-                let value = values.iter().find(|(own, _)| own == name)?.1;
-                Some((*step as f64, value))
-            })
-            .collect();
-        let color = colors[CURVES
-            .iter()
-            .position(|curve| curve.0 == *title)
-            .unwrap_or(0)];
-        curve(part, title, points, &circles, color)?;
-    }
-    area.present()?;
-    Ok(())
-}
-
-fn curve(
-    area: &DrawingArea<SVGBackend<'_>, plotters::coord::Shift>,
-    title: &str,
-    points: Vec<(f64, f64)>,
-    circles: &[(f64, f64)],
-    color: RGBColor,
-) -> Outcome<()> {
-    let steps = points.last().map_or(1.0, |point| point.0);
-    let all = || points.iter().chain(circles).map(|point| point.1);
-    let (low, high) = (all().fold(0.0, f64::min), all().fold(0.0, f64::max));
-    let mut chart = ChartBuilder::on(area)
-        .caption(title, ("sans-serif", 20))
-        .margin(12)
-        .x_label_area_size(32)
-        .y_label_area_size(56)
-        .build_cartesian_2d(0.0..steps, low..high * 1.05 + 1e-9)?;
-    chart
-        .configure_mesh()
-        .light_line_style(TRANSPARENT)
-        .x_desc("step")
-        .x_label_formatter(&|x| format!("{x:.0}"))
-        .y_label_formatter(&|y| format!("{y:.2}"))
-        .draw()?;
-    chart.draw_series(LineSeries::new(points, color.stroke_width(2)))?;
-    let circle = |&point| Circle::new(point, 5, color.filled());
-    chart.draw_series(circles.iter().map(circle))?;
-    Ok(())
 }

@@ -138,10 +138,16 @@ mod tests {
         let steps = 5 * MOST as u64;
         for step in 1..=steps {
             let value = [0.0, 2.0][step as usize % 2];
-            curves.scalars(step, &[("a", value), ("b", f64::NAN)]).unwrap();
+            curves
+                .scalars(step, &[("a", value), ("b", f64::NAN)])
+                .unwrap();
         }
         let points = curves.points("a").unwrap();
-        assert!(points.len() < MOST && points.len() >= MOST / 2, "{}", points.len());
+        assert!(
+            points.len() < MOST && points.len() >= MOST / 2,
+            "{}",
+            points.len()
+        );
         assert!(points.iter().all(|point| point.1 == 1.0));
         let rising = points.windows(2).all(|pair| pair[0].0 < pair[1].0);
         assert!(rising && points[points.len() - 1].0 > 0.99 * steps as f64);

@@ -102,10 +102,7 @@ impl Recorder for JsonLinesLog {
 ///
 /// # Errors
 /// [`Error::Io`]; [`Error::Format`] with line number and offset.
-pub fn read_json_lines(
-    path: impl AsRef<Path>,
-    mut each: impl FnMut(u64, &str, f64),
-) -> Result<()> {
+pub fn read_json_lines(path: impl AsRef<Path>, mut each: impl FnMut(u64, &str, f64)) -> Result<()> {
     scan(path.as_ref(), |line| {
         for (name, value) in line.scalars.iter().filter(|_| line.complete) {
             each(line.step, name, value.as_f64().unwrap_or(f64::NAN));
@@ -149,10 +146,7 @@ fn scan(path: &Path, mut each: impl FnMut(&Line) -> bool) -> Result<()> {
             return fail(format!("longer than {MAX_LINE} bytes"));
         }
         if !complete {
-            log::warn!(
-                "{}: line {number} is cut off and left out",
-                path.display()
-            );
+            log::warn!("{}: line {number} is cut off and left out", path.display());
         } else if bytes.trim_ascii().is_empty() {
             continue;
         }
@@ -180,7 +174,10 @@ fn parse(bytes: &[u8]) -> Result<(u64, Map<String, Value>), String> {
     let step = scalars.remove(STEP);
     let step = step.as_ref().and_then(Value::as_u64);
     let step = step.ok_or_else(|| format!("no whole number {STEP:?}: not a log of a training"))?;
-    match scalars.iter().find(|(_, value)| !value.is_number() && !value.is_null()) {
+    match scalars
+        .iter()
+        .find(|(_, value)| !value.is_number() && !value.is_null())
+    {
         Some((name, _)) => Err(format!("{name:?} is neither a number nor null")),
         None => Ok((step, scalars)),
     }

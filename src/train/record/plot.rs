@@ -139,12 +139,20 @@ fn panel(area: &Area, title: &str, all: &[&Series]) -> Drawn {
             .border_style(RGBColor(200, 200, 200))
             .draw()?;
     }
-    let last = all.iter().filter_map(|series| Some((&series.name, series.points.last()?.1)));
+    let last = all
+        .iter()
+        .filter_map(|series| Some((&series.name, series.points.last()?.1)));
     let last: Vec<(&str, f64)> = last.map(|(name, value)| (name.as_str(), value)).collect();
-    let style = ("sans-serif", 13).into_font().color(&RGBColor(100, 100, 100));
+    let style = ("sans-serif", 13)
+        .into_font()
+        .color(&RGBColor(100, 100, 100));
     let style = style.pos(Pos::new(HPos::Right, VPos::Top));
     let corner = (WIDTH as i32 - 16, 14);
-    area.draw(&Text::new(format!("last: {}", super::line(&last)), corner, style))
+    area.draw(&Text::new(
+        format!("last: {}", super::line(&last)),
+        corner,
+        style,
+    ))
 }
 
 /// Where the curves are not, as far as their ends tell: at the top for falling ones, at the bottom for rising ones.
@@ -228,7 +236,9 @@ mod tests {
         let mut curves = Curves::new();
         for step in 0..1000_u32 {
             let loss = 1.0 / (1.0 + f64::from(step));
-            curves.scalars(u64::from(step), &[("train/loss", loss)]).unwrap();
+            curves
+                .scalars(u64::from(step), &[("train/loss", loss)])
+                .unwrap();
             if step % 100 == 0 {
                 let scalars = [("validation/loss", 1.1 * loss), ("validation/cosine", 0.5)];
                 curves.scalars(u64::from(step), &scalars).unwrap();

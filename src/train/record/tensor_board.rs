@@ -59,8 +59,7 @@ impl TensorBoard {
         let process = std::process::id();
         // TensorBoard reads the files of a folder in the order of their names; a later file gets a larger name.
         for number in 0..u32::MAX {
-            let name =
-                format!("events.out.tfevents.{now:010.0}.{number:06}.{process}.energyflow");
+            let name = format!("events.out.tfevents.{now:010.0}.{number:06}.{process}.energyflow");
             let prefix = format!("events.out.tfevents.{now:010.0}.{number:06}.");
             if starts(folder, &prefix).map_err(fail)? {
                 continue;
@@ -257,7 +256,8 @@ mod tests {
         message.integer(1, 150);
         message.bytes(2, b"testing");
         message.integer(16, u64::MAX);
-        let expected = b"\x08\x96\x01\x12\x07testing\x80\x01\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01";
+        let expected =
+            b"\x08\x96\x01\x12\x07testing\x80\x01\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01";
         assert_eq!(message.0, expected);
     }
 
