@@ -468,14 +468,17 @@ fn fit(
                     "{before}; validation {}; {seconds:.1} s",
                     short(evaluation)
                 ));
-                let values = evaluation
+                let named: Vec<(String, f64)> = evaluation
                     .values()
-                    .map(|(name, value)| (name.to_owned(), value));
-                history.checks.push((step, values.collect()));
+                    .map(|(name, value)| (format!("validation/{name}"), value))
+                    .collect();
+                failed = failed.take().or(record(recorders, step, &named).err());
             }
+            // The records reach at least as far as the checkpoint.
+            Event::Checkpoint { .. } => failed = failed.take().or(recorders.flush().err()),
             _ => {}
         }
-        match interrupted.load(Ordering::SeqCst) {
+        match failed.is_some() || interrupted.load(Ordering::SeqCst) {
             true => ControlFlow::Break(()),
             false => ControlFlow::Continue(()),
         }
@@ -512,11 +515,16 @@ fn record_step(
         .values()
         .map(|(name, value)| (format!("{before}/{name}"), value))
         .collect();
-    let scalars: Vec<(&str, f64)> = named
-        .iter()
-        .map(|(name, value)| (name.as_str(), *value))
-        .collect();
-    recorders.scalars(step, &scalars)
+    record(recorders, step, &named)
+}
+
+fn record(
+    recorders: &mut Recorders<'_>,
+    step: u64,
+    named: &[(String, f64)],
+) -> energyflow::Result<()> {
+    let scalars = named.iter().map(|(name, value)| (name.as_str(), *value));
+    recorders.scalars(step, &scalars.collect::<Vec<_>>())
 }
 
 /// Means of an epoch, by mode.

@@ -11,6 +11,5 @@ pub(crate) use folder::{AtomicFolder, find};
 pub(crate) use input::{InputFile, Sequential};
 pub(crate) use log::open_log;
 pub(crate) use tensors::{
-    TensorFile, TensorOut, TensorPlace, TensorStream, floats, is_tensor_file, newer,
-    stream_tensors, write_tensors,
+    TensorFile, TensorOut, TensorPlace, floats, is_tensor_file, newer, write_tensors,
 };

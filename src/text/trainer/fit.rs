@@ -122,7 +122,7 @@ pub enum Event<'a> {
         /// The figures.
         evaluation: &'a mut Evaluation,
     },
-    /// A checkpoint was saved.
+    /// A checkpoint is saved when the callback returns. All steps before it were reported.
     Checkpoint {
         /// The training.
         trainer: &'a Trainer,
@@ -288,7 +288,7 @@ impl Trainer {
             _ => None,
         };
         Ok(FitReport {
-            stop: match (early, run.cancelled) {
+            stop: match (early, self.progress.epoch < options.epochs) {
                 (true, _) => Stop::Early,
                 (false, true) => Stop::Cancelled,
                 (false, false) => Stop::Finished,
@@ -398,17 +398,17 @@ impl Run<'_> {
         self.land(trainer)?;
         let steps = trainer.progress.steps;
         let path = checkpoint_path(folder, steps);
+        self.tell(Event::Checkpoint {
+            trainer,
+            path: &path,
+        });
         trainer.checkpoint()?.save(&path)?;
         let all = checkpoints(folder)?;
         let old = all.len().saturating_sub(self.options.keep);
         for (_, path) in &all[..old] {
             std::fs::remove_file(path).map_err(|error| Error::io(path, error))?;
         }
-        self.saved = Some((steps, path.clone()));
-        self.tell(Event::Checkpoint {
-            trainer,
-            path: &path,
-        });
+        self.saved = Some((steps, path));
         Ok(())
     }
 }
