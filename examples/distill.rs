@@ -114,13 +114,9 @@ fn distill(options: Options) -> Result<(), Box<dyn Error>> {
     let card = Card::default()
         .name("Sentence encoder")
         .description("Sentence embeddings, distilled from those of a transformer.");
-    match run(
-        &mut trainer,
-        &mut data,
-        &options.training,
-        &options.output,
-        card,
-    )? {
+    let none = |_: &Trainer, _: &Opened| Ok(Vec::new());
+    let (how, output) = (&options.training, &options.output);
+    match run(&mut trainer, &mut data, how, output, card, &none)? {
         Some(evaluation) => answer(&options.ask, &trainer, &data, &evaluation),
         None => Ok(()),
     }

@@ -13,10 +13,12 @@ use energyflow::text::{Card, Trainer};
 mod shared {
     pub mod decoder;
     pub mod device;
+    pub mod generate;
     pub mod program;
     pub mod training;
 }
-use shared::training::{Data, Output, Training, run};
+use shared::generate::{generate, show};
+use shared::training::{Data, Opened, Output, Training, run};
 
 /// Train a decoder from sentence embeddings back to text on the GPU.
 #[derive(Parser)]
@@ -54,12 +56,13 @@ fn train(options: Options) -> Result<(), Box<dyn Error>> {
     let card = Card::default()
         .name("Text decoder")
         .description("Text from the sentence embeddings of a transformer.");
-    run(
-        &mut trainer,
-        &mut data,
-        &options.training,
-        &options.output,
-        card,
-    )?;
+    let more = |trainer: &Trainer, data: &Opened| match options.decoder.generate {
+        0 => Ok(Vec::new()),
+        n => Ok(generate(trainer, data, n)?.figures),
+    };
+    let (how, output) = (&options.training, &options.output);
+    if run(&mut trainer, &mut data, how, output, card, &more)?.is_some() {
+        show(&trainer, &data)?;
+    }
     Ok(())
 }

@@ -16,10 +16,12 @@ use energyflow::text::{
 mod shared {
     pub mod decoder;
     pub mod device;
+    pub mod generate;
     pub mod program;
     pub mod training;
 }
-use shared::training::{Data, Output, Training, run};
+use shared::generate::{generate, show};
+use shared::training::{Data, Opened, Output, Training, run};
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Z {
@@ -146,12 +148,13 @@ fn train(options: Options) -> Result<(), Box<dyn Error>> {
         .description(
             "Sentence embeddings, distilled from those of a transformer, and text from embeddings.",
         );
-    run(
-        &mut trainer,
-        &mut data,
-        &options.training,
-        &options.output,
-        card,
-    )?;
+    let more = |trainer: &Trainer, data: &Opened| match options.decoder.generate {
+        0 => Ok(Vec::new()),
+        n => Ok(generate(trainer, data, n)?.figures),
+    };
+    let (how, output) = (&options.training, &options.output);
+    if run(&mut trainer, &mut data, how, output, card, &more)?.is_some() {
+        show(&trainer, &data)?;
+    }
     Ok(())
 }

@@ -37,6 +37,9 @@ pub struct Decoder {
     /// Label smoothing in training
     #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
     pub smoothing: f32,
+    /// Texts to generate at every validation, from the embeddings of the first validation texts; 0 generates none
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub generate: usize,
     /// Use the token table as the weight of the output layer
     #[arg(long)]
     tied: bool,

@@ -130,7 +130,7 @@ pub struct Opened {
     pub batches: Batches,
     pub validation: Dataset,
     pub tokenizer: WordPiece,
-    tokenizer_json: Vec<u8>,
+    pub tokenizer_json: Vec<u8>,
     description: String,
 }
 
@@ -251,6 +251,9 @@ impl Training {
 
 const MODES: [(TrainingMode, &str); 2] = [(TrainingMode::A, "mode A"), (TrainingMode::B, "mode B")];
 
+/// Further figures of a validation, by name.
+pub type More<'a> = &'a dyn Fn(&Trainer, &Opened) -> Outcome<Vec<(&'static str, f64)>>;
+
 /// Trains, validates at the end, and writes the model and the curves. `None` when the training was interrupted.
 pub fn run(
     trainer: &mut Trainer,
@@ -258,6 +261,7 @@ pub fn run(
     training: &Training,
     output: &Output,
     card: Card,
+    more: More<'_>,
 ) -> Outcome<Option<Evaluation>> {
     let start = Instant::now();
     let checkpoints = output.out.join("checkpoints");
@@ -306,7 +310,7 @@ pub fn run(
         .keep(output.keep)
         .checkpoints(Some(checkpoints.clone()));
     let mut recorders = recorders.with(&mut curves);
-    let report = fit(trainer, data, training, &options, &mut recorders)?;
+    let report = fit(trainer, data, training, &options, &mut recorders, more)?;
     drop(recorders);
     if report.stop == Stop::Cancelled {
         let path = report.checkpoint.unwrap_or(checkpoints);
@@ -323,7 +327,8 @@ pub fn run(
         println!("best    {name} {:.4} after {} steps", best.value, best.step);
         trainer.set_weights(&best.weights)?;
     }
-    let evaluation = trainer.evaluate(&data.validation)?;
+    let mut evaluation = trainer.evaluate(&data.validation)?;
+    add(&mut evaluation, more(trainer, data)?);
     let figures: Vec<String> = evaluation
         .values()
         .map(|(name, value)| match name {
@@ -383,6 +388,7 @@ fn fit(
     training: &Training,
     options: &FitOptions,
     recorders: &mut Recorders<'_>,
+    more: More<'_>,
 ) -> Outcome<FitReport> {
     let interrupted = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&interrupted);
@@ -412,15 +418,17 @@ fn fit(
     let mut trained = 0_u64;
     // Of the epoch, and the last step of each mode.
     let mut seen: Vec<Metrics> = Vec::new();
-    let mut failed = None;
+    let mut failed: Option<Box<dyn Error>> = None;
     let mut epoch_line = String::new();
-    let report = trainer.fit(&mut data.batches, options, |event| {
+    // The trainer holds the batches while it trains.
+    let mut batches = data.batches.clone();
+    let report = trainer.fit(&mut batches, options, |event| {
         match event {
             Event::Step { step, metrics, .. } => {
                 seen.push(*metrics);
                 failed = failed
                     .take()
-                    .or(record_step(recorders, step, metrics, joint).err());
+                    .or(boxed(record_step(recorders, step, metrics, joint)));
                 trained += 1;
                 last = Instant::now();
                 let seconds = (start.elapsed() - checking).as_secs_f64();
@@ -456,8 +464,15 @@ fn fit(
                 }
             }
             Event::Validation {
-                step, evaluation, ..
+                trainer,
+                step,
+                evaluation,
+                ..
             } => {
+                match more(trainer, data) {
+                    Ok(more) => add(evaluation, more),
+                    Err(error) => failed = failed.take().or(Some(error)),
+                }
                 checking += last.elapsed();
                 let before = match options.validate_every {
                     None => std::mem::take(&mut epoch_line),
@@ -472,10 +487,10 @@ fn fit(
                     .values()
                     .map(|(name, value)| (format!("validation/{name}"), value))
                     .collect();
-                failed = failed.take().or(record(recorders, step, &named).err());
+                failed = failed.take().or(boxed(record(recorders, step, &named)));
             }
             // The records reach at least as far as the checkpoint.
-            Event::Checkpoint { .. } => failed = failed.take().or(recorders.flush().err()),
+            Event::Checkpoint { .. } => failed = failed.take().or(boxed(recorders.flush())),
             _ => {}
         }
         match failed.is_some() || interrupted.load(Ordering::SeqCst) {
@@ -491,9 +506,20 @@ fn fit(
     );
     recorders.flush()?;
     match failed {
-        Some(error) => Err(error.into()),
+        Some(error) => Err(error),
         None => Ok(report),
     }
+}
+
+fn boxed(result: energyflow::Result<()>) -> Option<Box<dyn Error>> {
+    result.err().map(Into::into)
+}
+
+fn add(evaluation: &mut Evaluation, more: Vec<(&'static str, f64)>) {
+    let more = more
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value));
+    evaluation.more.extend(more);
 }
 
 /// What is drawn of what is there.
