@@ -20,11 +20,29 @@ pub(super) struct Progress {
     /// Optimizer steps so far, skipped ones too.
     pub steps: u64,
     /// The best value of the metric that is watched, and the step after which it was reached.
+    #[serde(with = "as_bits")]
     pub best: Option<(f64, u64)>,
     /// Validations since then.
     pub since_best: u64,
     /// The data; `None` before [`Trainer::fit`] has seen any.
     pub data: Option<Data>,
+}
+
+/// Numbers as their bits: JSON is not read back exactly, and has no infinities.
+mod as_bits {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    type Best = Option<(f64, u64)>;
+
+    pub fn serialize<S: Serializer>(best: &Best, serializer: S) -> Result<S::Ok, S::Error> {
+        best.map(|(value, step)| (value.to_bits(), step))
+            .serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Best, D::Error> {
+        let best: Option<(u64, u64)> = Option::deserialize(deserializer)?;
+        Ok(best.map(|(bits, step)| (f64::from_bits(bits), step)))
+    }
 }
 
 /// What the position in the data depends on.
@@ -86,17 +104,20 @@ impl Trainer {
     /// [`Error::Data`] for a checkpoint of another program, and naming the first option that differs; as [`Checkpoint::apply`]. The training is
     /// then as it was, except after errors of the device.
     pub fn resume(&mut self, checkpoint: &Checkpoint) -> Result<()> {
-        let header: Header = serde_json::from_str(&checkpoint.metadata).map_err(|error| {
+        let foreign = |error| {
             mismatch(format!(
                 "was not made by a Trainer of this version: {error}"
             ))
-        })?;
+        };
+        let header: Header = serde_json::from_str(&checkpoint.metadata).map_err(foreign)?;
         if header.version != VERSION {
             let version = header.version;
             let reason = format!("has version {version} of the training's header, not {VERSION}");
             return Err(mismatch(reason));
         }
-        if let Some(difference) = difference("", &header.config, &self.config()?) {
+        // Read as that of the checkpoint was: JSON does not give every number back exactly.
+        let now = serde_json::from_str(&self.config()?.to_string()).map_err(not_json)?;
+        if let Some(difference) = difference("", &header.config, &now) {
             return Err(mismatch(difference));
         }
         checkpoint.apply(&mut self.session)?;
