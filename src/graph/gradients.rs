@@ -67,7 +67,9 @@ impl Graph {
             active[value.0 as usize] = true;
         }
         for node in &self.nodes {
-            if node.inputs.iter().any(|id| active[id.0 as usize]) {
+            // Whatever is behind it is a constant.
+            let passes = node.op != Op::Unary(UnaryOp::Detach);
+            if passes && node.inputs.iter().any(|id| active[id.0 as usize]) {
                 for id in &node.outputs {
                     active[id.0 as usize] = true;
                 }
