@@ -157,7 +157,7 @@ impl Parameters {
             return Err(no_moments(name));
         };
         check(name, &corrections, 2)?;
-        // What lies before is of other parameters.
+        // What lies before and behind is of other parameters.
         let mut pages = tensor.download::<f32>(&self.gpu)?.wait()?;
         let own = &mut pages.as_chunks_mut().0[first..first + count];
         own.fill(corrections);
@@ -171,7 +171,9 @@ impl Parameters {
             return Ok(None);
         };
         let (whole, first, count) = entry.span.corrections();
-        let layout = Layout::new(1, 2 * (first + count), DType::F32, Alignment::Bytes16)?;
+        // A whole number of `vec4`s: padding would be written, too, over what follows.
+        let elements = (2 * (first + count)).next_multiple_of(4);
+        let layout = Layout::new(1, elements, DType::F32, Alignment::Bytes16)?;
         let slice = buffer.slice(whole.offset_in(Arena::Corrections), layout.size_bytes())?;
         Ok(Some((Tensor::from_slice(slice, layout)?, first, count)))
     }
