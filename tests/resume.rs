@@ -228,14 +228,14 @@ fn damaged_files_give_errors() {
             Err(error) => panic!("byte {at}: {error}"),
         }
     }
-    let version = b"\"version\":\"1\"";
+    let version = b"\"version\":\"2\"";
     let at = good.windows(version.len()).position(|w| w == version);
     let mut newer = good.clone();
-    newer[at.unwrap() + version.len() - 2] = b'2';
+    newer[at.unwrap() + version.len() - 2] = b'3';
     fs::write(&path, newer).unwrap();
     let error = Checkpoint::load(&path).unwrap_err();
     assert!(
-        matches!(&error, Error::Format { reason, .. } if reason.contains("checkpoint format 2") && reason.contains("update energyflow")),
+        matches!(&error, Error::Format { reason, .. } if reason.contains("checkpoint format 3") && reason.contains("update energyflow")),
         "{error}"
     );
     let missing = Checkpoint::load(folder.path().join("missing")).unwrap_err();
@@ -264,7 +264,7 @@ fn a_step_half_accumulated_is_not_saved() {
     toy.data(9, ROWS).run(&accumulate);
     let error = Checkpoint::from_session(&session).unwrap_err();
     assert!(
-        matches!(&error, Error::Data { name, .. } if name == "train.weight"),
+        matches!(&error, Error::Data { name, .. } if name == "train.accumulated_weight"),
         "{error}"
     );
     checkpoint.apply(&mut session).unwrap();

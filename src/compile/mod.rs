@@ -16,7 +16,7 @@ pub(crate) use fingerprint::fingerprint;
 pub(crate) use lower::lower;
 pub use plan::Plan;
 pub(crate) use plan::size;
-pub(crate) use steps::{Arena, Arenas, Lowered, Place, Span, Step, Tuner};
+pub(crate) use steps::{Arena, Arenas, CORRECTION, Lowered, PAGE, Place, Span, Step, Tuner};
 pub(crate) use table::{Entry, NewParameters, Table};
 
 use crate::error::Result;

@@ -67,7 +67,9 @@ impl Graph {
             active[value.0 as usize] = true;
         }
         for node in &self.nodes {
-            if node.inputs.iter().any(|id| active[id.0 as usize]) {
+            // Whatever is behind it is a constant.
+            let passes = node.op != Op::Unary(UnaryOp::Detach);
+            if passes && node.inputs.iter().any(|id| active[id.0 as usize]) {
                 for id in &node.outputs {
                     active[id.0 as usize] = true;
                 }
@@ -236,7 +238,7 @@ impl Backward<'_> {
                     let dx = self.graph.affine(d, *scale, 0.0)?;
                     self.accumulate(x[0], dx)
                 }
-                UnaryOp::IsFinite => Ok(()),
+                UnaryOp::IsFinite | UnaryOp::Detach => Ok(()),
                 op => {
                     let op = BinaryOp::UnaryGrad(*op);
                     let dx = self.graph.binary(op, Broadcast::Same, x[0], d)?;

@@ -11,8 +11,6 @@ pub mod dataset;
 mod dataset_writer;
 mod decode;
 pub mod decoder;
-pub mod decoder_trainer;
-pub mod distill;
 mod efb;
 pub mod efb1;
 pub mod efb2;
@@ -30,12 +28,12 @@ mod records;
 mod rows;
 mod sample;
 mod samples;
-mod steps;
 mod store;
 pub mod tensors;
 mod text_encoder;
 mod text_lines;
 pub mod tokenizer;
+pub mod trainer;
 #[cfg(feature = "tokenizer")]
 mod word_piece;
 
@@ -45,8 +43,6 @@ pub use card::Card;
 pub use dataset::Dataset;
 pub use dataset_writer::{DatasetWriter, EmbeddingType};
 pub use decoder::{Decoder, DecoderOptions, next_tokens};
-pub use decoder_trainer::{DecoderEvaluation, DecoderMetrics, DecoderTrainer, DecoderTraining};
-pub use distill::{DistillOptions, Distiller, Evaluation, Metrics};
 pub use efb1::Efb1Writer;
 pub use efb2::Efb2Writer;
 pub use embeddings::{Embeddings, Truncation};
@@ -63,5 +59,8 @@ pub use records::Records;
 pub use sample::{OpenOptions, Sample};
 pub use text_encoder::{TextEncoder, TextEncoderOptions};
 pub use tokenizer::{Tokenizer, Tokens, Whitespace};
+pub use trainer::{
+    Condition, Evaluation, FitOptions, InfoNce, Metrics, Trainer, TrainerOptions, TrainingMode,
+};
 #[cfg(feature = "tokenizer")]
 pub use word_piece::WordPiece;

@@ -17,6 +17,7 @@ pub use checkpoint::Checkpoint;
 pub use freeze::trainable;
 pub use group::ParameterGroup;
 pub use mapping::{Fitting, Mapping, OtherShape};
+pub(crate) use group::has_prefix;
 pub(crate) use optimizer::SKIPPED;
 pub use optimizer::{AdamW, StepOutputs};
 pub use scale::LossScale;
