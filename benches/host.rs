@@ -14,7 +14,9 @@ use energyflow::gpu::{Access, BufferSlice, KernelSource, Layout, Recorder, Tenso
 use energyflow::graph::{Graph, Init};
 use energyflow::nn::Linear;
 use energyflow::runtime::Host;
-use energyflow::text::{Batches, Dataset, DistillOptions, Distiller, EncoderOptions, OpenOptions};
+use energyflow::text::{
+    Batches, Dataset, EncoderOptions, OpenOptions, Trainer, TrainerOptions, TrainingMode,
+};
 use energyflow::train::AdamW;
 use energyflow::types::{DType, Shape, Trans, UnaryOp};
 use energyflow::{Executable, Gpu, GpuOptions, Result, Session};
@@ -43,9 +45,9 @@ fn training_step(criterion: &mut Criterion, gpu: &Gpu) -> Result<()> {
         .width(16)
         .hidden(32)
         .embedding(16);
-    let distill = DistillOptions::default().batch(4);
-    let distiller = Distiller::new(gpu, &options, &distill)?;
-    let step = distiller.training_step();
+    let distill = TrainerOptions::default().batch(4);
+    let distiller = Trainer::distill(gpu, &options, &distill)?;
+    let step = distiller.training_step(TrainingMode::A).expect("mode A");
     let dispatches = step.plan().dispatches;
     let (ids, mask, target) = (vec![1_u32; 32], vec![1.0_f32; 32], vec![0.5_f32; 64]);
     let inputs = [

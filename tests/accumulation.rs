@@ -7,7 +7,7 @@ use common::{Tolerance, compare, gpu, tiled_gpu};
 use energyflow::graph::{Graph, Init, Op, Source};
 use energyflow::runtime::Host;
 use energyflow::text::{
-    Batches, Dataset, DistillOptions, Distiller, EncoderOptions, Metrics, Precision,
+    Batches, Dataset, EncoderOptions, Metrics, Precision, Trainer, TrainerOptions,
 };
 use energyflow::train::{AdamW, LossScale, Schedule, StepOutputs};
 use energyflow::types::{DType, Rates};
@@ -175,8 +175,8 @@ fn a_bad_micro_batch_skips_the_whole_step() {
                     assert!(bits(&session) == before, "{dtype} {name}");
                     let after = session.get("train.loss_scale").unwrap()[0];
                     assert_eq!(after, 0.5 * scale, "{dtype} {name}");
-                    assert_eq!(session.get("train.weight").unwrap(), [0.0]);
-                    assert_eq!(session.get("train.metrics").unwrap(), [0.0]);
+                    assert_eq!(session.get("train.accumulated_weight").unwrap(), [0.0]);
+                    assert_eq!(session.get("train.accumulated_metrics").unwrap(), [0.0]);
                     session.set("train.loss_scale", &[scale]).unwrap();
                 }
             }
@@ -203,7 +203,7 @@ fn counters_move_in_the_update_alone() {
     for (part, counted) in parts(&accumulation, 0).iter().zip(COUNTED) {
         part.run(&accumulate);
         weight += counted as f32;
-        assert_eq!(session.get("train.weight").unwrap(), [weight]);
+        assert_eq!(session.get("train.accumulated_weight").unwrap(), [weight]);
         assert_eq!(session.get("train.loss_scale").unwrap(), [1024.0]);
         assert_eq!(session.get("train.step").unwrap(), [0.0]);
     }
@@ -242,7 +242,7 @@ fn a_whole_network_takes_a_handful_of_dispatches() {
                 .unwrap()
         })
         .collect();
-    let hyper = update.input("hyper", &[5], DType::F32).unwrap();
+    let hyper = update.input("hyper", &[3], DType::F32).unwrap();
     let taken = Op::TakeAccumulated {
         params: params.clone(),
     };
@@ -358,8 +358,8 @@ fn small() -> EncoderOptions {
         .embedding(384)
 }
 
-fn distill(micro_batches: usize, precision: Precision) -> DistillOptions {
-    DistillOptions::default()
+fn distill(micro_batches: usize, precision: Precision) -> TrainerOptions {
+    TrainerOptions::default()
         .batch(12)
         .micro_batches(micro_batches)
         .optimizer(optimizer(false))
@@ -375,7 +375,7 @@ fn a_distiller_splits_its_batches() {
     let data = Dataset::open(path).unwrap().take(24);
     for (precision, bound) in [(Precision::F32, 2e-5), (Precision::Mixed, 1e-2)] {
         let run = |micro: usize, spoilt: bool| -> (Vec<Metrics>, Vec<Vec<f32>>) {
-            let distiller = Distiller::new(&gpu(), &small(), &distill(micro, precision)).unwrap();
+            let distiller = Trainer::distill(&gpu(), &small(), &distill(micro, precision)).unwrap();
             let mut batches = Batches::training(data.clone(), 12, 8, 1).unwrap();
             let mut history = Vec::new();
             for epoch in 0..2 {
@@ -384,7 +384,7 @@ fn a_distiller_splits_its_batches() {
                     let mut batch = batches.next_batch().unwrap().unwrap().clone();
                     // The last micro-batch is refused: the others must be forgotten.
                     *batch.ids.last_mut().unwrap() = u32::MAX;
-                    assert!(matches!(distiller.step(&batch), Err(Error::Data { .. })));
+                    assert!(matches!(distiller.step(&batch, 0), Err(Error::Data { .. })));
                     batches.start_epoch(epoch);
                 }
                 distiller
@@ -416,7 +416,7 @@ fn a_distiller_splits_its_batches() {
         );
     }
     for micro in [0, 5, 24] {
-        let result = Distiller::new(&gpu(), &small(), &distill(micro, Precision::F32));
+        let result = Trainer::distill(&gpu(), &small(), &distill(micro, Precision::F32));
         let field = "micro_batches";
         assert!(matches!(result, Err(Error::Config { field: f, .. }) if f == field));
     }

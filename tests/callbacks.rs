@@ -8,7 +8,7 @@ use std::time::Duration;
 use energyflow::gpu::{Alignment, Layout, Tensor};
 use energyflow::graph::{Graph, Init};
 use energyflow::runtime::Host;
-use energyflow::text::{Batches, Dataset, DistillOptions, Distiller, EncoderOptions};
+use energyflow::text::{Batches, Dataset, EncoderOptions, Trainer, TrainerOptions};
 use energyflow::types::{DType, Trans};
 use energyflow::{Error, Executable, Gpu, GpuOptions, Session};
 
@@ -233,7 +233,7 @@ fn a_step_in_micro_batches_is_not_entered_twice() {
             .kernel(3)
             .dilations(vec![1])
             .embedding(384);
-        let distill = DistillOptions::default().batch(4).micro_batches(2);
+        let distill = TrainerOptions::default().batch(4).micro_batches(2);
         let path = concat!(
             env!("CARGO_MANIFEST_DIR"),
             "/data/wordnet_train.safetensors"
@@ -242,14 +242,14 @@ fn a_step_in_micro_batches_is_not_entered_twice() {
         let mut batches = Batches::training(samples, 4, encoder.length, 0).unwrap();
         batches.start_epoch(0);
         let batch = batches.next_batch().unwrap().unwrap().clone();
-        let distiller = Arc::new(Distiller::new(&gpu, &encoder, &distill).unwrap());
+        let distiller = Arc::new(Trainer::distill(&gpu, &encoder, &distill).unwrap());
         let (ran, refused) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         for round in 1..=30 {
             let (ran, refused) = (Arc::clone(&ran), Arc::clone(&refused));
             let (inner, again) = (Arc::clone(&distiller), batch.clone());
             let counted = Arc::clone(&ran);
             gpu.queue().on_submitted_work_done(move || {
-                match inner.step(&again) {
+                match inner.step(&again, 0) {
                     Ok(metrics) => assert!(metrics.loss.is_finite()),
                     Err(Error::Graph(_)) => {
                         refused.fetch_add(1, Ordering::SeqCst);
@@ -258,7 +258,7 @@ fn a_step_in_micro_batches_is_not_entered_twice() {
                 }
                 counted.fetch_add(1, Ordering::SeqCst);
             });
-            assert!(distiller.step(&batch).unwrap().loss.is_finite());
+            assert!(distiller.step(&batch, 0).unwrap().loss.is_finite());
             while ran.load(Ordering::SeqCst) < round {
                 gpu.recorder("poll").submit().unwrap().wait().unwrap();
             }

@@ -13,8 +13,8 @@ use energyflow::graph::Graph;
 use energyflow::nn::{Gelu, TcnBlock};
 use energyflow::runtime::{Host, Session};
 use energyflow::text::{
-    Batches, Dataset, Decoder, DecoderMetrics, DecoderOptions, DecoderTrainer, DecoderTraining,
-    Efb1Writer, Encoder, EncoderOptions, Precision, next_tokens,
+    Batches, Dataset, Decoder, DecoderOptions, Efb1Writer, Encoder, EncoderOptions, Metrics,
+    Precision, Trainer, TrainerOptions, next_tokens,
 };
 use energyflow::train::{AdamW, Schedule};
 use energyflow::types::DType;
@@ -251,12 +251,12 @@ fn unusable_options_are_refused() {
     let result = decoder.forward(&mut graph, ids, z, None, DType::F32);
     assert!(matches!(result, Err(Error::Shape { .. })));
     for training in [
-        DecoderTraining::default().batch(0),
-        DecoderTraining::default().micro_batches(0),
-        DecoderTraining::default().batch(10).micro_batches(4),
-        DecoderTraining::default().smoothing(1.0),
+        TrainerOptions::default().batch(0),
+        TrainerOptions::default().micro_batches(0),
+        TrainerOptions::default().batch(10).micro_batches(4),
+        TrainerOptions::default().smoothing(1.0),
     ] {
-        let result = DecoderTrainer::new(&gpu(), &options(), &training);
+        let result = Trainer::decode(&gpu(), &options(), &training);
         assert!(matches!(result, Err(Error::Config { .. })));
     }
 }
@@ -296,8 +296,8 @@ fn small(vocabulary: usize, embedding: usize) -> DecoderOptions {
         .table_bound(0.05)
 }
 
-fn training(precision: Precision) -> DecoderTraining {
-    DecoderTraining::default()
+fn training(precision: Precision) -> TrainerOptions {
+    TrainerOptions::default()
         .batch(10)
         .optimizer(
             AdamW::default()
@@ -314,8 +314,8 @@ fn learns_by_heart(precision: Precision) {
     let (samples, vocabulary) = texts(&folder.path().join("texts.efb"));
     let decoder = small(vocabulary, samples.width());
     let training = training(precision);
-    let mut trainer = DecoderTrainer::new(&gpu(), &decoder, &training).unwrap();
-    let before = trainer.evaluate(&samples).unwrap();
+    let mut trainer = Trainer::decode(&gpu(), &decoder, &training).unwrap();
+    let before = trainer.evaluate(&samples).unwrap().decoder.unwrap();
     // Near uniform over the vocabulary.
     assert!(
         (before.cross_entropy - (vocabulary as f64).ln()).abs() < 0.3,
@@ -336,13 +336,13 @@ fn learns_by_heart(precision: Precision) {
     let last = last.unwrap();
     assert_eq!(last.skipped, 0.0);
     assert!(last.tokens > 0.0);
-    let after = trainer.evaluate(&samples).unwrap();
+    let after = trainer.evaluate(&samples).unwrap().decoder.unwrap();
     assert!(after.perplexity() < 1.2, "{after:?}");
     let weights = trainer.weights().unwrap();
     let sizes: DecoderOptions = serde_json::from_str(&weights.description).unwrap();
     assert_eq!(sizes, decoder);
     trainer.set_weights(&weights).unwrap();
-    assert_eq!(trainer.evaluate(&samples).unwrap(), after);
+    assert_eq!(trainer.evaluate(&samples).unwrap().decoder.unwrap(), after);
 }
 
 #[test]
@@ -356,7 +356,7 @@ fn texts_are_learnt_in_mixed_precision() {
 }
 
 /// Bits of all parameters.
-fn bits(trainer: &DecoderTrainer) -> Vec<Vec<u32>> {
+fn bits(trainer: &Trainer) -> Vec<Vec<u32>> {
     let weights = trainer.weights().unwrap();
     let names = weights.names();
     names
@@ -367,11 +367,7 @@ fn bits(trainer: &DecoderTrainer) -> Vec<Vec<u32>> {
         .collect()
 }
 
-fn epochs(
-    trainer: &mut DecoderTrainer,
-    batches: &mut Batches,
-    epochs: Range<u64>,
-) -> Vec<DecoderMetrics> {
+fn epochs(trainer: &mut Trainer, batches: &mut Batches, epochs: Range<u64>) -> Vec<Metrics> {
     let mut history = Vec::new();
     for epoch in epochs {
         batches.start_epoch(epoch);
@@ -398,7 +394,7 @@ fn micro_batches_are_one_batch() {
                         .schedule(Schedule::Constant { rate: 1e-3 })
                         .clip(Some(1.0)),
                 );
-            let mut trainer = DecoderTrainer::new(&gpu(), &decoder, &options).unwrap();
+            let mut trainer = Trainer::decode(&gpu(), &decoder, &options).unwrap();
             let mut batches = Batches::training(samples.clone(), 10, 8, 1).unwrap();
             let history = epochs(&mut trainer, &mut batches, 0..2);
             batches.start_epoch(3);
@@ -406,9 +402,9 @@ fn micro_batches_are_one_batch() {
             // The last micro-batch is refused: nothing of it stays behind.
             *batch.ids.last_mut().unwrap() = u32::MAX;
             let before = bits(&trainer);
-            assert!(matches!(trainer.step(&batch), Err(Error::Data { .. })));
+            assert!(matches!(trainer.step(&batch, 0), Err(Error::Data { .. })));
             batch.ids.pop();
-            assert!(matches!(trainer.step(&batch), Err(Error::Data { .. })));
+            assert!(matches!(trainer.step(&batch, 0), Err(Error::Data { .. })));
             assert!(bits(&trainer) == before);
             assert!(trainer.checkpoint().is_ok());
             history
@@ -416,7 +412,7 @@ fn micro_batches_are_one_batch() {
         let (one, five) = (run(1), run(5));
         assert_eq!(one.len(), 4);
         for (a, b) in five.iter().zip(&one) {
-            let numbers = |m: &DecoderMetrics| [m.loss, m.gradient_norm, m.learning_rate];
+            let numbers = |m: &Metrics| [m.loss, m.gradient_norm, m.learning_rate];
             assert_eq!(a.tokens, b.tokens);
             for (a, b) in numbers(a).into_iter().zip(numbers(b)) {
                 assert!((a - b).abs() <= bound * b.abs(), "{a} {b}");
@@ -433,12 +429,12 @@ fn a_resumed_training_is_the_same_bit_for_bit() {
     for (precision, micro_batches) in [(Precision::F32, 1), (Precision::Mixed, 2)] {
         let options = training(precision).micro_batches(micro_batches);
         let mut batches = Batches::training(samples.clone(), 10, 8, 1).unwrap();
-        let mut whole = DecoderTrainer::new(&gpu(), &decoder, &options).unwrap();
+        let mut whole = Trainer::decode(&gpu(), &decoder, &options).unwrap();
         epochs(&mut whole, &mut batches, 0..2);
         let checkpoint = whole.checkpoint().unwrap();
         let expected = epochs(&mut whole, &mut batches, 2..4);
 
-        let mut resumed = DecoderTrainer::new(&gpu(), &decoder, &options).unwrap();
+        let mut resumed = Trainer::decode(&gpu(), &decoder, &options).unwrap();
         epochs(&mut resumed, &mut batches, 0..1);
         resumed.resume(&checkpoint).unwrap();
         assert_eq!(epochs(&mut resumed, &mut batches, 2..4), expected);

@@ -8,7 +8,7 @@ use energyflow::nn::{Draws, Dropout, Gelu, Mode, Tcn, TcnOptions};
 use energyflow::reference::{Array, Interpreter};
 use energyflow::runtime::{Host, Session};
 use energyflow::text::{
-    Batch, Batches, Dataset, DistillOptions, Distiller, EncoderOptions, Precision,
+    Batch, Batches, Dataset, EncoderOptions, Precision, Trainer, TrainerOptions,
 };
 use energyflow::types::{DType, Trans};
 use energyflow::{Error, Gpu};
@@ -325,12 +325,12 @@ fn encoder(dropout: f32) -> EncoderOptions {
         .dropout(dropout)
 }
 
-fn distiller(gpu: &Gpu, dropout: f32, precision: Precision, seed: u64) -> Distiller {
-    let options = DistillOptions::default()
+fn distiller(gpu: &Gpu, dropout: f32, precision: Precision, seed: u64) -> Trainer {
+    let options = TrainerOptions::default()
         .batch(6)
         .precision(precision)
         .seed(seed);
-    Distiller::new(gpu, &encoder(dropout), &options).unwrap()
+    Trainer::distill(gpu, &encoder(dropout), &options).unwrap()
 }
 
 fn batch() -> Batch {
@@ -350,7 +350,7 @@ fn training_draws_anew_in_every_step_and_evaluation_not_at_all() {
     for precision in [Precision::F32, Precision::Mixed] {
         let losses = |seed: u64| -> Vec<u32> {
             let distiller = distiller(&gpu(), 0.5, precision, seed);
-            let steps = (0..3).map(|_| distiller.step(&batch).unwrap().loss.to_bits());
+            let steps = (0..3).map(|_| distiller.step(&batch, 0).unwrap().loss.to_bits());
             let losses = steps.collect();
             assert_eq!(distiller.session().get(Draws::STATE).unwrap(), [3.0]);
             losses

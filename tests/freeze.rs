@@ -8,7 +8,7 @@ use common::gpu;
 use energyflow::Error;
 use energyflow::graph::{Graph, Init};
 use energyflow::runtime::Host;
-use energyflow::text::{DistillOptions, Distiller, EncoderOptions};
+use energyflow::text::{EncoderOptions, Trainer, TrainerOptions, TrainingMode};
 use energyflow::train::{AdamW, Schedule, trainable};
 use energyflow::types::Precision;
 
@@ -24,8 +24,8 @@ fn encoder() -> EncoderOptions {
         .table_bound(1.0)
 }
 
-fn distiller(freeze: &[&str], precision: Precision) -> Result<Distiller, Error> {
-    let options = DistillOptions::default()
+fn distiller(freeze: &[&str], precision: Precision) -> Result<Trainer, Error> {
+    let options = TrainerOptions::default()
         .batch(4)
         // Decay alone would change every parameter but those that are zero.
         .optimizer(
@@ -35,10 +35,10 @@ fn distiller(freeze: &[&str], precision: Precision) -> Result<Distiller, Error> 
         )
         .precision(precision)
         .freeze(freeze.iter().map(|&name| name.to_owned()).collect());
-    Distiller::new(&gpu(), &encoder(), &options)
+    Trainer::distill(&gpu(), &encoder(), &options)
 }
 
-fn bits(distiller: &Distiller) -> HashMap<String, Vec<u32>> {
+fn bits(distiller: &Trainer) -> HashMap<String, Vec<u32>> {
     let session = distiller.session();
     let names: Vec<String> = session.parameters().map(|(n, _)| n.to_owned()).collect();
     let bits = |name: &String| {
@@ -74,7 +74,11 @@ fn frozen_parameters_keep_their_bits() {
                     ("mask", Host::F32(&[1.0; 24])),
                     ("target", Host::from(&target)),
                 ];
-                let step = distiller.training_step().run(&inputs).unwrap();
+                let step = distiller
+                    .training_step(TrainingMode::A)
+                    .unwrap()
+                    .run(&inputs)
+                    .unwrap();
                 let outputs = step.wait().unwrap();
                 assert_eq!(outputs.scalar("skipped").unwrap(), 0.0);
             }
@@ -93,7 +97,11 @@ fn frozen_parameters_keep_their_bits() {
 fn frozen_layers_cost_no_backward_pass() {
     let dispatches = |freeze: &[&str]| {
         let distiller = distiller(freeze, Precision::F32).unwrap();
-        distiller.training_step().plan().dispatches
+        distiller
+            .training_step(TrainingMode::A)
+            .unwrap()
+            .plan()
+            .dispatches
     };
     let all = dispatches(&[]);
     let half = dispatches(&["embedding", "blocks.0"]);

@@ -323,7 +323,7 @@ fn updates_of_the_wrong_thing() {
     let mut graph = Graph::new();
     let x = input(&mut graph, &[3]);
     let half = graph.input("half", &[3], DType::F16).unwrap();
-    let hyper = input(&mut graph, &[5]);
+    let hyper = input(&mut graph, &[3]);
     let p = graph.parameter("p", &[3], Init::Constant(0.0)).unwrap();
     let s = graph.state("s", &[3], 0.0).unwrap();
     let t = graph.state("t", &[4], 0.0).unwrap();

@@ -18,7 +18,7 @@ use common::gpu;
 use energyflow::graph::{Graph, Init};
 use energyflow::runtime::{Host, Pending, Session};
 use energyflow::text::{
-    Batch, Batches, Dataset, DistillOptions, Distiller, EncoderOptions, Precision,
+    Batch, Batches, Dataset, EncoderOptions, Precision, Trainer, TrainerOptions, TrainingMode,
 };
 use energyflow::types::{DType, Trans, UnaryOp};
 use energyflow::{Executable, Gpu, GpuOptions};
@@ -241,17 +241,17 @@ fn training_steps_allocate_nothing() {
     let mut batches = batches(&options);
     for precision in [Precision::F32, Precision::Mixed] {
         let gpu = own_gpu();
-        let distill = DistillOptions::default().batch(4).precision(precision);
-        let distiller = Distiller::new(&gpu, &options, &distill).unwrap();
+        let distill = TrainerOptions::default().batch(4).precision(precision);
+        let distiller = Trainer::distill(&gpu, &options, &distill).unwrap();
         assert_lean(&format!("{precision:?}"), &gpu, || {
             batches.start_epoch(0);
             let batch = batches.next_batch().unwrap().unwrap();
-            assert!(distiller.step(batch).unwrap().loss.is_finite());
+            assert!(distiller.step(batch, 0).unwrap().loss.is_finite());
         });
         let batch = batches.next_batch().unwrap().unwrap();
 
-        // Several under way, as in `Distiller::epoch`.
-        let step = distiller.training_step();
+        // Several under way, as in `Trainer::epoch`.
+        let step = distiller.training_step(TrainingMode::A).unwrap();
         let mut pending: Vec<Pending> = Vec::with_capacity(Executable::IN_FLIGHT);
         assert_lean(&format!("{precision:?}, several"), &gpu, || {
             for _ in 0..Executable::IN_FLIGHT {

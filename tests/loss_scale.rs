@@ -51,8 +51,13 @@ fn a_bad_number_anywhere_at_any_step_skips_the_step_whole() {
                     let good = toy.data((3 * i + j) as u64, ROWS).run(&step);
                     assert!(good.scalar(StepOutputs::GRADIENT_NORM).unwrap().is_finite());
                 }
-                let states = ["train.step", "train.correction1", "train.correction2"];
-                let states = |s: &Session| states.map(|name| s.get(name).unwrap()[0].to_bits());
+                let states = |s: &Session| {
+                    let names = s.parameters().map(|(name, _)| name);
+                    let corrections =
+                        names.flat_map(|name| s.bias_corrections(name).unwrap().unwrap());
+                    let all = corrections.chain(s.get("train.step").unwrap());
+                    all.map(f32::to_bits).collect::<Vec<u32>>()
+                };
                 let before = (bits(&session), states(&session));
                 let old = scale(&session);
                 let mut data = toy.data(i as u64, ROWS);

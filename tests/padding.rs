@@ -7,8 +7,8 @@ use energyflow::Error;
 use energyflow::graph::{Graph, Source};
 use energyflow::runtime::{Executable, Host, Session};
 use energyflow::text::{
-    Batches, Dataset, Decoder, DecoderOptions, DecoderTrainer, DecoderTraining, DistillOptions,
-    Distiller, Efb1Writer, Encoder, EncoderOptions, next_tokens,
+    Batches, Dataset, Decoder, DecoderOptions, Efb1Writer, Encoder, EncoderOptions, Trainer,
+    TrainerOptions, next_tokens,
 };
 use energyflow::train::{AdamW, Schedule};
 use energyflow::types::DType;
@@ -235,14 +235,14 @@ fn trainers_train_token_0() {
         .weight_decay(0.0);
     for micro_batches in [1, 2] {
         let mut batches = Batches::training(dataset.clone(), 8, LENGTH, 1).unwrap();
-        let options = DistillOptions::default()
+        let options = TrainerOptions::default()
             .batch(8)
             .micro_batches(micro_batches)
             .optimizer(optimizer.clone());
-        let distiller = Distiller::new(&gpu(), &encoder(), &options).unwrap();
+        let distiller = Trainer::distill(&gpu(), &encoder(), &options).unwrap();
         let before = distiller.session().get("embedding.weight").unwrap();
         distiller
-            .step(batches.next_batch().unwrap().unwrap())
+            .step(batches.next_batch().unwrap().unwrap(), 0)
             .unwrap();
         let after = distiller.session().get("embedding.weight").unwrap();
         let rows = before.chunks(WIDTH).zip(after.chunks(WIDTH)).enumerate();
@@ -250,17 +250,20 @@ fn trainers_train_token_0() {
             assert_eq!(before != after, id < 9, "{id}");
         }
 
-        let options = DecoderTraining::default()
+        let options = TrainerOptions::default()
             .batch(8)
             .micro_batches(micro_batches)
             .optimizer(optimizer.clone());
-        let mut trainer = DecoderTrainer::new(&gpu(), &decoder(), &options).unwrap();
+        let mut trainer = Trainer::decode(&gpu(), &decoder(), &options).unwrap();
         batches.start_epoch(0);
         let metrics = trainer
-            .step(batches.next_batch().unwrap().unwrap())
+            .step(batches.next_batch().unwrap().unwrap(), 0)
             .unwrap();
         // Two next tokens in each text of three tokens, three in each of four.
         assert_eq!(metrics.tokens, 20.0);
-        assert_eq!(trainer.evaluate(&dataset).unwrap().tokens, 20);
+        assert_eq!(
+            trainer.evaluate(&dataset).unwrap().decoder.unwrap().tokens,
+            20
+        );
     }
 }

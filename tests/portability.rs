@@ -80,7 +80,7 @@ fn training(dtype: DType, width: usize) -> Graph {
     let next = g.affine(steps, 1.0, 1.0).unwrap();
     g.assign(steps, next).unwrap();
     let apply = g.unary(UnaryOp::IsFinite, norm).unwrap();
-    let hyper = g.stack(&[norm, next, next, norm, apply]).unwrap();
+    let hyper = g.stack(&[norm, next, apply]).unwrap();
     let op = Op::AdamW {
         rates: vec![Rates::decay(0.01); parameters.len()],
         params: parameters,

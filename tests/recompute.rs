@@ -6,7 +6,7 @@ use common::{Case, gpu, tiled_gpu, tolerance};
 use energyflow::graph::{Graph, ValueId};
 use energyflow::nn::{Draws, Mode};
 use energyflow::runtime::{Host, Plan, Session};
-use energyflow::text::{DistillOptions, Distiller, Encoder, EncoderOptions};
+use energyflow::text::{Encoder, EncoderOptions, Trainer, TrainerOptions, TrainingMode};
 use energyflow::types::Precision;
 use energyflow::types::{BinaryOp, Broadcast, DType, Trans};
 use energyflow::{Error, Gpu};
@@ -188,11 +188,11 @@ fn a_checkpointed_training_is_the_plain_one() {
     for precision in [Precision::F32, Precision::Mixed] {
         let weights = |recompute: bool| {
             let encoder = options(3, 0.1);
-            let distill = DistillOptions::default()
+            let distill = TrainerOptions::default()
                 .batch(BATCH)
                 .precision(precision)
                 .recompute(recompute);
-            let distiller = Distiller::new(&gpu(), &encoder, &distill).unwrap();
+            let distiller = Trainer::distill(&gpu(), &encoder, &distill).unwrap();
             let n = BATCH * encoder.length;
             for step in 0..3 {
                 let ids: Vec<u32> = (0..n as u32).map(|i| (i * 7 + step) % 50).collect();
@@ -202,7 +202,11 @@ fn a_checkpointed_training_is_the_plain_one() {
                     ("mask", Host::F32(&vec![1.0; n])),
                     ("target", Host::from(&target)),
                 ];
-                let step = distiller.training_step().run(&inputs).unwrap();
+                let step = distiller
+                    .training_step(TrainingMode::A)
+                    .unwrap()
+                    .run(&inputs)
+                    .unwrap();
                 step.wait().unwrap();
             }
             let weights = distiller.weights().unwrap();

@@ -50,6 +50,76 @@ fn many_rows_and_many_columns() {
 }
 
 #[test]
+fn largest_elements_and_softmax() {
+    let sizes = SIZES.iter().enumerate();
+    let sizes = sizes.map(|(i, &cols)| (SIZES[(i + 5) % SIZES.len()], cols));
+    for (i, (rows, cols)) in sizes.chain([(2, 5001), (1030, 9)]).enumerate() {
+        for dtype in [DType::F32, DType::F16] {
+            let mut case = Case::new(i as u64, dtype);
+            let x = case.input_in(&[rows, cols], -4.0, 9.0);
+            let [max, at] = case.graph.row_max(x).unwrap();
+            case.output("max", max);
+            case.output("at", at);
+            if dtype == DType::F32 {
+                let softmax = case.graph.softmax(x).unwrap();
+                let total = case.graph.log_sum_exp(x).unwrap();
+                case.output("softmax", softmax);
+                case.output("total", total);
+            }
+            case.check(SCALAR);
+        }
+    }
+}
+
+/// Equal elements, zeros of both signs, infinities and NaN, whichever invocation sees them.
+#[test]
+fn largest_elements_of_awkward_rows() {
+    const NAN: f32 = f32::NAN;
+    const INF: f32 = f32::INFINITY;
+    let rows: [(&[(usize, f32)], f32, usize); 8] = [
+        (&[(3, 2.0), (70, 2.0)], 2.0, 3),
+        (&[(70, 1e-30)], 1e-30, 70),
+        (&[(5, INF), (6, INF)], INF, 5),
+        (&[(2, INF), (90, NAN)], NAN, 90),
+        (&[(41, NAN), (99, NAN)], NAN, 41),
+        (&[(0, -0.0), (1, 0.0)], 0.0, 0),
+        (&[(0, -1.0), (1, -0.0)], 0.0, 1),
+        (&[], 0.0, 0),
+    ];
+    let (cols, low) = (101, -INF);
+    let mut data = Vec::new();
+    for (places, ..) in rows {
+        let rest = if places.is_empty() { low } else { 0.0 };
+        let mut row = vec![rest; cols];
+        for &(place, x) in places {
+            row[place] = x;
+        }
+        data.extend(row);
+    }
+    for gpu in [gpu(), common::tiled_gpu()] {
+        let mut graph = energyflow::Graph::new();
+        let x = graph.input("x", &[rows.len(), cols], DType::F32).unwrap();
+        let [max, at] = graph.row_max(x).unwrap();
+        graph.output("max", max).unwrap();
+        graph.output("at", at).unwrap();
+        let mut session = energyflow::Session::new(&gpu, 0);
+        let executable = session.compile(&graph).unwrap();
+        let inputs = [("x", energyflow::Host::from(&data))];
+        let outputs = executable.run(&inputs).unwrap().wait().unwrap();
+        let (max, at) = (outputs.get("max").unwrap(), outputs.get("at").unwrap());
+        for (i, (places, largest, column)) in rows.into_iter().enumerate() {
+            let largest = if places.is_empty() { low } else { largest };
+            assert!(
+                max[i] == largest || max[i].is_nan() && largest.is_nan(),
+                "{i}: {}",
+                max[i]
+            );
+            assert_eq!(at[i], column as f32, "{i}");
+        }
+    }
+}
+
+#[test]
 fn sums_over_groups_of_rows() {
     for dtype in [DType::F32, DType::F16] {
         for (groups, period, cols) in [(1, 1, 1), (3, 7, 31), (2, 64, 33), (31, 2, 128), (13, 1, 7)]

@@ -264,7 +264,7 @@ fn a_step_half_accumulated_is_not_saved() {
     toy.data(9, ROWS).run(&accumulate);
     let error = Checkpoint::from_session(&session).unwrap_err();
     assert!(
-        matches!(&error, Error::Data { name, .. } if name == "train.weight"),
+        matches!(&error, Error::Data { name, .. } if name == "train.accumulated_weight"),
         "{error}"
     );
     checkpoint.apply(&mut session).unwrap();

@@ -11,8 +11,8 @@ use energyflow::nn::{Linear, TcnBlock};
 use energyflow::reference::{Array, Interpreter};
 use energyflow::runtime::{Host, Outputs};
 use energyflow::text::{
-    Batches, Dataset, Decoder, DecoderOptions, DistillOptions, Distiller, Encoder, EncoderOptions,
-    next_tokens,
+    Batches, Dataset, Decoder, DecoderOptions, Efb1Writer, Encoder, EncoderOptions, Trainer,
+    TrainerOptions, next_tokens,
 };
 use energyflow::train::{AdamW, Schedule};
 use energyflow::types::DType;
@@ -89,6 +89,18 @@ impl Texts {
             targets,
             z,
         }
+    }
+
+    /// As a dataset in a file.
+    fn dataset(&self, path: &std::path::Path) -> Dataset {
+        let mut writer = Efb1Writer::create(path, WIDTH).unwrap();
+        let rows = self.ids.chunks(LENGTH).zip(self.mask.chunks(LENGTH));
+        for ((ids, mask), z) in rows.zip(self.z.chunks(WIDTH)) {
+            let n = mask.iter().filter(|&&x| x == 1.0).count();
+            writer.push(&ids[..n], &vec![1; n], z).unwrap();
+        }
+        writer.finish().unwrap();
+        Dataset::open(path).unwrap()
     }
 
     /// Those that the graph has.
@@ -439,11 +451,11 @@ fn small_epochs() {
     let samples = Dataset::open(path).unwrap().take(36);
     let options = encoder(EncoderOptions::default().vocabulary).embedding(samples.width());
     for seed in SEEDS {
-        let distill = DistillOptions::default()
+        let distill = TrainerOptions::default()
             .batch(12)
             .optimizer(constant(5e-3))
             .seed(seed);
-        let distiller = Distiller::new(&gpu(), &options, &distill).unwrap();
+        let distiller = Trainer::distill(&gpu(), &options, &distill).unwrap();
         let mut batches = Batches::training(samples.clone(), 12, LENGTH, seed).unwrap();
         let mut losses = Vec::new();
         for epoch in 0..3 {
@@ -453,5 +465,75 @@ fn small_epochs() {
             losses.push(sum / 3.0);
         }
         assert!(losses.is_sorted_by(|a, b| a > b), "seed {seed}: {losses:?}");
+    }
+}
+
+/// The same two tests by the trainer: batches of four micro-batches of four texts in alternation, and a decoder at a large rate. Losses are
+/// evaluated again after the steps.
+#[test]
+fn the_trainer_in_alternation() {
+    let folder = tempfile::tempdir().unwrap();
+    let (batch, vocabulary) = (16, 100);
+    for seed in SEEDS {
+        let texts = Texts::new(batch, vocabulary, seed);
+        let data = texts.dataset(&folder.path().join(format!("{seed}.efb")));
+        let options = TrainerOptions::default()
+            .batch(batch)
+            .chunks(4)
+            .seed(seed)
+            .optimizer(constant(3e-3));
+        let (encoder, decoder) = (encoder(vocabulary), decoder(vocabulary));
+        let trainer = Trainer::joint(&gpu(), &encoder, &decoder, &options).unwrap();
+        let mut batches = Batches::training(data.clone(), batch, LENGTH, seed).unwrap();
+        let mut before = trainer.evaluate(&data).unwrap();
+        for epoch in [0, 10, 20] {
+            for epoch in epoch..epoch + 10 {
+                batches.start_epoch(epoch);
+                trainer.epoch(&mut batches, |_| ()).unwrap();
+            }
+            let after = trainer.evaluate(&data).unwrap();
+            let pair = |name: &str| (before.get(name).unwrap(), after.get(name).unwrap());
+            for (name, rises) in [("cosine", true), ("mse", false), ("cross_entropy", false)] {
+                let (before, after) = pair(name);
+                assert_eq!(
+                    after > before,
+                    rises,
+                    "seed {seed}, {name}: {before} {after}"
+                );
+            }
+            before = after;
+        }
+        assert_eq!(trainer.session().get("train.a.step").unwrap(), [60.0]);
+        assert_eq!(trainer.session().get("train.b.step").unwrap(), [60.0]);
+    }
+}
+
+#[test]
+fn steps_of_a_decoder_by_the_trainer() {
+    let folder = tempfile::tempdir().unwrap();
+    let (batch, vocabulary) = (6, 80);
+    for freeze in [vec![], vec!["decoder.blocks.1".to_owned()]] {
+        for seed in SEEDS {
+            let texts = Texts::new(batch, vocabulary, seed);
+            let data = texts.dataset(&folder.path().join(format!("{seed}.efb")));
+            let options = TrainerOptions::default()
+                .batch(batch)
+                .seed(seed)
+                .freeze(freeze.clone())
+                .optimizer(constant(5e-2));
+            let trainer = Trainer::decode(&gpu(), &decoder(vocabulary), &options).unwrap();
+            let ce = || {
+                trainer
+                    .evaluate(&data)
+                    .unwrap()
+                    .get("cross_entropy")
+                    .unwrap()
+            };
+            let before = ce();
+            let mut batches = Batches::training(data.clone(), batch, LENGTH, seed).unwrap();
+            trainer.epoch(&mut batches, |_| ()).unwrap();
+            let after = ce();
+            assert!(after < before, "{freeze:?}, seed {seed}: {before} {after}");
+        }
     }
 }

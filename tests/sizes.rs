@@ -6,9 +6,7 @@ use common::gpu;
 use energyflow::graph::{Graph, Init, Op, ValueId};
 use energyflow::nn::{Conv1d, LayerNorm, Linear};
 use energyflow::reference::Array;
-use energyflow::text::{
-    DecoderOptions, DecoderTrainer, DecoderTraining, DistillOptions, Distiller, EncoderOptions,
-};
+use energyflow::text::{DecoderOptions, EncoderOptions, Trainer, TrainerOptions};
 use energyflow::types::{BinaryOp, Broadcast, DType, Padding, Trans, Window};
 use energyflow::{Error, Session};
 
@@ -93,14 +91,14 @@ fn the_widest_initial_values() {
 fn trainings_of_sizes_that_do_not_fit() {
     let gpu = gpu();
     for batch in [usize::MAX, 1 << 60, 1 << 40] {
-        let options = DistillOptions::default().batch(batch);
-        let error = Distiller::new(&gpu, &EncoderOptions::default(), &options).unwrap_err();
+        let options = TrainerOptions::default().batch(batch);
+        let error = Trainer::distill(&gpu, &EncoderOptions::default(), &options).unwrap_err();
         assert!(
             matches!(error, Error::Config { .. } | Error::Shape { .. }),
             "{error}"
         );
-        let options = DecoderTraining::default().batch(batch);
-        let error = DecoderTrainer::new(&gpu, &DecoderOptions::default(), &options).unwrap_err();
+        let options = TrainerOptions::default().batch(batch);
+        let error = Trainer::decode(&gpu, &DecoderOptions::default(), &options).unwrap_err();
         assert!(
             matches!(error, Error::Config { .. } | Error::Shape { .. }),
             "{error}"
@@ -117,7 +115,7 @@ fn trainings_of_sizes_that_do_not_fit() {
     ] {
         let mut encoder = EncoderOptions::default();
         change(&mut encoder);
-        let error = Distiller::new(&gpu, &encoder, &DistillOptions::default()).unwrap_err();
+        let error = Trainer::distill(&gpu, &encoder, &TrainerOptions::default()).unwrap_err();
         assert!(
             matches!(error, Error::Config { .. } | Error::Shape { .. }),
             "{error}"

@@ -5,7 +5,7 @@ mod common;
 use std::sync::Mutex;
 
 use common::gpu;
-use energyflow::text::{Batches, Dataset, DistillOptions, Distiller, Efb1Writer, EncoderOptions};
+use energyflow::text::{Batches, Dataset, Efb1Writer, EncoderOptions, Trainer, TrainerOptions};
 use energyflow::train::{AdamW, LossScale};
 use energyflow::types::Precision;
 use log::{Level, LevelFilter, Log, Metadata, Record};
@@ -60,11 +60,11 @@ fn skipped_steps_warn_once() {
         .table_bound(1.0);
     // The first step overflows f16, those at 64 do not.
     let scale = LossScale::default().start(16_777_216.0).max(64.0);
-    let options = DistillOptions::default()
+    let options = TrainerOptions::default()
         .batch(2)
         .precision(Precision::Mixed)
         .optimizer(AdamW::default().loss_scale(Some(scale)));
-    let mut distiller = Distiller::new(&gpu(), &encoder, &options).unwrap();
+    let mut distiller = Trainer::distill(&gpu(), &encoder, &options).unwrap();
     let mut reported = Vec::new();
     distiller
         .epoch(&mut batches, |metrics| reported.push(metrics.skipped))
@@ -79,11 +79,11 @@ fn skipped_steps_warn_once() {
 
     // What a checkpoint has counted is no news.
     let checkpoint = distiller.checkpoint().unwrap();
-    distiller = Distiller::new(&gpu(), &encoder, &options).unwrap();
+    distiller = Trainer::distill(&gpu(), &encoder, &options).unwrap();
     distiller.resume(&checkpoint).unwrap();
     batches.start_epoch(1);
     let metrics = distiller
-        .step(batches.next_batch().unwrap().unwrap())
+        .step(batches.next_batch().unwrap().unwrap(), 0)
         .unwrap();
     assert_eq!(metrics.skipped, 1.0);
     assert_eq!(taken(), Vec::<String>::new());

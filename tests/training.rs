@@ -8,7 +8,8 @@ use energyflow::graph::{Graph, Source, ValueId};
 use energyflow::reference::{Array, Interpreter, numeric_gradient};
 use energyflow::runtime::{Host, Session};
 use energyflow::text::{
-    Batches, Dataset, DistillOptions, Distiller, Encoder, EncoderOptions, Metrics, Precision,
+    Batches, Dataset, Encoder, EncoderOptions, Metrics, Precision, Trainer, TrainerOptions,
+    TrainingMode,
 };
 use energyflow::train::{AdamW, LossScale, Schedule, StepOutputs};
 use energyflow::types::DType;
@@ -221,8 +222,8 @@ fn small() -> EncoderOptions {
         .table_bound(0.05)
 }
 
-fn distill(precision: Precision, seed: u64, steps: u32) -> DistillOptions {
-    DistillOptions::default()
+fn distill(precision: Precision, seed: u64, steps: u32) -> TrainerOptions {
+    TrainerOptions::default()
         .batch(50)
         .optimizer(
             AdamW::default()
@@ -242,9 +243,9 @@ fn overfits(precision: Precision) {
     let samples = data().take(100);
     let epochs = 60;
     let options = distill(precision, 1, 2 * epochs);
-    let distiller = Distiller::new(&gpu(), &small(), &options).unwrap();
+    let distiller = Trainer::distill(&gpu(), &small(), &options).unwrap();
     let mut batches = Batches::training(samples.clone(), 50, 16, 1).unwrap();
-    let before = distiller.evaluate(&samples).unwrap();
+    let before = distiller.evaluate(&samples).unwrap().encoder.unwrap();
     let mut last = None;
     for epoch in 0..epochs {
         batches.start_epoch(u64::from(epoch));
@@ -252,7 +253,7 @@ fn overfits(precision: Precision) {
             .epoch(&mut batches, |metrics| last = Some(*metrics))
             .unwrap();
     }
-    let after = distiller.evaluate(&samples).unwrap();
+    let after = distiller.evaluate(&samples).unwrap().encoder.unwrap();
     assert!(before.cosine < 0.3, "{}", before.cosine);
     assert!(after.cosine >= 0.95, "cosine {}", after.cosine);
     assert!(after.mse < before.mse, "{} {}", after.mse, before.mse);
@@ -272,7 +273,7 @@ fn a_hundred_samples_are_learnt_by_heart_in_mixed_precision() {
 
 fn history(precision: Precision, seed: u64) -> (Vec<Metrics>, Vec<u32>) {
     let options = distill(precision, seed, 20);
-    let distiller = Distiller::new(&gpu(), &small(), &options).unwrap();
+    let distiller = Trainer::distill(&gpu(), &small(), &options).unwrap();
     let mut batches = Batches::training(data().take(200), 50, 16, seed).unwrap();
     let mut history = Vec::new();
     for epoch in 0..2 {
@@ -432,8 +433,8 @@ fn unusable_options_are_refused() {
 
 #[test]
 fn a_training_step_stays_small() {
-    let distiller = Distiller::new(&gpu(), &small(), &distill(Precision::F32, 0, 20)).unwrap();
-    let plan = distiller.training_step().plan();
+    let distiller = Trainer::distill(&gpu(), &small(), &distill(Precision::F32, 0, 20)).unwrap();
+    let plan = distiller.training_step(TrainingMode::A).unwrap().plan();
     // Products with a long K take a second dispatch where they are split.
     let most = if gpu().capabilities().barrier_free {
         59

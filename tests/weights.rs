@@ -6,7 +6,7 @@ use std::fs;
 
 use common::gpu;
 use energyflow::Error;
-use energyflow::text::{DistillOptions, Distiller, EncoderOptions};
+use energyflow::text::{EncoderOptions, Trainer, TrainerOptions};
 use energyflow::train::{WeightType, Weights};
 
 fn options() -> EncoderOptions {
@@ -20,9 +20,9 @@ fn options() -> EncoderOptions {
         .embedding(3)
 }
 
-fn distiller(seed: u64, options: &EncoderOptions) -> Distiller {
-    let distill = DistillOptions::default().batch(2).seed(seed);
-    Distiller::new(&gpu(), options, &distill).unwrap()
+fn distiller(seed: u64, options: &EncoderOptions) -> Trainer {
+    let distill = TrainerOptions::default().batch(2).seed(seed);
+    Trainer::distill(&gpu(), options, &distill).unwrap()
 }
 
 #[test]

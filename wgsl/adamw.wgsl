@@ -1,12 +1,13 @@
-// One step over a run of the arenas. hyper: lr, 1 - beta1^t, 1 - beta2^t, gradient scale, apply. `shadow` takes p in f16.
+// One step over a run of the arenas. hyper: lr, gradient scale, apply. c: two bias corrections per page of {{ page }} vec4s, from page
+// {{ first }} on. `shadow` takes p in f16.
 // From vec4 number starts[n] on, the weight decay is decays[n] and the learning rate is scales[n] times that of hyper.
-{# Inside: i < count, the vec4s of the stretch; every arena's binding is as long. hyper has five elements. #}
+{# Inside: i < count, the vec4s of the stretch; every arena's binding is as long. hyper has three elements, c two per page. #}
 {% include "shared/group" %}
 
 @compute @workgroup_size({{ size }})
 fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
     let i = group_id(wid) * {{ size }}u + lid;
-    if (i >= {{ count }}u || hyper_at(4u) == 0.0) {
+    if (i >= {{ count }}u || hyper_at(2u) == 0.0) {
         return;
     }
 {% if starts|length == 1 %}
@@ -25,12 +26,13 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
 {% endfor %}
     let lr = hyper_at(0u) * lr_scale;
 {% endif %}
-    let g = g_load(i) * hyper_at(3u);
+    let g = g_load(i) * hyper_at(1u);
     let m = {{ beta1 }} * m_load(i) + {{ one_minus_beta1 }} * g;
     let v = {{ beta2 }} * v_load(i) + {{ one_minus_beta2 }} * g * g;
     m_store(i, m);
     v_store(i, v);
-    let step = (m / hyper_at(1u)) / (sqrt(v / hyper_at(2u)) + {{ eps }});
+    let page = 2u * ({{ first }}u + i / {{ page }}u);
+    let step = (m / c_at(page)) / (sqrt(v / c_at(page + 1u)) + {{ eps }});
     let p = p_load(i);
     let next = p - lr * (decay * p + step);
     p_store(i, next);

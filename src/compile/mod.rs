@@ -15,7 +15,7 @@ pub(crate) use fingerprint::fingerprint;
 #[cfg(test)]
 pub(crate) use lower::lower;
 pub use plan::Plan;
-pub(crate) use steps::{Arena, Arenas, Lowered, Place, Span, Step, Tuner};
+pub(crate) use steps::{Arena, Arenas, CORRECTION, Lowered, PAGE, Place, Span, Step, Tuner};
 pub(crate) use table::{Entry, NewParameters, Table};
 
 use crate::error::Result;

@@ -5,7 +5,7 @@ use std::fmt;
 
 use super::table::Table;
 use crate::compile::pack::{Item, pack};
-use crate::compile::{Arena, Arenas, Lowered, Place};
+use crate::compile::{Arena, Arenas, CORRECTION, Lowered, PAGE, Place};
 use crate::error::Result;
 use crate::gpu::{Access, Capabilities, IN_FLIGHT, Layout, OFFSET_ALIGNMENT};
 use crate::graph::{Graph, Op, Source, ValueId};
@@ -26,7 +26,7 @@ pub struct Plan {
     pub inputs_in_place: bool,
     /// Bytes of the parameters of the session, those of its other graphs included.
     pub parameters: u64,
-    /// Bytes of AdamW's moments, which the session keeps for all its parameters; zero for a graph that does not train.
+    /// Bytes of AdamW's moments and bias corrections, which the session keeps for all its parameters; zero for a graph that does not train.
     pub moments: u64,
     /// Bytes of the gradients that lie side by side in the order of the parameters. Other gradients are intermediate values.
     pub gradients: u64,
@@ -125,7 +125,10 @@ pub(crate) fn plan(
         inputs_together,
         inputs_in_place,
         parameters,
-        moments: if trains { 2 * parameters } else { 0 },
+        moments: match trains {
+            true => 2 * parameters + parameters / PAGE * CORRECTION,
+            false => 0,
+        },
         gradients: blocks_of(&mut pinned(Arena::Gradients))?,
         accumulated: if accumulates { parameters } else { 0 },
         shadows: blocks_of(&mut lowered.shadows.values().copied())? / 2,

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::error::Result;
+use crate::gpu::OFFSET_ALIGNMENT;
 use crate::graph::ValueId;
 use crate::kernels::Kernel;
 
@@ -35,7 +36,15 @@ pub(crate) enum Arena {
     SecondMoments,
     /// f16 copies of the parameters, at half their offsets.
     Shadows,
+    /// Bias corrections: two f32 per page of the other arenas, the same on all pages of a parameter.
+    Corrections,
 }
+
+/// Bytes of a page. Every parameter begins at a new one.
+pub(crate) const PAGE: u64 = 512;
+
+/// Bytes of the two bias corrections of a page.
+pub(crate) const CORRECTION: u64 = 8;
 
 /// A stretch of an arena: one parameter, or several that follow each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -51,8 +60,24 @@ impl Span {
     pub fn offset_in(&self, arena: Arena) -> u64 {
         match arena {
             Arena::Shadows => self.offset / 2,
+            Arena::Corrections => self.offset / PAGE * CORRECTION,
             _ => self.offset,
         }
+    }
+
+    /// The corrections of this span: a span from which they can be bound, the first page there that is one of this span, and the
+    /// number of pages.
+    pub fn corrections(&self) -> (Self, usize, usize) {
+        let aligned = PAGE / CORRECTION * OFFSET_ALIGNMENT;
+        let offset = self.offset / aligned * aligned;
+        let first = (self.offset - offset) / PAGE;
+        let whole = Self {
+            block: self.block,
+            offset,
+            bytes: self.offset - offset + self.bytes.next_multiple_of(PAGE),
+        };
+        let pages = self.bytes.div_ceil(PAGE);
+        (whole, first as usize, pages as usize)
     }
 }
 

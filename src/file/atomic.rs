@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 /// Temporary files are called `.energyflow-PROCESS-RANDOM.tmp`.
 const PREFIX: &str = ".energyflow-";
 const SUFFIX: &str = ".tmp";
+pub(super) const EXTENSION: &str = "tmp";
 const RANDOM: usize = 12;
 
 /// As many symbolic links as Linux follows.
@@ -42,7 +43,7 @@ impl AtomicFile {
     pub fn create(path: &Path) -> Result<Self> {
         let fail = |error| Error::io(path, error);
         let (target, replaced) = resolve(path).map_err(fail)?;
-        let folder = folder(&target);
+        let folder = parent(&target);
         remove_dead(folder);
         let file = temporary(folder, replaced.as_ref()).map_err(fail)?;
         Ok(Self {
@@ -95,7 +96,7 @@ impl AtomicFile {
         }
         file.as_file().sync_all()?;
         file.persist(&self.target).map_err(|error| error.error)?;
-        sync_folder(folder(&self.target))
+        sync_folder(parent(&self.target))
     }
 }
 
@@ -111,7 +112,7 @@ fn resolve(path: &Path) -> io::Result<(PathBuf, Option<Metadata>)> {
         if metadata.is_symlink() {
             let link = fs::read_link(&target)?;
             // A relative link starts at the folder in which it lies.
-            target = folder(&target).join(link);
+            target = parent(&target).join(link);
         } else if metadata.is_file() {
             return Ok((target, Some(metadata)));
         } else {
@@ -121,8 +122,8 @@ fn resolve(path: &Path) -> io::Result<(PathBuf, Option<Metadata>)> {
     Err(io::Error::other("too many symbolic links"))
 }
 
-/// The folder of a file. Both must be on one file system, within which a rename is atomic.
-fn folder(path: &Path) -> &Path {
+/// The folder of a file or folder. Both must be on one file system, within which a rename is atomic.
+pub(super) fn parent(path: &Path) -> &Path {
     match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
@@ -130,7 +131,7 @@ fn folder(path: &Path) -> &Path {
 }
 
 /// A new locked temporary file.
-fn temporary(folder: &Path, replaced: Option<&Metadata>) -> io::Result<NamedTempFile> {
+pub(super) fn temporary(folder: &Path, replaced: Option<&Metadata>) -> io::Result<NamedTempFile> {
     let prefix = format!("{PREFIX}{}-", std::process::id());
     let mut builder = Builder::new();
     builder.prefix(&prefix).suffix(SUFFIX).rand_bytes(RANDOM);
@@ -177,7 +178,7 @@ fn remove_dead(folder: &Path) {
     }
 }
 
-fn is_temporary(name: &OsStr) -> bool {
+pub(super) fn is_temporary(name: &OsStr) -> bool {
     let middle = name
         .to_str()
         .and_then(|name| name.strip_prefix(PREFIX)?.strip_suffix(SUFFIX));
@@ -193,7 +194,7 @@ fn is_temporary(name: &OsStr) -> bool {
 
 /// Makes a rename last through a power failure.
 #[cfg(unix)]
-fn sync_folder(folder: &Path) -> io::Result<()> {
+pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
     let synced = fs::File::open(folder).and_then(|folder| folder.sync_all());
     match synced {
         // Not every folder can be opened for reading, and not every file system can do it.
@@ -211,7 +212,7 @@ fn sync_folder(folder: &Path) -> io::Result<()> {
 
 /// Other systems have no such call.
 #[cfg(not(unix))]
-fn sync_folder(_: &Path) -> io::Result<()> {
+pub(super) fn sync_folder(_: &Path) -> io::Result<()> {
     Ok(())
 }
 

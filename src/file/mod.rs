@@ -1,11 +1,13 @@
-//! Files: regular files read by position, files that appear under their name only when complete, and safetensors on top of both.
+//! Files: regular files read by position, files and folders that appear under their name only when complete, and safetensors on top.
 
 mod atomic;
+mod folder;
 mod input;
 mod log;
 mod tensors;
 
 pub(crate) use atomic::AtomicFile;
+pub(crate) use folder::{AtomicFolder, find};
 pub(crate) use input::{InputFile, Sequential};
 pub(crate) use log::open_log;
 pub(crate) use tensors::{

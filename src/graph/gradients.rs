@@ -236,7 +236,7 @@ impl Backward<'_> {
                     let dx = self.graph.affine(d, *scale, 0.0)?;
                     self.accumulate(x[0], dx)
                 }
-                UnaryOp::IsFinite => Ok(()),
+                UnaryOp::IsFinite | UnaryOp::Detach => Ok(()),
                 op => {
                     let op = BinaryOp::UnaryGrad(*op);
                     let dx = self.graph.binary(op, Broadcast::Same, x[0], d)?;

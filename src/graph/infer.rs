@@ -421,6 +421,13 @@ pub(crate) fn infer(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Result<Vec<(S
             o.count(1)?;
             vec![(Shape::vector(o.shapes[0].rows()), f32)]
         }
+        Op::RowMax => {
+            o.count(1)?;
+            // Columns are counted in f32.
+            o.require(o.shapes[0].cols() <= 1 << 24, "has more than 2^24 columns")?;
+            let rows = Shape::vector(o.shapes[0].rows());
+            vec![(rows.clone(), f32), (rows, f32)]
+        }
         Op::SumAll => {
             o.count(1)?;
             vec![(scalar(), f32)]
@@ -534,7 +541,7 @@ pub(crate) fn infer(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Result<Vec<(S
             o.require(*eps > 0.0, "eps must be positive")?;
             o.parameters(graph, params)?;
             o.gradients(graph, params)?;
-            o.is(params.len(), &Shape::vector(5), "hyper")?;
+            o.is(params.len(), &Shape::vector(3), "hyper")?;
             Vec::new()
         }
         Op::Accumulate { params } => {

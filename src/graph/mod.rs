@@ -72,6 +72,17 @@ pub struct Value {
     pub taps: Option<usize>,
 }
 
+impl Value {
+    /// Shape of a parameter as the host sees it: that of a convolution weight is [out, in, k].
+    pub(crate) fn host_shape(&self) -> Vec<usize> {
+        let dims = self.shape.dims();
+        match (self.taps, dims) {
+            (Some(taps), [out, cols]) => vec![*out, cols / taps, taps],
+            _ => dims.to_vec(),
+        }
+    }
+}
+
 /// An operation with its operands and results.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]

@@ -160,6 +160,9 @@ pub enum Op {
     SumRows,
     /// x → `[rows]`: sum over columns.
     SumCols,
+    /// x (f32 or f16) → the largest element of each row `[rows]`, and its column `[rows]`, as f32. Of equal elements the first counts; NaN is
+    /// larger than all numbers. Neither has a gradient.
+    RowMax,
     /// x → `[1]`: sum over everything.
     SumAll,
     /// x [rows, C] → [rows / period, C] like x: sum over each run of `period` rows.
@@ -228,9 +231,11 @@ pub enum Op {
     },
     /// gradients (any number, f32) → `[1]`: √ Σ g².
     GlobalNorm,
-    /// gradients (one per parameter, f32), hyper `[5]` → nothing; updates `params` and their moments in place.
-    /// hyper = lr, c1 = 1 − β1ᵗ, c2 = 1 − β2ᵗ, scale, apply. Nothing changes when apply is 0; else with g = scale·gradient and
-    /// r = lr·lr_scale: m ← β1·m + (1 − β1)·g, v ← β2·v + (1 − β2)·g², p ← p − r·wd·p − r·(m/c1)/(√(v/c2) + eps).
+    /// gradients (one per parameter, f32), hyper `[3]` → nothing; updates `params`, their moments m and v and their bias corrections c1
+    /// and c2 in place. All of these begin as zero, and a session keeps them for each parameter.
+    /// hyper = lr, scale, apply. Nothing changes when apply is 0; else with g = scale·gradient and r = lr·lr_scale:
+    /// m ← β1·m + (1 − β1)·g, v ← β2·v + (1 − β2)·g², c1 ← β1·c1 + (1 − β1), c2 ← β2·c2 + (1 − β2),
+    /// p ← p − r·wd·p − r·(m/c1)/(√(v/c2) + eps). After t updates of a parameter, c1 = 1 − β1ᵗ and c2 = 1 − β2ᵗ.
     /// Loshchilov & Hutter, arXiv:1711.05101.
     AdamW {
         /// The parameters, in the order of the gradients.
@@ -285,6 +290,7 @@ impl Op {
             Self::GatherGrad { .. } => "gather_grad",
             Self::SumRows => "sum_rows",
             Self::SumCols => "sum_cols",
+            Self::RowMax => "row_max",
             Self::SumAll => "sum_all",
             Self::SumGroups { .. } => "sum_groups",
             Self::MaskedMean => "masked_mean",

@@ -267,6 +267,7 @@ pub(super) fn unary(op: UnaryOp, x: &str) -> String {
         UnaryOp::Relu => format!("or_nan(max({x}, vec4<f32>()), {x})"),
         UnaryOp::GeluTanh => format!("gelu_tanh({x})"),
         UnaryOp::GeluErf => format!("gelu_erf({x})"),
+        UnaryOp::Detach => x.to_owned(),
         // From the bits: compilers may assume that floats are finite.
         UnaryOp::IsFinite => format!(
             "select(vec4<f32>(), vec4<f32>(1.0), (bitcast<vec4<u32>>({x}) & vec4<u32>(0x7f800000u)) != vec4<u32>(0x7f800000u))"
@@ -284,7 +285,7 @@ pub(super) fn binary(op: BinaryOp, a: &str, b: &str) -> String {
         BinaryOp::Max => format!("or_nan(or_nan(max({a}, {b}), {a}), {b})"),
         BinaryOp::Min => format!("or_nan(or_nan(min({a}, {b}), {a}), {b})"),
         BinaryOp::Greater => format!("greater({a}, {b})"),
-        BinaryOp::UnaryGrad(UnaryOp::IsFinite) => "vec4<f32>()".to_owned(),
+        BinaryOp::UnaryGrad(UnaryOp::IsFinite | UnaryOp::Detach) => "vec4<f32>()".to_owned(),
         BinaryOp::UnaryGrad(op) => format!("{b} * ({})", derivative(op, a)),
     }
 }
@@ -312,6 +313,6 @@ fn derivative(op: UnaryOp, x: &str) -> String {
         UnaryOp::Relu => format!("relu_grad({x})"),
         UnaryOp::GeluTanh => format!("gelu_tanh_grad({x})"),
         UnaryOp::GeluErf => format!("gelu_erf_grad({x})"),
-        UnaryOp::IsFinite => "vec4<f32>()".to_owned(),
+        UnaryOp::IsFinite | UnaryOp::Detach => "vec4<f32>()".to_owned(),
     }
 }

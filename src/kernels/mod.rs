@@ -21,6 +21,7 @@
 
 pub(crate) mod conv;
 mod declare;
+pub(crate) mod decode;
 pub(crate) mod elementwise;
 pub(crate) mod embedding;
 mod functions;

@@ -5,6 +5,9 @@ use crate::error::Result;
 use crate::gpu::{Alignment, Layout};
 use crate::types::{BinaryOp, Broadcast, DType, Rates};
 
+/// `vec4`s per page; see `compile/steps.rs`.
+const PAGE: usize = 32;
+
 const SIZE: usize = 64;
 /// Invocations that share a partial sum of squares, and its `vec4`s.
 fn norm_shares(target: Target) -> (usize, usize) {
@@ -58,14 +61,41 @@ pub(crate) struct Stretch {
 /// Upper bound on the stretches of one dispatch: every `vec4` is compared with the start of each.
 pub(crate) const STRETCHES: usize = 32;
 
-/// g, hyper → p, m, v in place, over runs of equal layout, and p rounded to f16 where there is a `shadow`.
+/// Where the bias corrections of a run lie: two elements per page, from page `first` on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Corrections {
+    pub layout: Layout,
+    pub first: usize,
+}
+
+/// hyper → the bias corrections of `pages` pages in place: c ← β·c + (1 − β), unless the step is skipped.
+pub(crate) fn corrections(
+    hyper: Layout,
+    corrections: Corrections,
+    pages: usize,
+    options: AdamWConstants,
+) -> Kernel {
+    let (beta1, beta2) = (f64::from(options.beta1), f64::from(options.beta2));
+    Kernel::new("corrections")
+        .items(pages, SIZE)
+        .with("count", pages)
+        .with("first", corrections.first)
+        .with("beta1", beta1)
+        .with("one_minus_beta1", 1.0 - beta1)
+        .with("beta2", beta2)
+        .with("one_minus_beta2", 1.0 - beta2)
+        .read("hyper", hyper, View::Scalar)
+        .write("c", corrections.layout, View::Scalar)
+}
+
+/// g, hyper, corrections → p, m, v in place, over runs of equal layout, and p rounded to f16 where there is a `shadow`.
 /// The first of `stretches` (1 to [`STRETCHES`], in order) starts at 0.
 ///
 /// Parameters with different rates alternate in the arenas, as weights and biases do. One dispatch handles several
 /// stretches, because a dispatch per stretch would cost more than the comparisons, which hide behind the memory traffic.
 pub(crate) fn adamw(
-    run: Layout,
-    hyper: Layout,
+    [run, hyper]: [Layout; 2],
+    corrections: Corrections,
     shadow: Option<Layout>,
     options: AdamWConstants,
     stretches: &[Stretch],
@@ -94,6 +124,9 @@ pub(crate) fn adamw(
         .with("same_rate", same_rate)
         .read("g", run, View::Vec4)
         .read("hyper", hyper, View::Scalar)
+        .read("c", corrections.layout, View::Scalar)
+        .with("first", corrections.first)
+        .with("page", PAGE)
         .write("p", run, View::Vec4)
         .write("m", run, View::Vec4)
         .write("v", run, View::Vec4)

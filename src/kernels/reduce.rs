@@ -151,6 +151,25 @@ impl RowSums {
     }
 }
 
+/// x [.., C] → the largest element of each row `[rows]`, and its column `[rows]`.
+pub(crate) fn row_max(x: Layout, max: Layout, at: Layout, target: Target) -> Kernel {
+    let used = x.cols().div_ceil(4);
+    let (lanes, together) = match target.barrier_free {
+        true => (1, 16),
+        false => row_lanes(used, x.rows(), target),
+    };
+    Kernel::new("row_max")
+        .items(x.rows() * lanes, together * lanes)
+        .with("lanes", lanes)
+        .with("rows", x.rows())
+        .with("cols", x.cols())
+        .with("used", used)
+        .read("x", x, View::Vec4)
+        .write("largest", max, View::Scalar)
+        .write("place", at, View::Scalar)
+        .flops(x.len() as f64)
+}
+
 /// A vector `[n]` of a single [piece](RowSums::pieces) → `[1]`: its sum, or the root of it.
 pub(crate) fn total(x: Layout, y: Layout, root: bool, target: Target) -> Kernel {
     let lanes = if target.barrier_free { 1 } else { 256 };

@@ -37,6 +37,20 @@ impl Linear {
         })
     }
 
+    /// With a weight [outputs, inputs] that exists already, such as a token table. Declares `NAME.bias`, uniform in ±1/√inputs.
+    ///
+    /// # Errors
+    /// As [`Linear::new`].
+    pub fn tied(graph: &mut Graph, name: &str, weight: ValueId) -> Result<Self> {
+        let shape = &graph.value(weight)?.shape;
+        let (outputs, inputs) = (shape.rows(), shape.cols());
+        graph.declaring("Linear", name, |graph| {
+            let bias = graph.parameter(&format!("{name}.bias"), &[outputs], uniform(inputs))?;
+            let bias = Some(bias);
+            Ok(Self { weight, bias })
+        })
+    }
+
     /// x [.., inputs] → [rows, outputs] in the element type of x. [`Graph::reshape`] gives the result the leading extents of x again.
     ///
     /// # Errors

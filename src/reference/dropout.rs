@@ -27,7 +27,7 @@ pub(super) fn dropout(rate: f32, stream: u32, x: &Array, counter: f64) -> Vec<f6
 }
 
 /// Four numbers hashed into four: Jarzynski & Olano, Hash Functions for GPU Rendering, JCGT 9(3), 2020.
-fn pcg4d(numbers: [u32; 4]) -> [u32; 4] {
+pub(super) fn pcg4d(numbers: [u32; 4]) -> [u32; 4] {
     let step = |n: u32| n.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
     mix(mix(numbers.map(step)).map(|n| n ^ (n >> 16)))
 }

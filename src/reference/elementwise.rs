@@ -41,7 +41,7 @@ fn combine(op: BinaryOp, a: f64, b: f64) -> f64 {
         BinaryOp::Max => a.max(b),
         BinaryOp::Min => a.min(b),
         BinaryOp::Greater => indicator(a > b),
-        BinaryOp::UnaryGrad(UnaryOp::IsFinite) => 0.0,
+        BinaryOp::UnaryGrad(UnaryOp::IsFinite | UnaryOp::Detach) => 0.0,
         BinaryOp::UnaryGrad(op) => derivative(op, a) * b,
     }
 }
@@ -69,13 +69,14 @@ fn value(op: UnaryOp, x: f64) -> f64 {
         UnaryOp::Relu => clamp(x, 0.0, f64::INFINITY),
         UnaryOp::GeluTanh => x * sigmoid(gelu_tanh_argument(x)),
         UnaryOp::GeluErf => x * normal_distribution(x),
+        UnaryOp::Detach => x,
         UnaryOp::IsFinite => indicator(x.is_finite()),
     }
 }
 
 /// f′(x); NaN of NaN, but for `IsFinite`. Where f has a kink: 0 for Abs and Relu at 0, 1 for Clamp at its bounds.
 fn derivative(op: UnaryOp, x: f64) -> f64 {
-    if x.is_nan() && op != UnaryOp::IsFinite {
+    if x.is_nan() && !matches!(op, UnaryOp::IsFinite | UnaryOp::Detach) {
         return f64::NAN;
     }
     if let (UnaryOp::GeluTanh | UnaryOp::GeluErf, true) = (op, x.is_infinite()) {
@@ -106,7 +107,7 @@ fn derivative(op: UnaryOp, x: f64) -> f64 {
             let density = (-0.5 * x * x).exp() / (2.0 * PI).sqrt();
             normal_distribution(x) + x * density
         }
-        UnaryOp::IsFinite => 0.0,
+        UnaryOp::IsFinite | UnaryOp::Detach => 0.0,
     }
 }
 

@@ -7,7 +7,7 @@ use super::optimizer::{Constants, Hyper};
 use super::{conv, dropout, elementwise, embedding, gemm, layer_norm, loss, precision, reduce};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Init, Op, Source, Value, ValueId};
-use crate::types::DType;
+use crate::types::{DType, Shape};
 
 /// Parameters, states and optimizer moments by name, and the means to run graphs on them.
 ///
@@ -36,7 +36,7 @@ impl Interpreter {
     }
 
     /// Gives a parameter or state a value. AdamW keeps the moments of parameter `NAME` as `NAME.adamw.m` and
-    /// `NAME.adamw.v`, and what is accumulated for it as `NAME.accumulated`; they may be set, too, and are zero where absent.
+    /// `NAME.adamw.v`, its bias corrections as `NAME.adamw.c`, and what is accumulated for it as `NAME.accumulated`; they may be set, too, and are zero where absent.
     ///
     /// Names and shapes are checked against the graph when it runs; names it does not use are ignored.
     pub fn set(&mut self, name: impl Into<String>, array: Array) {
@@ -261,13 +261,13 @@ impl Interpreter {
         else {
             return Err(operand_error(op));
         };
-        let &[lr, c1, c2, scale, apply] = lookup(values, hyper)?.data() else {
+        let &[lr, scale, apply] = lookup(values, hyper)?.data() else {
             return Err(operand_error(op));
         };
         if apply == 0.0 {
             return Ok(());
         }
-        let hyper = Hyper { lr, c1, c2, scale };
+        let hyper = Hyper { lr, scale };
         for ((&param, &gradient), &rates) in params.iter().zip(gradients).zip(rates) {
             let constants = Constants {
                 beta1: *beta1,
@@ -276,21 +276,27 @@ impl Interpreter {
                 rates,
             };
             let value = graph.value(param)?;
-            let [m_name, v_name] = ["m", "v"].map(|kind| format!("{}.adamw.{kind}", value.name));
-            let moment = |name: &String| match moments.get(name).or(self.variables.get(name)) {
-                Some(array) if array.shape() != &value.shape => {
-                    Err(shape_error(name, array, value))
-                }
-                Some(array) => Ok(array.clone()),
-                None => Ok(Array::splat(value.shape.clone(), 0.0)),
-            };
-            let mut m = moment(&m_name)?;
-            let mut v = moment(&v_name)?;
+            let [m_name, v_name, c_name] =
+                ["m", "v", "c"].map(|kind| format!("{}.adamw.{kind}", value.name));
+            let two = Shape::vector(2);
+            let kept =
+                |name: &String, shape: &Shape| match moments.get(name).or(self.variables.get(name))
+                {
+                    Some(array) if array.shape() != shape => Err(shape_error(name, array, value)),
+                    Some(array) => Ok(array.clone()),
+                    None => Ok(Array::splat(shape.clone(), 0.0)),
+                };
+            let mut m = kept(&m_name, &value.shape)?;
+            let mut v = kept(&v_name, &value.shape)?;
+            let corrections = kept(&c_name, &two)?;
+            let mut c = [corrections.data()[0], corrections.data()[1]];
             let mut p = lookup(values, param)?.clone();
             let gradient = lookup(values, gradient)?.data();
-            constants.step(&hyper, gradient, p.data_mut(), m.data_mut(), v.data_mut());
+            let [p_data, m_data, v_data] = [&mut p, &mut m, &mut v].map(Array::data_mut);
+            constants.step(&hyper, gradient, p_data, m_data, v_data, &mut c);
             values.insert(param, p);
-            moments.extend([(m_name, m), (v_name, v)]);
+            let c = Array::with_shape(two, c.to_vec())?;
+            moments.extend([(m_name, m), (v_name, v), (c_name, c)]);
         }
         Ok(())
     }
@@ -330,6 +336,7 @@ fn evaluate(op: &Op, operands: &[&Array]) -> Result<Vec<Vec<f64>>> {
         }
         (Op::SumRows, [x]) => vec![reduce::sum_rows(x)],
         (Op::SumCols, [x]) => vec![reduce::sum_cols(x)],
+        (Op::RowMax, [x]) => reduce::row_max(x).to_vec(),
         (Op::SumAll, [x]) => vec![vec![reduce::sum_all(x)]],
         (Op::SumGroups { period }, [x]) => vec![reduce::sum_groups(*period, x)],
         (Op::MaskedMean, [x, mask]) => {
@@ -399,6 +406,7 @@ fn evaluate(op: &Op, operands: &[&Array]) -> Result<Vec<Vec<f64>>> {
             | Op::GatherGrad { .. }
             | Op::SumRows
             | Op::SumCols
+            | Op::RowMax
             | Op::SumAll
             | Op::SumGroups { .. }
             | Op::MaskedMean

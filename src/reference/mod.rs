@@ -6,6 +6,7 @@
 
 mod array;
 mod conv;
+mod decode;
 mod dropout;
 mod elementwise;
 mod embedding;
@@ -25,6 +26,7 @@ mod tests;
 use std::collections::HashMap;
 
 pub use array::Array;
+pub use decode::{Sampling, Stream};
 pub use finite_difference::numeric_gradient;
 pub use interpreter::Interpreter;
 

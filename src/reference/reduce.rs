@@ -12,6 +12,21 @@ pub(super) fn sum_cols(x: &Array) -> Vec<f64> {
     x.row_iter().map(|row| row.iter().sum()).collect()
 }
 
+/// [`Op::RowMax`](crate::graph::Op::RowMax)
+pub(super) fn row_max(x: &Array) -> [Vec<f64>; 2] {
+    let of_row = |row: &[f64]| {
+        let mut best = 0;
+        for (i, &x) in row.iter().enumerate() {
+            if !row[best].is_nan() && (x.is_nan() || x > row[best]) {
+                best = i;
+            }
+        }
+        (row[best], best as f64)
+    };
+    let (max, at) = x.row_iter().map(of_row).unzip();
+    [max, at]
+}
+
 /// [`Op::SumAll`](crate::graph::Op::SumAll)
 pub(super) fn sum_all(x: &Array) -> f64 {
     x.data().iter().sum()

@@ -12,6 +12,7 @@ mod session;
 mod shadow;
 mod tune;
 
+pub(crate) use bound::BoundKernel;
 pub use executable::{Executable, Step};
 pub(crate) use function::Function;
 pub(crate) use recent::Recent;

@@ -7,21 +7,26 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::shadow::Shadows;
-use crate::compile::{Arena, Arenas, Entry, Lowered, NewParameters, Span, Table, binds};
+use crate::compile::{
+    Arena, Arenas, CORRECTION, Entry, Lowered, NewParameters, PAGE, Span, Table, binds,
+};
 use crate::error::{Error, Result};
 use crate::fnv::fnv1a;
-use crate::gpu::{Buffer, BufferSlice, Gpu, Layout, OFFSET_ALIGNMENT, Tensor};
+use crate::gpu::{Alignment, Buffer, BufferSlice, Gpu, Layout, OFFSET_ALIGNMENT, Tensor};
 use crate::graph::{Graph, Init, Op, Source};
 use crate::types::DType;
 
-/// Where parameters begin: their f16 shadows, half as large, must begin where a binding may.
-const PARAMETER_ALIGNMENT: u64 = 2 * OFFSET_ALIGNMENT;
+/// Where parameters begin: at a page, and their f16 shadows, half as large, where a binding may.
+const PARAMETER_ALIGNMENT: u64 = PAGE;
+const _: () = assert!(PAGE.is_multiple_of(2 * OFFSET_ALIGNMENT));
 
 /// Consecutive parameters in one buffer, with parallel buffers for their moments.
 #[derive(Clone, Debug)]
 pub(crate) struct Block {
     parameters: Buffer,
     moments: Option<[Buffer; 2]>,
+    /// Bias corrections; there where moments are.
+    corrections: Option<Buffer>,
     accumulated: Option<Buffer>,
     /// f16 copies.
     shadow: Option<Buffer>,
@@ -37,6 +42,7 @@ impl Block {
             (Arena::SecondMoments, Some([_, v])) => Some(v),
             (Arena::Accumulated, _) => self.accumulated.as_ref(),
             (Arena::Shadows, _) => self.shadow.as_ref(),
+            (Arena::Corrections, _) => self.corrections.as_ref(),
             _ => None,
         }
     }
@@ -123,10 +129,7 @@ impl Parameters {
     pub fn set_moments(&mut self, name: &str, moments: [&[f32]; 2]) -> Result<()> {
         let entry = self.entry(name)?;
         let Some(buffers) = &self.blocks[entry.span.block].moments else {
-            return Err(Error::Data {
-                name: name.to_owned(),
-                reason: "has no moments; compile a graph that trains".into(),
-            });
+            return Err(no_moments(name));
         };
         for data in moments {
             check(name, data, entry.layout.len())?;
@@ -137,6 +140,40 @@ impl Parameters {
             tensor.upload(&self.gpu, &entry.to_storage(data))?;
         }
         Ok(())
+    }
+
+    /// As [`Session::bias_corrections`](super::Session::bias_corrections).
+    pub fn corrections(&self, name: &str) -> Result<Option<[f32; 2]>> {
+        let Some((tensor, first, _)) = self.correction_pages(name)? else {
+            return Ok(None);
+        };
+        let pages = tensor.download::<f32>(&self.gpu)?.wait()?;
+        Ok(Some([pages[2 * first], pages[2 * first + 1]]))
+    }
+
+    /// As [`Session::set_bias_corrections`](super::Session::set_bias_corrections).
+    pub fn set_corrections(&mut self, name: &str, corrections: [f32; 2]) -> Result<()> {
+        let Some((tensor, first, count)) = self.correction_pages(name)? else {
+            return Err(no_moments(name));
+        };
+        check(name, &corrections, 2)?;
+        // What lies before is of other parameters.
+        let mut pages = tensor.download::<f32>(&self.gpu)?.wait()?;
+        let own = &mut pages.as_chunks_mut().0[first..first + count];
+        own.fill(corrections);
+        tensor.upload(&self.gpu, &pages)
+    }
+
+    /// The corrections of a parameter, from which page on they are its own, and how many pages it has.
+    fn correction_pages(&self, name: &str) -> Result<Option<(Tensor, usize, usize)>> {
+        let entry = self.entry(name)?;
+        let Some(buffer) = &self.blocks[entry.span.block].corrections else {
+            return Ok(None);
+        };
+        let (whole, first, count) = entry.span.corrections();
+        let layout = Layout::new(1, 2 * (first + count), DType::F32, Alignment::Bytes16)?;
+        let slice = buffer.slice(whole.offset_in(Arena::Corrections), layout.size_bytes())?;
+        Ok(Some((Tensor::from_slice(slice, layout)?, first, count)))
     }
 
     pub fn has_moments(&self, name: &str) -> Result<bool> {
@@ -210,6 +247,7 @@ impl Parameters {
             Arena::SecondMoments,
             Arena::Accumulated,
             Arena::Shadows,
+            Arena::Corrections,
         ];
         let mut blocks = self.blocks.iter();
         blocks.any(|block| {
@@ -329,6 +367,7 @@ impl Parameters {
             grown.blocks.push(Block {
                 parameters: self.gpu.zeroed_buffer(bytes, "parameters")?,
                 moments: None,
+                corrections: None,
                 accumulated: None,
                 shadow: None,
                 bytes,
@@ -352,6 +391,9 @@ impl Parameters {
                     self.gpu.zeroed_buffer(block.bytes, "first moments")?,
                     self.gpu.zeroed_buffer(block.bytes, "second moments")?,
                 ]);
+                // Vectors are bound in whole `vec4`s.
+                let bytes = (block.bytes / PAGE * CORRECTION).next_multiple_of(16);
+                block.corrections = Some(self.gpu.zeroed_buffer(bytes, "bias corrections")?);
             }
             if accumulates && block.accumulated.is_none() {
                 // Zeroed: accumulation begins there, and the gaps between parameters are part of the norm.
@@ -419,6 +461,13 @@ impl Parameters {
             }
         }
         Ok(())
+    }
+}
+
+fn no_moments(name: &str) -> Error {
+    Error::Data {
+        name: name.to_owned(),
+        reason: "has no moments; compile a graph that trains".into(),
     }
 }
 

@@ -225,6 +225,23 @@ impl Session {
         self.parameters.set_moments(name, moments)
     }
 
+    /// The bias corrections of a parameter: 1 − β1ᵗ and 1 − β2ᵗ after t updates of this parameter, whichever graphs they were of. `None`
+    /// before a graph with AdamW was compiled.
+    ///
+    /// # Errors
+    /// As [`Session::get`].
+    pub fn bias_corrections(&self, name: &str) -> Result<Option<[f32; 2]>> {
+        self.parameters.corrections(name)
+    }
+
+    /// Replaces the bias corrections of a parameter; zeros for one without updates.
+    ///
+    /// # Errors
+    /// As [`Session::set_moments`].
+    pub fn set_bias_corrections(&mut self, name: &str, corrections: [f32; 2]) -> Result<()> {
+        self.parameters.set_corrections(name, corrections)
+    }
+
     pub(crate) fn has_moments(&self, name: &str) -> Result<bool> {
         self.parameters.has_moments(name)
     }

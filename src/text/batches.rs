@@ -145,6 +145,11 @@ impl Batches {
         self.recipe.length
     }
 
+    /// Seed of the order in training.
+    pub(super) fn seed(&self) -> Option<u64> {
+        self.seed
+    }
+
     /// Number of batches per epoch, at least one.
     #[must_use]
     pub fn per_epoch(&self) -> usize {

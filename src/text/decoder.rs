@@ -42,6 +42,9 @@ pub struct DecoderOptions {
     /// token ([`Tokenizer::padding_id`](super::Tokenizer::padding_id)).
     #[serde(default)]
     pub padding: Option<u32>,
+    /// Whether the head uses the token table as its weight. `decoder.head.weight` is then no parameter; the bias is one.
+    #[serde(default)]
+    pub tied: bool,
 }
 
 impl Default for DecoderOptions {
@@ -59,6 +62,7 @@ impl Default for DecoderOptions {
             table_bound: 0.02,
             dropout: 0.0,
             padding: None,
+            tied: false,
         }
     }
 }
@@ -76,6 +80,7 @@ impl DecoderOptions {
         table_bound: f32,
         dropout: f32,
         padding: Option<u32>,
+        tied: bool,
     }
 
     /// The target of a position that has none to learn: V, which is no token.
@@ -113,7 +118,7 @@ pub struct Decoder {
     pub condition: Linear,
     /// The blocks.
     pub tcn: Tcn,
-    /// D → V.
+    /// D → V; its weight is the token table if the two are tied.
     pub head: Linear,
     length: usize,
     width: usize,
@@ -162,18 +167,22 @@ impl Decoder {
             });
         }
         let (vocabulary, width) = (options.vocabulary, options.width);
+        let embedding = Embedding::new(
+            graph,
+            "decoder.embedding",
+            vocabulary,
+            width,
+            options.padding,
+            Init::Uniform(options.table_bound),
+        )?;
         Ok(Self {
-            embedding: Embedding::new(
-                graph,
-                "decoder.embedding",
-                vocabulary,
-                width,
-                options.padding,
-                Init::Uniform(options.table_bound),
-            )?,
+            embedding,
             condition: Linear::new(graph, "decoder.condition", options.embedding, width, true)?,
             tcn: blocks(graph, options.tcn(), last)?,
-            head: Linear::new(graph, "decoder.head", width, vocabulary, true)?,
+            head: match options.tied {
+                true => Linear::tied(graph, "decoder.head", embedding.weight)?,
+                false => Linear::new(graph, "decoder.head", width, vocabulary, true)?,
+            },
             length: options.length,
             width,
             vocabulary,

@@ -178,6 +178,20 @@ impl Encoder {
         let batch = shape.cols() / self.length;
         let x = self.embedding.forward(graph, ids, dtype)?;
         let x = graph.reshape(x, &[batch, self.length, self.width])?;
+        self.forward_embedded(graph, x, mask, mode)
+    }
+
+    /// As [`Encoder::forward_in`], from embedded tokens x [B, L, D], which are mixtures of rows of the token table, for instance.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when the operands do not fit.
+    pub fn forward_embedded(
+        &self,
+        graph: &mut Graph,
+        x: ValueId,
+        mask: ValueId,
+        mode: Mode,
+    ) -> Result<ValueId> {
         // Or a masked token before a counted one would reach it through the first convolution.
         let x = graph.mul_rows(x, mask)?;
         let x = self.tcn.forward_in(graph, x, Some(mask), mode)?;

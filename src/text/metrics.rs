@@ -1,7 +1,10 @@
-//! Quality of embeddings, computed on the host: cosine, squared error, retrieval, nearest neighbours.
+//! Quality of embeddings and texts, computed on the host: cosine, squared error, retrieval, nearest neighbours, agreement of
+//! similarities, diversity of texts.
 //!
 //! Matrices are dense and row-major, `[n, E]`. Sums are f64. Norms below [`MIN_NORM`] count as [`MIN_NORM`], so a zero vector has cosine 0
 //! with every other. A value that is not finite makes means NaN and never counts as a hit in retrieval.
+
+use std::collections::HashSet;
 
 use crate::error::Result;
 
@@ -112,6 +115,143 @@ pub fn nearest(query: &[f32], matrix: &[f32], k: usize) -> Result<Vec<(usize, f3
     }
     scores.sort_unstable_by(order);
     Ok(scores)
+}
+
+/// Overlap@k: the mean over the rows of the share of their `k` nearest other rows that `embeddings` and `targets`, both `[n, width]`, have in
+/// common. Of rows with equal cosines the lower index is nearer. With fewer than `k` other rows all of them count. A row whose cosines are
+/// not finite has nothing in common. The cost is n² · width products.
+///
+/// # Errors
+/// [`Data`](crate::Error::Data) if the two are not both `[n, width]` with n ≥ 2, or `k` is 0.
+pub fn neighbor_overlap(
+    embeddings: &[f32],
+    targets: &[f32],
+    width: usize,
+    k: usize,
+) -> Result<f64> {
+    let rows = check_pairs(embeddings, targets, width)?;
+    if k == 0 {
+        return Err(data("k", "must be at least 1"));
+    }
+    let k = k.min(rows - 1);
+    let (ours, theirs) = (cosines(embeddings, width), cosines(targets, width));
+    let mut common = 0;
+    let mut nearest = [Vec::new(), Vec::new()];
+    for i in 0..rows {
+        for (all, nearest) in [&ours, &theirs].into_iter().zip(&mut nearest) {
+            let others = (0..rows).filter(|&j| j != i);
+            nearest.clear();
+            nearest.extend(others.map(|j| (all[i * rows + j], j)));
+            let order =
+                |a: &(f64, usize), b: &(f64, usize)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
+            if k < nearest.len() {
+                nearest.select_nth_unstable_by(k, order);
+                nearest.truncate(k);
+            }
+            nearest.retain(|(cosine, _)| cosine.is_finite());
+            nearest.sort_unstable_by_key(|&(_, j)| j);
+        }
+        let [ours, theirs] = &nearest;
+        let found = |&&(_, j): &&(f64, usize)| theirs.binary_search_by_key(&j, |x| x.1).is_ok();
+        common += ours.iter().filter(found).count();
+    }
+    Ok(common as f64 / (rows * k) as f64)
+}
+
+/// Spearman's rank correlation of the cosines of all n · (n − 1) / 2 pairs of rows in `embeddings` with those in `targets`, both `[n, width]`:
+/// Pearson's correlation of their ranks, where equal cosines have the mean of their ranks. It is NaN if a cosine is not finite, or all
+/// cosines of one side are equal. The cost is n² · width products.
+///
+/// # Errors
+/// [`Data`](crate::Error::Data) if the two are not both `[n, width]` with n ≥ 2.
+pub fn similarity_correlation(embeddings: &[f32], targets: &[f32], width: usize) -> Result<f64> {
+    let rows = check_pairs(embeddings, targets, width)?;
+    let pairs = |matrix| {
+        let all = cosines(matrix, width);
+        let above = (0..rows).flat_map(|i| (i + 1..rows).map(move |j| (i, j)));
+        above.map(|(i, j)| all[i * rows + j]).collect::<Vec<f64>>()
+    };
+    let (ours, theirs) = (pairs(embeddings), pairs(targets));
+    if ours.iter().chain(&theirs).any(|cosine| !cosine.is_finite()) {
+        return Ok(f64::NAN);
+    }
+    Ok(pearson(&ranks(&ours), &ranks(&theirs)))
+}
+
+/// Distinct-n: the number of different n-grams of tokens divided by the number of all n-grams, over all texts together. It is 0 if no
+/// text has `n` tokens. The lower it is, the more the texts repeat each other and themselves.
+///
+/// # Errors
+/// [`Data`](crate::Error::Data) if `n` is 0.
+pub fn distinct_n(texts: &[impl AsRef<[u32]>], n: usize) -> Result<f64> {
+    if n == 0 {
+        return Err(data("n", "must be at least 1"));
+    }
+    let grams = || texts.iter().flat_map(|text| text.as_ref().windows(n));
+    let distinct: HashSet<&[u32]> = grams().collect();
+    Ok(distinct.len() as f64 / grams().count().max(1) as f64)
+}
+
+/// Number of rows, which form at least one pair.
+fn check_pairs(embeddings: &[f32], targets: &[f32], width: usize) -> Result<usize> {
+    match check(embeddings, targets, width)? {
+        1 => Err(data("embeddings", "a single row has no neighbours")),
+        rows => Ok(rows),
+    }
+}
+
+/// The cosines of all pairs of rows, [n, n].
+fn cosines(matrix: &[f32], width: usize) -> Vec<f64> {
+    let rows = matrix.len() / width;
+    let inverse_norms: Vec<f64> = matrix
+        .chunks_exact(width)
+        .map(|row| 1.0 / norm(row))
+        .collect();
+    let mut all = vec![0.0; rows * rows];
+    for i in (0..rows).step_by(TILE) {
+        for j in (i..rows).step_by(TILE) {
+            let dots = dot_tile(tile(matrix, i, width), tile(matrix, j, width));
+            for (i, dots) in (i..rows).zip(dots) {
+                for (j, dot) in (j..rows).zip(dots) {
+                    // Adding zero turns −0 into +0, so that the two are equal.
+                    let cosine = dot * inverse_norms[i] * inverse_norms[j] + 0.0;
+                    all[i * rows + j] = cosine;
+                    all[j * rows + i] = cosine;
+                }
+            }
+        }
+    }
+    all
+}
+
+/// The rank of each value from 0; equal values have the mean of their ranks.
+fn ranks(values: &[f64]) -> Vec<f64> {
+    let mut order: Vec<(f64, usize)> = values.iter().copied().zip(0..).collect();
+    order.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
+    let mut ranks = vec![0.0; values.len()];
+    let mut first = 0;
+    for equal in order.chunk_by(|a, b| a.0 == b.0) {
+        let mean = first as f64 + (equal.len() - 1) as f64 / 2.0;
+        for &(_, index) in equal {
+            ranks[index] = mean;
+        }
+        first += equal.len();
+    }
+    ranks
+}
+
+/// Pearson's correlation; NaN where one side is constant.
+fn pearson(a: &[f64], b: &[f64]) -> f64 {
+    let mean = |x: &[f64]| x.iter().sum::<f64>() / x.len() as f64;
+    let (mean_a, mean_b) = (mean(a), mean(b));
+    let (mut ab, mut aa, mut bb) = (0.0, 0.0, 0.0);
+    for (a, b) in a.iter().zip(b) {
+        let (a, b) = (a - mean_a, b - mean_b);
+        ab += a * b;
+        aa += a * a;
+        bb += b * b;
+    }
+    ab / (aa.sqrt() * bb.sqrt())
 }
 
 /// Number of rows.

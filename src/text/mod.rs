@@ -5,18 +5,21 @@
 //! The mask of a text says which of its positions count. Where it is 0, the token id has no influence.
 
 pub mod batches;
+mod buckets;
+mod card;
 pub mod dataset;
 mod dataset_writer;
 mod decode;
 pub mod decoder;
-pub mod decoder_trainer;
-pub mod distill;
 mod efb;
 pub mod efb1;
 pub mod efb2;
+mod embeddings;
 pub mod encoder;
+pub mod generate;
 pub mod jsonl;
 pub mod metrics;
+mod model;
 pub mod npy;
 mod offsets;
 mod prefetch;
@@ -25,27 +28,36 @@ mod records;
 mod rows;
 mod sample;
 mod samples;
-mod steps;
 mod store;
 pub mod tensors;
+mod text_encoder;
 mod text_lines;
 pub mod tokenizer;
+pub mod trainer;
+#[cfg(feature = "tokenizer")]
+mod word_piece;
 
 pub use crate::types::Precision;
 pub use batches::{Batch, Batches};
+pub use card::Card;
 pub use dataset::Dataset;
 pub use dataset_writer::{DatasetWriter, EmbeddingType};
 pub use decoder::{Decoder, DecoderOptions, next_tokens};
-pub use decoder_trainer::{DecoderEvaluation, DecoderMetrics, DecoderTrainer, DecoderTraining};
-pub use distill::{DistillOptions, Distiller, Evaluation, Metrics};
 pub use efb1::Efb1Writer;
 pub use efb2::Efb2Writer;
+pub use embeddings::{Embeddings, Truncation};
 pub use encoder::{Encoder, EncoderOptions};
+pub use generate::{DecodeOptions, Finish, Generation, Piece, Stop, Stream, TextDecoder};
 pub use jsonl::{JsonLines, JsonLinesWriter, Record};
+pub use model::Model;
 pub use npy::{NpyReader, NpyWriter};
 pub use record_writer::{DatasetFormat, RecordWriter};
 pub use records::Records;
 pub use sample::{OpenOptions, Sample};
+pub use text_encoder::{TextEncoder, TextEncoderOptions};
+pub use tokenizer::{Tokenizer, Tokens, Whitespace};
+pub use trainer::{
+    Condition, Evaluation, FitOptions, InfoNce, Metrics, Trainer, TrainerOptions, TrainingMode,
+};
 #[cfg(feature = "tokenizer")]
-pub use tokenizer::WordPiece;
-pub use tokenizer::{Tokenizer, Whitespace};
+pub use word_piece::WordPiece;

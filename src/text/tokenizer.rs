@@ -4,8 +4,35 @@ use std::collections::HashMap;
 
 use crate::error::{Error, Result};
 
-#[cfg(feature = "tokenizer")]
-pub use word_piece::WordPiece;
+/// Token ids of a text, and what did not fit.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Tokens {
+    /// Token ids, with the tokens that start and end a text.
+    pub ids: Vec<u32>,
+    /// Number of tokens that were cut off.
+    pub cut_tokens: usize,
+    /// Bytes at the end of the text that were not even tokenised, because enough tokens came before. Their tokens are not in
+    /// [`Tokens::cut_tokens`].
+    pub cut_bytes: usize,
+}
+
+impl Tokens {
+    /// Of a text of which nothing was cut.
+    #[must_use]
+    pub fn whole(ids: Vec<u32>) -> Self {
+        Self {
+            ids,
+            ..Self::default()
+        }
+    }
+
+    /// Whether anything was cut.
+    #[must_use]
+    pub fn is_cut(&self) -> bool {
+        self.cut_tokens > 0 || self.cut_bytes > 0
+    }
+}
 
 /// Turns text into token ids and back.
 pub trait Tokenizer: Send + Sync {
@@ -14,6 +41,14 @@ pub trait Tokenizer: Send + Sync {
     /// # Errors
     /// [`Error::Tokenizer`] if the text cannot be tokenised.
     fn encode(&self, text: &str) -> Result<Vec<u32>>;
+
+    /// As [`Tokenizer::encode`], and says what was cut. By default nothing is known of that.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    fn tokenize(&self, text: &str) -> Result<Tokens> {
+        self.encode(text).map(Tokens::whole)
+    }
 
     /// The text of token ids, without special tokens. Ids outside the vocabulary are left out.
     ///
@@ -33,14 +68,15 @@ pub trait Tokenizer: Send + Sync {
     }
 }
 
-fn usual_padding(tokenizer: &(impl Tokenizer + ?Sized)) -> Option<u32> {
+pub(super) fn usual_padding(tokenizer: &(impl Tokenizer + ?Sized)) -> Option<u32> {
     let mut tokens = ["[PAD]", "<pad>"].into_iter();
     tokens.find_map(|token| tokenizer.token_id(token))
 }
 
 /// A tokeniser that splits at white space and knows the words it was given. For tests and small experiments.
 ///
-/// Ids: `[PAD]` 0, `[UNK]` 1, `[CLS]` 2, `[SEP]` 3, then the words in order. A text becomes `[CLS]` words `[SEP]`.
+/// Ids: `[PAD]` 0, `[UNK]` 1, `[CLS]` 2, `[SEP]` 3, then the words in order. A text becomes `[CLS]` words `[SEP]`. These four words are
+/// unknown ones in a text.
 #[derive(Clone, Debug)]
 pub struct Whitespace {
     tokens: Vec<String>,
@@ -90,11 +126,22 @@ impl Whitespace {
 
 impl Tokenizer for Whitespace {
     fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let words = text
-            .split_whitespace()
-            .map(|word| self.ids.get(word).copied().unwrap_or(UNKNOWN))
-            .take(self.max_length - 2);
-        Ok(std::iter::once(START).chain(words).chain([END]).collect())
+        self.tokenize(text).map(|tokens| tokens.ids)
+    }
+
+    fn tokenize(&self, text: &str) -> Result<Tokens> {
+        let mut words = text.split_whitespace();
+        let known = |word| self.ids.get(word).copied();
+        // A word that looks like a special token is a word.
+        let id = |word| known(word).filter(|&id| id as usize >= SPECIAL.len());
+        let kept = words.by_ref().take(self.max_length - 2);
+        let ids = kept.map(|word| id(word).unwrap_or(UNKNOWN));
+        let ids = std::iter::once(START).chain(ids).chain([END]).collect();
+        Ok(Tokens {
+            ids,
+            cut_tokens: words.count(),
+            cut_bytes: 0,
+        })
     }
 
     fn decode(&self, ids: &[u32]) -> Result<String> {
@@ -117,7 +164,7 @@ impl Tokenizer for Whitespace {
 }
 
 /// Room for at least one token beside those that are always added.
-fn check_max_length(max_length: usize, added: usize) -> Result<()> {
+pub(super) fn check_max_length(max_length: usize, added: usize) -> Result<()> {
     if max_length > added {
         return Ok(());
     }
@@ -125,95 +172,4 @@ fn check_max_length(max_length: usize, added: usize) -> Result<()> {
         field: "max_length",
         reason: format!("is {max_length}, but {added} tokens are added to every text"),
     })
-}
-
-#[cfg(feature = "tokenizer")]
-mod word_piece {
-    use std::path::Path;
-
-    use tokenizers::{PostProcessor, TruncationParams};
-
-    use super::{Error, Result, Tokenizer, check_max_length, usual_padding};
-    use crate::file::InputFile;
-
-    /// Upper bound on the size of a `tokenizer.json` in bytes; those of large vocabularies have some tens of megabytes.
-    const LARGEST: u64 = 1 << 30;
-
-    /// A tokeniser described by a `tokenizer.json`. Its padding is off, and its longest length is given by the caller.
-    #[derive(Clone, Debug)]
-    pub struct WordPiece {
-        inner: tokenizers::Tokenizer,
-        vocab_size: u32,
-        /// As the file says, which may name another token than the usual ones.
-        padding: Option<u32>,
-    }
-
-    impl WordPiece {
-        /// Loads a `tokenizer.json`. Texts are cut to `max_length` tokens, those added at start and end included.
-        ///
-        /// # Errors
-        /// [`Error::Io`], also for a directory or a special file; [`Error::Format`] for a file of more than 1 GiB; [`Error::Tokenizer`] if the file does not describe a tokeniser with a vocabulary;
-        /// [`Error::Config`] if `max_length` leaves no room for a token beside the added ones.
-        pub fn from_file(path: impl AsRef<Path>, max_length: usize) -> Result<Self> {
-            let path = path.as_ref();
-            let fail = |reason: String| Error::Tokenizer(format!("{}: {reason}", path.display()));
-            let json = InputFile::open(path)?.read_all(LARGEST)?;
-            let mut inner =
-                tokenizers::Tokenizer::from_bytes(json).map_err(|error| fail(error.to_string()))?;
-            // Checked here because `with_truncation` subtracts the two without looking.
-            let added = inner
-                .get_post_processor()
-                .map_or(0, |processor| processor.added_tokens(false));
-            check_max_length(max_length, added)?;
-            let truncation = TruncationParams {
-                max_length,
-                ..TruncationParams::default()
-            };
-            let padding = inner.get_padding().map(|padding| padding.pad_id);
-            inner.with_padding(None);
-            inner
-                .with_truncation(Some(truncation))
-                .map_err(|error| fail(error.to_string()))?;
-            // Not the number of entries: ids may have gaps, and this is the number of rows of an embedding.
-            let vocab_size = inner
-                .get_vocab(true)
-                .into_values()
-                .max()
-                .and_then(|id| id.checked_add(1))
-                .ok_or_else(|| fail("no vocabulary".into()))?;
-            let padding = padding.filter(|&id| id < vocab_size);
-            Ok(Self {
-                inner,
-                vocab_size,
-                padding,
-            })
-        }
-    }
-
-    impl Tokenizer for WordPiece {
-        fn encode(&self, text: &str) -> Result<Vec<u32>> {
-            self.inner
-                .encode_fast(text, true)
-                .map(|encoding| encoding.get_ids().to_vec())
-                .map_err(|error| Error::Tokenizer(error.to_string()))
-        }
-
-        fn decode(&self, ids: &[u32]) -> Result<String> {
-            self.inner
-                .decode(ids, true)
-                .map_err(|error| Error::Tokenizer(error.to_string()))
-        }
-
-        fn vocab_size(&self) -> u32 {
-            self.vocab_size
-        }
-
-        fn token_id(&self, token: &str) -> Option<u32> {
-            self.inner.token_to_id(token)
-        }
-
-        fn padding_id(&self) -> Option<u32> {
-            self.padding.or_else(|| usual_padding(self))
-        }
-    }
 }

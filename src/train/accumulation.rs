@@ -14,10 +14,10 @@ use crate::graph::{Graph, Op, Source, Value, ValueId};
 use crate::runtime::Session;
 use crate::types::{BinaryOp, Broadcast, UnaryOp};
 
-/// Σ weight since the last update.
-const WEIGHT: &str = "train.weight";
-/// Σ weight·metric since the last update.
-const METRICS: &str = "train.metrics";
+/// The state with Σ weight since the last update.
+const WEIGHT: &str = "accumulated_weight";
+/// The state with Σ weight·metric since the last update.
+const METRICS: &str = "accumulated_metrics";
 
 impl AdamW {
     /// Adds the gradients of `loss` `[1]`, times `weight` `[1]`, to those that the session accumulates for [`AdamW::update`], which
@@ -38,7 +38,7 @@ impl AdamW {
         metrics: &[ValueId],
     ) -> Result<()> {
         whole(graph, |graph| {
-            if graph.find(WEIGHT).is_some() {
+            if graph.find(&self.state(WEIGHT)).is_some() {
                 return Err(Error::Graph(
                     "this graph accumulates gradients already; add the losses up and accumulate once".into(),
                 ));
@@ -47,11 +47,11 @@ impl AdamW {
             let (params, gradients) = reached(graph, [loss, scale], parameters)?;
             let operands = [gradients.as_slice(), &[weight]].concat();
             graph.apply(Op::Accumulate { params }, &operands)?;
-            let total = graph.state(WEIGHT, &[1], 0.0)?;
+            let total = graph.state(&self.state(WEIGHT), &[1], 0.0)?;
             let next = graph.add(total, weight)?;
             graph.assign(total, next)?;
             if !metrics.is_empty() {
-                let total = graph.state(METRICS, &[metrics.len()], 0.0)?;
+                let total = graph.state(&self.state(METRICS), &[metrics.len()], 0.0)?;
                 let values = graph.stack(metrics)?;
                 let values = graph.mul_scalar(values, weight)?;
                 let next = graph.add(total, values)?;
@@ -96,7 +96,7 @@ impl AdamW {
                     params.push(parameter);
                 }
             }
-            let state = accumulation.find(METRICS);
+            let state = accumulation.find(&self.state(METRICS));
             let count = match state {
                 Some(state) => accumulation.value(state)?.shape.len(),
                 None => 0,
@@ -112,14 +112,14 @@ impl AdamW {
             params: params.clone(),
         };
         let gradients = graph.apply(taken, &[])?;
-        let total = graph.state(WEIGHT, &[1], 0.0)?;
+        let total = graph.state(&self.state(WEIGHT), &[1], 0.0)?;
         // Without any weight the gradients are zero, as those of a batch where nothing counts.
         let (min, max) = (1e-12, f32::MAX);
         let weight = graph.unary(UnaryOp::Clamp { min, max }, total)?;
         let divisor = graph.mul(weight, scale)?;
         let metrics = metrics.unwrap_or(0);
         if metrics > 0 {
-            let sums = graph.state(METRICS, &[metrics], 0.0)?;
+            let sums = graph.state(&self.state(METRICS), &[metrics], 0.0)?;
             let inverse = graph.unary(UnaryOp::Recip, weight)?;
             let means = graph.mul_scalar(sums, inverse)?;
             graph.output(StepOutputs::METRICS, means)?;
@@ -135,7 +135,7 @@ impl AdamW {
 
     /// Gradients are as large as the scale that they were accumulated with.
     fn check_scale(&self, accumulation: &Graph) -> Result<()> {
-        let start = match accumulation.find(LOSS_SCALE) {
+        let start = match accumulation.find(&self.state(LOSS_SCALE)) {
             Some(state) => match accumulation.value(state)?.source {
                 Source::State(start) => Some(start),
                 _ => None,
@@ -182,20 +182,31 @@ fn reset(graph: &mut Graph, state: ValueId) -> Result<()> {
     graph.assign(state, zero)
 }
 
-/// The state that shows that gradients are accumulated, if there are any.
-pub(super) fn pending(session: &Session) -> Result<Option<&'static str>> {
-    let weight = match session.states().contains_key(WEIGHT) {
-        true => session.get(WEIGHT)?,
-        false => Vec::new(),
+/// The states of all trainings of a session that end with one of `kinds`.
+fn states(session: &Session, kinds: &[&str]) -> Vec<String> {
+    let all = session.states().into_keys();
+    let of_kind = |name: &&str| {
+        let kind = name.rsplit_once('.').map(|(_, kind)| kind);
+        kind.is_some_and(|kind| kinds.contains(&kind))
     };
-    Ok(weight.iter().any(|&x| x != 0.0).then_some(WEIGHT))
+    all.filter(of_kind).map(str::to_owned).collect()
+}
+
+/// A state that shows that gradients are accumulated, if there are any.
+pub(super) fn pending(session: &Session) -> Result<Option<String>> {
+    for name in states(session, &[WEIGHT]) {
+        if session.get(&name)?.iter().any(|&x| x != 0.0) {
+            return Ok(Some(name));
+        }
+    }
+    Ok(None)
 }
 
 /// Discards what was accumulated, after a step that could not be finished.
 pub(crate) fn discard(session: &Session) -> Result<()> {
     session.clear_accumulated()?;
-    for name in [WEIGHT, METRICS] {
-        session.clear_state(name)?;
+    for name in states(session, &[WEIGHT, METRICS]) {
+        session.clear_state(&name)?;
     }
     Ok(())
 }

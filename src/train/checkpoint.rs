@@ -11,7 +11,7 @@ use crate::file::{AtomicFile, TensorFile, floats, write_tensors};
 use crate::fnv::fnv1a;
 use crate::runtime::Session;
 
-/// Parameters, optimizer moments and states of a session (step, bias corrections, loss scale, counters), exact, and a text of
+/// Parameters, optimizer moments, bias corrections and states of a session (step, loss scale, counters), exact, and a text of
 /// the caller: a configuration, a seed, an epoch, as JSON or otherwise.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Checkpoint {
@@ -21,7 +21,7 @@ pub struct Checkpoint {
 }
 
 const FORMAT: &str = "checkpoint";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Keys in a file's metadata. The checksum covers names, shapes, elements and the caller's text; it finds accidents, not forgery.
 const CHECKSUM: &str = "checksum";
@@ -34,6 +34,7 @@ impl Kind {
             Self::Parameter => "parameter.",
             Self::FirstMoment => "first_moment.",
             Self::SecondMoment => "second_moment.",
+            Self::Corrections => "bias_corrections.",
             Self::State => "state.",
         }
     }
@@ -48,7 +49,7 @@ impl Checkpoint {
     pub fn from_session(session: &Session) -> Result<Self> {
         if let Some(name) = accumulation::pending(session)? {
             return fail(
-                name,
+                &name,
                 "gradients are accumulated that no step has used; save after the step",
             );
         }
@@ -68,6 +69,9 @@ impl Checkpoint {
             if let Some([first, second]) = session.moments(name)? {
                 insert(Kind::FirstMoment, name, &shape, first)?;
                 insert(Kind::SecondMoment, name, &shape, second)?;
+            }
+            if let Some(corrections) = session.bias_corrections(name)? {
+                insert(Kind::Corrections, name, &[2], corrections.to_vec())?;
             }
         }
         for (name, len) in session.states() {

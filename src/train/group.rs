@@ -1,5 +1,7 @@
 //! Groups of parameters that an optimizer treats differently.
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Error, Result};
 use crate::graph::{Graph, ValueId};
 use crate::types::Rates;
@@ -16,7 +18,7 @@ use super::AdamW;
 /// let table = ParameterGroup::new("table").names(["embedding"]).lr_scale(0.1);
 /// let optimizer = AdamW::default().group(table).no_decay_for_biases_and_norms();
 /// ```
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ParameterGroup {
     label: String,
     names: Vec<String>,
@@ -160,7 +162,7 @@ impl AdamW {
 }
 
 /// Whether `prefix` is all of `name` or ends before a dot of it.
-pub(super) fn has_prefix(name: &str, prefix: &str) -> bool {
+pub(crate) fn has_prefix(name: &str, prefix: &str) -> bool {
     match name.strip_prefix(prefix) {
         Some(rest) => rest.is_empty() || (rest.starts_with('.') && !prefix.is_empty()),
         None => false,

@@ -16,6 +16,7 @@ pub(crate) use accumulation::discard;
 pub use checkpoint::Checkpoint;
 pub use freeze::trainable;
 pub use group::ParameterGroup;
+pub(crate) use group::has_prefix;
 pub use mapping::{Fitting, Mapping, OtherShape};
 pub(crate) use optimizer::SKIPPED;
 pub use optimizer::{AdamW, StepOutputs};

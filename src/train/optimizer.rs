@@ -1,17 +1,17 @@
 //! From a loss to a training step: gradients, clipping, schedule, AdamW, counters.
 
+use serde::{Deserialize, Serialize};
+
 use super::{LossScale, ParameterGroup, Schedule};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Op, ValueId};
 use crate::setters::setters;
 use crate::types::UnaryOp;
 
-/// Number of steps that were not skipped.
-const STEP: &str = "train.step";
-/// Number of steps that were skipped.
-pub(crate) const SKIPPED: &str = "train.skipped";
-/// The present loss scale.
-pub(super) const LOSS_SCALE: &str = "train.loss_scale";
+/// The state that counts skipped steps.
+pub(crate) const SKIPPED: &str = "skipped";
+/// The state with the present loss scale.
+pub(super) const LOSS_SCALE: &str = "loss_scale";
 
 /// Names of the outputs that [`AdamW::step`] and [`AdamW::update`] add to a graph. They are `[1]` unless said otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +35,11 @@ impl StepOutputs {
 
 /// AdamW with decoupled weight decay (Loshchilov & Hutter, arXiv:1711.05101) and bias correction.
 ///
+/// The step counter, the loss scale and what else a step counts are states of the session, under names that begin with
+/// [`AdamW::name`]. Two trainings in one session have different names, so that each has its own schedule and loss scale. Moments and
+/// bias corrections belong to the parameters: the correction of a parameter counts the updates of that parameter, by whichever
+/// training, so that a parameter that is trained later than others is corrected as if it had been alone.
+///
 /// A step whose gradients are not all finite is skipped: it changes the number of skipped steps and the loss scale, but no
 /// parameter, moment or step counter.
 ///
@@ -49,9 +54,11 @@ impl StepOutputs {
 ///     .clip(Some(1.0))
 ///     .no_decay_for_biases_and_norms();
 /// ```
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct AdamW {
+    /// What the names of its states begin with: NAME.step, NAME.skipped, NAME.loss_scale, …; `train` by default.
+    pub name: String,
     /// Learning rate of each step.
     pub schedule: Schedule,
     /// Decay rate of the first moment, in [0, 1).
@@ -71,9 +78,10 @@ pub struct AdamW {
 }
 
 impl Default for AdamW {
-    /// A constant learning rate of 3e-4, betas 0.9 and 0.999, eps 1e-8, weight decay 0.01; no clipping, loss scale or groups.
+    /// The name `train`, a constant learning rate of 3e-4, betas 0.9 and 0.999, eps 1e-8, weight decay 0.01; no clipping, loss scale or groups.
     fn default() -> Self {
         Self {
+            name: "train".into(),
             schedule: Schedule::Constant { rate: 3e-4 },
             beta1: 0.9,
             beta2: 0.999,
@@ -97,7 +105,27 @@ impl AdamW {
         loss_scale: Option<LossScale>,
     }
 
+    /// The optimizer of the training of this name.
+    #[must_use]
+    pub fn named(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            ..Self::default()
+        }
+    }
+
+    /// The name of one of its states.
+    pub(crate) fn state(&self, what: &str) -> String {
+        format!("{}.{what}", self.name)
+    }
+
     fn check(&self) -> Result<()> {
+        if self.name.is_empty() {
+            return Err(Error::Config {
+                field: "name",
+                reason: "of an optimizer must not be empty".into(),
+            });
+        }
         let require = |field: &'static str, value: f32, holds: bool, range: &str| match holds {
             true => Ok(()),
             false => Err(Error::Config {
@@ -127,7 +155,7 @@ impl AdamW {
 
     /// Adds everything that turns `loss` `[1]` into an update of `parameters`, and the outputs named in [`StepOutputs`].
     ///
-    /// The counters are states with names that begin with `train.`. A graph has one step; parameters with rates of their own
+    /// The counters are states with names that begin with that of the optimizer. A graph has one step; parameters with rates of their own
     /// are groups of it.
     ///
     /// # Errors
@@ -144,7 +172,8 @@ impl AdamW {
     /// What every graph with a part of a step begins with: the loss scale.
     pub(super) fn begin(&self, graph: &mut Graph, parameters: &[ValueId]) -> Result<ValueId> {
         self.check()?;
-        if graph.find(STEP).is_some() {
+        let mut outputs = graph.outputs().iter();
+        if outputs.any(|(name, _)| name == StepOutputs::LEARNING_RATE) {
             return Err(Error::Graph(
                 "this graph has an optimizer step already; put parameter groups into one step (AdamW::group)".into(),
             ));
@@ -155,7 +184,7 @@ impl AdamW {
         // Also where only the update needs the rates, so that a mistake shows at once.
         self.rates(graph, parameters)?;
         match &self.loss_scale {
-            Some(options) => graph.state(LOSS_SCALE, &[1], options.start),
+            Some(options) => graph.state(&self.state(LOSS_SCALE), &[1], options.start),
             None => graph.constant(&[1], 1.0),
         }
     }
@@ -174,24 +203,21 @@ impl AdamW {
         let apply = graph.unary(UnaryOp::IsFinite, scaled_norm)?;
         let factor = self.factor(graph, norm, divisor)?;
 
-        let step = graph.state(STEP, &[1], 0.0)?;
+        let step = graph.state(&self.state("step"), &[1], 0.0)?;
         let next = graph.add(step, apply)?;
         // The number of this step; a skipped one does not count, so the next has the same number.
         let t = graph.affine(step, 1.0, 1.0)?;
         let rate = self.schedule.nodes(graph, t)?;
-        let corrections = [
-            self.correction(graph, "train.correction1", self.beta1, apply)?,
-            self.correction(graph, "train.correction2", self.beta2, apply)?,
-        ];
-        let skipped = graph.state(SKIPPED, &[1], 0.0)?;
+        let skipped = graph.state(&self.state(SKIPPED), &[1], 0.0)?;
         let missed = graph.affine(apply, -1.0, 1.0)?;
         let missed = graph.add(skipped, missed)?;
-        let hyper = graph.stack(&[rate, corrections[0], corrections[1], factor, apply])?;
+        let hyper = graph.stack(&[rate, factor, apply])?;
         // A plain copy, so that what is read back is the scale of this step.
         let used_scale = graph.affine(scale, 1.0, 0.0)?;
 
         if let Some(options) = &self.loss_scale {
-            options.update(graph, scale, apply)?;
+            let good = graph.state(&self.state("good_steps"), &[1], 0.0)?;
+            options.update(graph, [scale, good], apply)?;
         }
         graph.assign(step, next)?;
         graph.assign(skipped, missed)?;
@@ -222,23 +248,6 @@ impl AdamW {
         let ratio = graph.affine(ratio, clip, 0.0)?;
         let ratio = graph.unary(UnaryOp::Clamp { min: 0.0, max: 1.0 }, ratio)?;
         graph.mul(ratio, unscale)
-    }
-
-    /// 1 − βᵗ as c ← β·c + (1 − β), which unlike a power in f32 is exact to rounding also for small t.
-    fn correction(
-        &self,
-        graph: &mut Graph,
-        name: &str,
-        beta: f32,
-        apply: ValueId,
-    ) -> Result<ValueId> {
-        let state = graph.state(name, &[1], 0.0)?;
-        let next = graph.affine(state, beta, 1.0 - beta)?;
-        let change = graph.sub(next, state)?;
-        let change = graph.mul(change, apply)?;
-        let kept = graph.add(state, change)?;
-        graph.assign(state, kept)?;
-        Ok(next)
     }
 }
 

@@ -1,5 +1,7 @@
 //! Dynamic loss scaling: keeps small f16 gradients from vanishing, and large ones from staying infinite.
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Error, Result};
 use crate::graph::{Graph, ValueId};
 use crate::setters::setters;
@@ -10,7 +12,7 @@ use crate::types::{BinaryOp, Broadcast, UnaryOp};
 ///
 /// The first step uses `start`, which may lie outside of `min..=max`, for instance to provoke an overflow. The scale of every later
 /// step lies within.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct LossScale {
     /// Scale of the first step.
@@ -57,8 +59,13 @@ impl LossScale {
     }
 
     /// Moves the scale on. `apply` is 1 when the step was good, 0 when a gradient was not finite.
-    pub(super) fn update(&self, graph: &mut Graph, scale: ValueId, apply: ValueId) -> Result<()> {
-        let good = graph.state("train.good_steps", &[1], 0.0)?;
+    /// `good` counts good steps in a row.
+    pub(super) fn update(
+        &self,
+        graph: &mut Graph,
+        [scale, good]: [ValueId; 2],
+        apply: ValueId,
+    ) -> Result<()> {
         let count = graph.affine(good, 1.0, 1.0)?;
         let count = graph.mul(count, apply)?;
         let enough = graph.constant(&[1], self.interval as f32 - 0.5)?;

@@ -1,5 +1,7 @@
 //! Learning-rate schedules, computed on the device from the step counter.
 
+use serde::{Deserialize, Serialize};
+
 use std::f32::consts::PI;
 
 use crate::error::{Error, Result};
@@ -7,7 +9,7 @@ use crate::graph::{Graph, ValueId};
 use crate::types::UnaryOp;
 
 /// The learning rate of step t = 1, 2, …
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Schedule {
     /// The same at every step.

@@ -14,14 +14,16 @@ pub(super) enum Kind {
     Parameter,
     FirstMoment,
     SecondMoment,
+    Corrections,
     State,
 }
 
 impl Kind {
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 5] = [
         Self::Parameter,
         Self::FirstMoment,
         Self::SecondMoment,
+        Self::Corrections,
         Self::State,
     ];
 
@@ -30,13 +32,15 @@ impl Kind {
             Self::Parameter => "parameter",
             Self::FirstMoment => "first moment of this parameter",
             Self::SecondMoment => "second moment of this parameter",
+            Self::Corrections => "bias correction of this parameter",
             Self::State => "state",
         }
     }
 
-    /// The first element that cannot be right: one that is not finite, or a negative mean of squares.
+    /// The first element that cannot be right: one that is not finite, or a negative mean of squares or correction.
     pub fn find_bad(self, data: &[f32]) -> Option<usize> {
-        let bad = |x: &f32| !x.is_finite() || (self == Self::SecondMoment && *x < 0.0);
+        let positive = matches!(self, Self::SecondMoment | Self::Corrections);
+        let bad = |x: &f32| !x.is_finite() || (positive && *x < 0.0);
         data.iter().position(bad)
     }
 }
@@ -175,6 +179,11 @@ pub(super) fn put(tensors: &Tensors, session: &mut Session) -> Result<()> {
             }
             // Written together with the first.
             Kind::SecondMoment => {}
+            Kind::Corrections => {
+                if let [c1, c2] = *stored.data {
+                    session.set_bias_corrections(name, [c1, c2])?;
+                }
+            }
         }
     }
     Ok(())
@@ -188,6 +197,7 @@ fn declared(session: &Session, kinds: &[Kind]) -> Result<BTreeMap<Key, Vec<usize
             for kind in [Kind::FirstMoment, Kind::SecondMoment] {
                 declared.insert((kind, name.to_owned()), shape.clone());
             }
+            declared.insert((Kind::Corrections, name.to_owned()), vec![2]);
         }
         declared.insert((Kind::Parameter, name.to_owned()), shape);
     }

@@ -47,6 +47,8 @@ pub enum UnaryOp {
     GeluTanh,
     /// GELU, exact form: x/2·(1 + erf(x/√2)). Hendrycks & Gimpel, arXiv:1606.08415.
     GeluErf,
+    /// x. Its derivative is 0 everywhere: no gradient passes through it.
+    Detach,
     /// 1 where x is neither infinite nor NaN, else 0. Its derivative is 0 everywhere: no gradient passes through a test.
     IsFinite,
 }
@@ -77,6 +79,7 @@ impl UnaryOp {
             Self::Relu => ["relu", "relu_grad"],
             Self::GeluTanh => ["gelu_tanh", "gelu_tanh_grad"],
             Self::GeluErf => ["gelu_erf", "gelu_erf_grad"],
+            Self::Detach => ["detach", "detach_grad"],
             Self::IsFinite => ["is_finite", "is_finite_grad"],
         }
     }

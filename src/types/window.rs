@@ -48,6 +48,17 @@ impl Window {
         Self::new(time, kernel, dilation, 1, Padding::Causal)
     }
 
+    /// The step before the current one, zero at the start of a sample.
+    ///
+    /// # Errors
+    /// As [`Window::new`].
+    pub fn delay(time: usize) -> Result<Self> {
+        Ok(Self {
+            before: 1,
+            ..Self::causal(time, 1, 1)?
+        })
+    }
+
     /// Windows of `kernel` taps, `dilation` apart, every `stride` steps.
     ///
     /// # Errors

@@ -88,6 +88,9 @@ fn norms(rows: usize, width: usize, dtype: DType) -> Result<Graph> {
     let y = graph.unary(UnaryOp::GeluTanh, y)?;
     let sums = graph.sum_cols(y)?;
     graph.output("sums", sums)?;
+    let [max, at] = graph.row_max(x)?;
+    graph.output("max", max)?;
+    graph.output("at", at)?;
     let loss = square(&mut graph, y)?;
     train(&mut graph, loss)?;
     Ok(graph)

@@ -48,7 +48,7 @@ fn kernels(target: Target) -> Result<Vec<Kernel>> {
     let four = matrix(ROWS, 4, f32s)?;
     let square = matrix((1 << 15) - 1, 1 << 15, f32s)?;
     let long = vector((1 << 30) - 16, f32s)?;
-    let [one, five, unit] = [vector(1, f32s)?, vector(5, f32s)?, vector(4, f32s)?];
+    let [one, three, unit] = [vector(1, f32s)?, vector(3, f32s)?, vector(4, f32s)?];
     let each = vector(ROWS, f32s)?;
     let ids = vector(ROWS, DType::U32)?;
     let pair = matrix(2, ROWS, f32s)?;
@@ -140,9 +140,15 @@ fn kernels(target: Target) -> Result<Vec<Kernel>> {
         eps: 1e-8,
     };
     let rates = Rates::decay(0.1);
+    let corrections = optimizer::Corrections {
+        layout: vector(2 * (long.cols().div_ceil(128) + 31), f32s)?,
+        first: 31,
+    };
+    let pages = long.cols().div_ceil(128);
+    all.push(optimizer::corrections(three, corrections, pages, options));
     all.push(optimizer::adamw(
-        long,
-        five,
+        [long, three],
+        corrections,
         Some(vector(long.cols(), DType::F16)?),
         options,
         &[Stretch { start: 0, rates }],

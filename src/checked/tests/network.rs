@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use super::super::{Bound, Memory, run};
-use crate::compile::{Arena, Arenas, Lowered, Place, Span, lower};
+use crate::compile::{Arena, Arenas, CORRECTION, Lowered, PAGE, Place, Span, lower};
 use crate::error::Result;
 use crate::gpu::Layout;
 use crate::graph::{Graph, Source, ValueId};
@@ -186,7 +186,13 @@ impl<'a> Network<'a> {
             } => (Home::Value(value), offset, bytes, size(value)?),
             Place::Scratch(number) => (Home::Scratch(number), 0, bytes, bytes),
             Place::Span(arena, span) => {
-                let all = self.arenas.bytes / if arena == Arena::Shadows { 2 } else { 1 };
+                let all = match arena {
+                    Arena::Shadows => self.arenas.bytes / 2,
+                    Arena::Corrections => {
+                        (self.arenas.bytes / PAGE * CORRECTION).next_multiple_of(16)
+                    }
+                    _ => self.arenas.bytes,
+                };
                 (Home::Arena(arena), span.offset_in(arena), bytes, all)
             }
             Place::Value(id) => {

@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::gpu::Layout;
 use crate::graph::{Node, Op, Source, ValueId};
 use crate::kernels;
-use crate::kernels::optimizer::{AdamWConstants, STRETCHES, Stretch};
+use crate::kernels::optimizer::{AdamWConstants, Corrections, STRETCHES, Stretch};
 use crate::types::{DType, Rates};
 
 /// Accumulated gradients stay where they are. Gradients that only optimizers, norms and accumulation read are computed straight
@@ -293,7 +293,18 @@ impl Lowering<'_> {
             shadow = Some(Self::vector(elements, DType::F16)?);
             places.push(arena(Arena::Shadows));
         }
-        let kernel = kernels::optimizer::adamw(layout, hyper_layout, shadow, options, stretches);
+        let (whole, first, pages) = span.corrections();
+        let pages_layout = Self::vector(2 * (first + pages), DType::F32)?;
+        let place = Place::Span(Arena::Corrections, whole);
+        let corrections = Corrections {
+            layout: pages_layout,
+            first,
+        };
+        let kernel = kernels::optimizer::corrections(hyper_layout, corrections, pages, options);
+        self.step(kernel, vec![hyper, place])?;
+        places.insert(2, place);
+        let layouts = [layout, hyper_layout];
+        let kernel = kernels::optimizer::adamw(layouts, corrections, shadow, options, stretches);
         self.step(kernel, places)
     }
 }

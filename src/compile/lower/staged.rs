@@ -35,6 +35,16 @@ impl Lowering<'_> {
                 let to = (self.layout(node.outputs[0])?, Place::Value(node.outputs[0]));
                 self.sum_cols(from, to)?;
             }
+            Op::RowMax => {
+                let [max, at] = self.layouts(&node.outputs)?;
+                let kernel = kernels::reduce::row_max(self.layout(x[0])?, max, at, target);
+                let places = [
+                    self.place(x[0])?,
+                    Place::Value(node.outputs[0]),
+                    Place::Value(node.outputs[1]),
+                ];
+                self.step(kernel, places.to_vec())?;
+            }
             Op::SumAll => {
                 let from = (self.layout(x[0])?, self.place(x[0])?);
                 let to = (self.layout(node.outputs[0])?, Place::Value(node.outputs[0]));

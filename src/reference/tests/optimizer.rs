@@ -10,7 +10,7 @@ fn training_graph() -> Result<(Graph, ValueId)> {
     let b = push(&mut graph, "b", &[1], DType::F32, start(-2.0))?;
     let da = input(&mut graph, "da", &[2], DType::F32)?;
     let db = input(&mut graph, "db", &[1], DType::F32)?;
-    let hyper = input(&mut graph, "hyper", &[5], DType::F32)?;
+    let hyper = input(&mut graph, "hyper", &[3], DType::F32)?;
     let adamw = Op::AdamW {
         rates: vec![Rates::decay(0.125); 2],
         params: vec![a, b],
@@ -24,11 +24,11 @@ fn training_graph() -> Result<(Graph, ValueId)> {
     Ok((graph, doubled[0]))
 }
 
-fn inputs(da: [f64; 2], db: f64, hyper: [f64; 5]) -> Result<[(&'static str, Array); 3]> {
+fn inputs(da: [f64; 2], db: f64, hyper: [f64; 3]) -> Result<[(&'static str, Array); 3]> {
     Ok([
         ("da", Array::new(&[2], da.to_vec())?),
         ("db", Array::scalar(db)),
-        ("hyper", Array::new(&[5], hyper.to_vec())?),
+        ("hyper", Array::new(&[3], hyper.to_vec())?),
     ])
 }
 
@@ -45,7 +45,7 @@ fn two_steps_by_hand() -> Result<()> {
     let mut interpreter = Interpreter::new(&graph);
 
     // Step 1, scale 0.5: g = [1, -2], 4. m = g/2, v = g²/4, m/c1 = g, v/c2 = g², so p ← p(1 − lr/8) − lr·g/(|g| + 1/4).
-    let feeds = inputs([2.0, -4.0], 8.0, [0.1, 0.5, 0.25, 0.5, 1.0])?;
+    let feeds = inputs([2.0, -4.0], 8.0, [0.1, 0.5, 1.0])?;
     let values = interpreter.run_values(&graph, &feeds)?;
     let a1 = [0.5 * 0.9875 - 0.1 / 1.25, 0.5 * 0.9875 + 0.2 / 2.25];
     let b1 = -2.0 * 0.9875 - 0.4 / 4.25;
@@ -57,7 +57,7 @@ fn two_steps_by_hand() -> Result<()> {
     assert_close(values[&doubled].data(), &a1.map(|x| 2.0 * x), 1e-8);
 
     // Step 2, g = [3, 0], 0 with scale 1: c1 = 1 − 0.5² = 0.75, c2 = 1 − 0.75² = 0.4375.
-    let feeds = inputs([3.0, 0.0], 0.0, [0.1, 0.75, 0.4375, 1.0, 1.0])?;
+    let feeds = inputs([3.0, 0.0], 0.0, [0.1, 1.0, 1.0])?;
     interpreter.run_values(&graph, &feeds)?;
     // m = 0.5·0.5 + 0.5·3 = 1.75, v = 0.75·0.25 + 0.25·9 = 2.4375
     let update = |m: f64, v: f64| 0.1 * (m / 0.75) / ((v / 0.4375).sqrt() + 0.25);
@@ -68,6 +68,7 @@ fn two_steps_by_hand() -> Result<()> {
     assert_close(&variable(&interpreter, "a"), &a2, 1e-8);
     assert_close(&variable(&interpreter, "a.adamw.m"), &[1.75, -0.5], 1e-15);
     assert_close(&variable(&interpreter, "a.adamw.v"), &[2.4375, 0.75], 1e-15);
+    assert_close(&variable(&interpreter, "a.adamw.c"), &[0.75, 0.4375], 1e-15);
     // b: m = 2/2 = 1, v = 0.75·4 = 3
     assert_close(
         &variable(&interpreter, "b"),
@@ -81,12 +82,9 @@ fn two_steps_by_hand() -> Result<()> {
 fn apply_zero_changes_nothing_even_for_nan() -> Result<()> {
     let (graph, _) = training_graph()?;
     let mut interpreter = Interpreter::new(&graph);
-    interpreter.run_values(
-        &graph,
-        &inputs([1.0, 2.0], 3.0, [0.1, 0.5, 0.25, 1.0, 1.0])?,
-    )?;
+    interpreter.run_values(&graph, &inputs([1.0, 2.0], 3.0, [0.1, 1.0, 1.0])?)?;
     let before = interpreter.variables().clone();
-    let hyper = [0.1, 0.75, 0.4375, f64::NAN, 0.0];
+    let hyper = [0.1, f64::NAN, 0.0];
     interpreter.run_values(&graph, &inputs([f64::NAN, f64::INFINITY], 1.0, hyper)?)?;
     assert_eq!(&before, interpreter.variables());
     Ok(())
@@ -95,7 +93,7 @@ fn apply_zero_changes_nothing_even_for_nan() -> Result<()> {
 #[test]
 fn moments_can_be_set_and_their_shape_is_checked() -> Result<()> {
     let (graph, _) = training_graph()?;
-    let feeds = inputs([0.0, 0.0], 0.0, [0.1, 1.0, 1.0, 1.0, 1.0])?;
+    let feeds = inputs([0.0, 0.0], 0.0, [0.1, 1.0, 1.0])?;
     let mut interpreter = Interpreter::new(&graph);
     interpreter.set("a.adamw.m", Array::filled(&[2], 8.0)?);
     interpreter.run_values(&graph, &feeds)?;

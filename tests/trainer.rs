@@ -1,0 +1,679 @@
+//! One trainer for both modes: alternation, updates of each parameter, validation, checkpoints.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use common::gpu;
+use energyflow::text::trainer::{Event, FitReport, Stop};
+use energyflow::text::{
+    Batches, Condition, Dataset, DecoderOptions, Efb1Writer, EncoderOptions, FitOptions, InfoNce,
+    Metrics, Precision, Trainer, TrainerOptions, TrainingMode,
+};
+use energyflow::train::{AdamW, Checkpoint, LossScale, Schedule};
+use energyflow::{Error, Result};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use tempfile::TempDir;
+
+const VOCABULARY: usize = 19;
+const LENGTH: usize = 6;
+const WIDTH: usize = 8;
+
+/// Random texts with random embeddings of length 1.
+fn texts(folder: &Path, samples: usize) -> Dataset {
+    let path = folder.join(format!("{samples}.efb"));
+    let mut rng = ChaCha8Rng::seed_from_u64(samples as u64);
+    let mut writer = Efb1Writer::create(&path, WIDTH).unwrap();
+    for _ in 0..samples {
+        let n = rng.random_range(2..=LENGTH);
+        let ids: Vec<u32> = (0..n)
+            .map(|_| rng.random_range(1..VOCABULARY as u32))
+            .collect();
+        let target: Vec<f32> = (0..WIDTH).map(|_| rng.random_range(-1.0..1.0)).collect();
+        let norm = target.iter().map(|x| x * x).sum::<f32>().sqrt();
+        let target: Vec<f32> = target.iter().map(|x| x / norm).collect();
+        writer.push(&ids, &vec![1; n], &target).unwrap();
+    }
+    writer.finish().unwrap();
+    Dataset::open(path).unwrap()
+}
+
+fn encoder() -> EncoderOptions {
+    EncoderOptions::default()
+        .vocabulary(VOCABULARY)
+        .length(LENGTH)
+        .width(8)
+        .hidden(12)
+        .kernel(2)
+        .dilations(vec![1, 2])
+        .embedding(WIDTH)
+        .dropout(0.1)
+}
+
+fn decoder() -> DecoderOptions {
+    DecoderOptions::default()
+        .vocabulary(VOCABULARY)
+        .length(LENGTH)
+        .width(8)
+        .hidden(12)
+        .kernel(2)
+        .dilations(vec![1, 2])
+        .embedding(WIDTH)
+        .dropout(0.1)
+}
+
+fn options() -> TrainerOptions {
+    let optimizer = AdamW::default()
+        .schedule(Schedule::WarmupCosine {
+            peak: 1e-2,
+            end: 1e-4,
+            warmup: 3,
+            total: 40,
+        })
+        .clip(Some(1.0));
+    TrainerOptions::default()
+        .batch(6)
+        .seed(3)
+        .optimizer(optimizer)
+}
+
+fn batches(data: &Dataset) -> Batches {
+    Batches::training(data.clone(), 6, LENGTH, 5).unwrap()
+}
+
+/// 1 − βᵗ of both betas.
+fn corrections(updates: i32) -> [f32; 2] {
+    [0.9_f64, 0.999].map(|beta| (1.0 - f64::from(beta as f32).powi(updates)) as f32)
+}
+
+/// A trainer of each kind. The kinds differ in what is accumulated, in the precision and in the terms of the loss.
+fn trainer(kind: usize) -> Trainer {
+    let mixed = |options: TrainerOptions| {
+        // So that steps are skipped, and the scale moves.
+        let scale = LossScale::default().start(1_048_576.0).interval(3);
+        let optimizer = options.optimizer.clone().loss_scale(Some(scale));
+        options.optimizer(optimizer).precision(Precision::Mixed)
+    };
+    let result = match kind {
+        0 => {
+            let options = mixed(options().info_nce(Some(InfoNce::new(0.1))));
+            Trainer::distill(&gpu(), &encoder(), &options)
+        }
+        1 => {
+            let options = options().micro_batches(2).smoothing(0.1);
+            Trainer::decode(&gpu(), &decoder().tied(true), &options)
+        }
+        2 => {
+            let options = options().chunks(3).micro_batches(2);
+            Trainer::joint(&gpu(), &encoder(), &decoder(), &options)
+        }
+        _ => {
+            let options = mixed(options().chunks(2).cycle(0.2));
+            let options = options.condition(Condition::TrainedStudent).recompute(true);
+            Trainer::joint(&gpu(), &encoder(), &decoder(), &options)
+        }
+    };
+    result.unwrap()
+}
+
+/// Bits of all that a trainer keeps.
+fn bits(trainer: &Trainer) -> BTreeMap<String, Vec<u32>> {
+    let session = trainer.session();
+    let mut all = BTreeMap::new();
+    for (name, _) in session.parameters() {
+        let [m, v] = session.moments(name).unwrap().unwrap();
+        let c = session.bias_corrections(name).unwrap().unwrap();
+        let values = [session.get(name).unwrap(), m, v, c.to_vec()].concat();
+        all.insert(
+            name.to_owned(),
+            values.into_iter().map(f32::to_bits).collect(),
+        );
+    }
+    all
+}
+
+#[test]
+fn a_joint_batch_is_steps_of_both_modes() {
+    let folder = TempDir::new().unwrap();
+    let data = texts(folder.path(), 12);
+    // (chunks, share of A, steps of A and B per batch)
+    for (chunks, ratio, of_a, of_b) in [
+        (1, 0.0, 0, 1),
+        (1, 1.0, 1, 0),
+        (2, 0.5, 1, 1),
+        (3, 0.5, 2, 1),
+        (3, 0.4, 1, 2),
+        (6, 0.25, 2, 4),
+        (3, 0.0, 0, 3),
+    ] {
+        let what = format!("{chunks} chunks, {ratio}");
+        let options = options().chunks(chunks).ab_ratio(ratio);
+        let trainer = Trainer::joint(&gpu(), &encoder(), &decoder(), &options).unwrap();
+        let mut modes = Vec::new();
+        let mut rates = Vec::new();
+        for epoch in 0..2 {
+            let mut batches = batches(&data);
+            batches.start_epoch(epoch);
+            trainer
+                .epoch(&mut batches, |metrics| {
+                    assert!(metrics.loss.is_finite());
+                    modes.push(metrics.mode);
+                    if metrics.mode == TrainingMode::A {
+                        rates.push(metrics.learning_rate);
+                    }
+                })
+                .unwrap();
+        }
+        let a_batch = [vec![TrainingMode::A; of_a], vec![TrainingMode::B; of_b]].concat();
+        assert_eq!(modes, a_batch.repeat(4), "{what}");
+        // The schedule of mode A counts its own steps.
+        for (i, rate) in rates.into_iter().enumerate() {
+            let expected = options.optimizer.schedule.at(i as u32 + 1);
+            assert!((rate - expected).abs() < 1e-6, "{what}: step {i} {rate}");
+        }
+        let session = trainer.session();
+        for (mode, steps) in [("a", of_a), ("b", of_b)] {
+            let state = session.get(&format!("train.{mode}.step"));
+            match steps {
+                0 => assert!(state.is_err(), "{what}"),
+                steps => assert_eq!(state.unwrap(), [4.0 * steps as f32], "{what}"),
+            }
+        }
+        for (name, _) in session.parameters() {
+            let updates = match name {
+                name if name.starts_with("decoder.") => of_b,
+                name if name.starts_with("blocks.1.") => of_a + of_b,
+                _ => of_a,
+            };
+            // Without a step of its mode a parameter has no moments.
+            let got = session.bias_corrections(name).unwrap().unwrap_or_default();
+            for (got, want) in got.into_iter().zip(corrections(4 * updates as i32)) {
+                assert!(
+                    (got - want).abs() <= 1e-5 * want,
+                    "{what} {name}: {got} {want}"
+                );
+            }
+        }
+        // Its last block is the encoder's.
+        assert!(session.get("decoder.blocks.1.conv1.weight").is_err());
+    }
+}
+
+#[test]
+fn joint_training_learns_both() {
+    let folder = TempDir::new().unwrap();
+    let data = texts(folder.path(), 12);
+    for (condition, precision) in [
+        (Condition::Teacher, Precision::F32),
+        (Condition::Student, Precision::Mixed),
+    ] {
+        let optimizer = AdamW::default().schedule(Schedule::Constant { rate: 1e-2 });
+        let options = TrainerOptions::default()
+            .batch(12)
+            .chunks(2)
+            .precision(precision)
+            .condition(condition)
+            .optimizer(optimizer.clip(Some(1.0)));
+        let (encoder, decoder) = (encoder().dropout(0.0), decoder().dropout(0.0));
+        let trainer = Trainer::joint(&gpu(), &encoder, &decoder, &options).unwrap();
+        let before = trainer.evaluate(&data).unwrap();
+        let mut batches = Batches::training(data.clone(), 12, LENGTH, 5).unwrap();
+        for epoch in 0..120 {
+            batches.start_epoch(epoch);
+            trainer.epoch(&mut batches, |_| ()).unwrap();
+        }
+        let after = trainer.evaluate(&data).unwrap();
+        for (name, least) in [("cosine", 0.5), ("accuracy", 0.4)] {
+            let [before, after] = [&before, &after].map(|e| e.get(name).unwrap());
+            assert!(
+                after > least && after > before + 0.3,
+                "{name} {before} {after}"
+            );
+        }
+        let perplexity = after.decoder.unwrap().perplexity();
+        assert!(perplexity < 6.0, "{condition:?}: {perplexity}");
+        // What is saved is one model with one shared block.
+        let model = trainer.model().unwrap();
+        let path = folder.path().join(format!("{precision:?}"));
+        model
+            .save(&path, energyflow::train::WeightType::F32)
+            .unwrap();
+        assert!(energyflow::text::Model::load(&path).unwrap() == model);
+    }
+}
+
+#[test]
+fn refused_trainings() {
+    let joint = |encoder: &EncoderOptions, decoder: &DecoderOptions, options: &TrainerOptions| {
+        Trainer::joint(&gpu(), encoder, decoder, options).map(|_| ())
+    };
+    let both = options().chunks(2);
+    let cases: Vec<(Result<()>, &str)> = vec![
+        (joint(&encoder(), &decoder(), &options()), "chunks is 1"),
+        (
+            joint(&encoder(), &decoder(), &options().chunks(4)),
+            "divide",
+        ),
+        (
+            joint(&encoder(), &decoder(), &options().chunks(0)),
+            "chunks",
+        ),
+        (
+            joint(&encoder(), &decoder(), &both.clone().ab_ratio(1.5)),
+            "ab_ratio",
+        ),
+        (
+            joint(&encoder(), &decoder(), &both.clone().ab_ratio(f64::NAN)),
+            "ab_ratio",
+        ),
+        (
+            joint(&encoder(), &decoder(), &both.clone().cycle(-1.0)),
+            "cycle",
+        ),
+        (
+            joint(&encoder(), &decoder(), &both.clone().micro_batches(2)),
+            "micro_batches",
+        ),
+        (
+            joint(&encoder(), &decoder().dilations(vec![1, 4]), &both),
+            "shared_last_block",
+        ),
+        (
+            joint(&encoder(), &decoder().hidden(16), &both),
+            "shared_last_block",
+        ),
+        (joint(&encoder(), &decoder().length(7), &both), "length"),
+        (
+            joint(&encoder(), &decoder().vocabulary(20), &both),
+            "vocabulary",
+        ),
+        (
+            joint(&encoder(), &decoder().embedding(9), &both),
+            "embedding",
+        ),
+        (
+            joint(
+                &encoder(),
+                &decoder(),
+                &both.clone().freeze(vec!["no".into()]),
+            ),
+            "freeze",
+        ),
+        (
+            Trainer::decode(&gpu(), &decoder(), &options().condition(Condition::Student))
+                .map(|_| ()),
+            "condition",
+        ),
+        (
+            Trainer::decode(&gpu(), &decoder(), &options().cycle(1.0)).map(|_| ()),
+            "cycle",
+        ),
+        (
+            Trainer::distill(
+                &gpu(),
+                &encoder(),
+                &options().info_nce(Some(InfoNce::new(1.0).temperature(0.0))),
+            )
+            .map(|_| ()),
+            "info_nce",
+        ),
+    ];
+    for (result, what) in cases {
+        let error = result.unwrap_err();
+        let text = error.to_string();
+        assert!(
+            matches!(error, Error::Config { .. }) && text.contains(what),
+            "{what}: {text}"
+        );
+    }
+    // Unequal blocks that are not shared.
+    let apart = both.shared_last_block(false);
+    joint(&encoder(), &decoder().dilations(vec![4]), &apart).unwrap();
+}
+
+/// Trains until `cancel` steps were reported.
+fn fit(
+    trainer: &mut Trainer,
+    data: &Dataset,
+    options: &FitOptions,
+    cancel: u64,
+) -> (Vec<(u64, Metrics)>, FitReport) {
+    let mut history = Vec::new();
+    let report = trainer
+        .fit(&mut batches(data), options, |event| {
+            if let Event::Step { step, metrics, .. } = event {
+                history.push((step, *metrics));
+                if step == cancel {
+                    return ControlFlow::Break(());
+                }
+            }
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    (history, report)
+}
+
+#[test]
+fn a_training_goes_on_bit_for_bit() {
+    let folder = TempDir::new().unwrap();
+    let data = texts(folder.path(), 30);
+    for kind in 0..4 {
+        let path = folder.path().join(format!("{kind}"));
+        let options = FitOptions::new(2)
+            .validation(Some(data.take(7)))
+            .best_by(Some(if kind == 1 { "perplexity" } else { "cosine" }.into()))
+            .checkpoint_every(Some(4))
+            .checkpoints(Some(path.clone()));
+        let mut whole = trainer(kind);
+        let (expected, end) = fit(&mut whole, &data, &options, u64::MAX);
+        assert_eq!(end.stop, Stop::Finished);
+        if kind == 0 || kind == 3 {
+            let skipped = expected.iter().any(|(_, metrics)| metrics.skipped > 0.0);
+            assert!(skipped, "no step of kind {kind} is skipped");
+        }
+        std::fs::remove_dir_all(&path).unwrap();
+
+        let mut first = trainer(kind);
+        let (mut history, stopped) = fit(&mut first, &data, &options, 2);
+        assert_eq!(stopped.stop, Stop::Cancelled);
+        // In the middle of an epoch.
+        assert!((2..9).contains(&first.steps()), "{}", first.steps());
+        let latest = Trainer::latest_checkpoint(&path).unwrap();
+        assert_eq!(latest, stopped.checkpoint);
+        drop(first);
+        let mut second = trainer(kind);
+        // What it has done before does not matter.
+        second.epoch(&mut batches(&data), |_| ()).unwrap();
+        second
+            .resume(&Checkpoint::load(latest.unwrap()).unwrap())
+            .unwrap();
+        let (rest, report) = fit(&mut second, &data, &options, u64::MAX);
+        history.extend(rest);
+        assert_eq!(history, expected, "kind {kind}");
+        assert!(bits(&second) == bits(&whole), "kind {kind}");
+        assert_eq!(report.best, end.best, "kind {kind}");
+        assert_eq!(second.steps(), whole.steps());
+    }
+}
+
+#[test]
+fn checkpoints_of_other_trainings_are_refused() {
+    let folder = TempDir::new().unwrap();
+    let data = texts(folder.path(), 30);
+    let checkpoint = |trainer: &Trainer| trainer.checkpoint().unwrap();
+    let mut joint = trainer(2);
+    let before = bits(&joint);
+    let other = |change: fn(TrainerOptions) -> TrainerOptions| {
+        let options = change(options().chunks(3).micro_batches(2));
+        checkpoint(&Trainer::joint(&gpu(), &encoder(), &decoder(), &options).unwrap())
+    };
+    let longer = encoder().length(7);
+    let mut cases = vec![
+        (checkpoint(&trainer(0)), "decoder"),
+        (
+            other(|options| options.seed(4)),
+            "options.seed was 4, but is 3",
+        ),
+        (other(|options| options.alpha(0.5)), "options.alpha was 0.5"),
+        (
+            other(|options| {
+                let optimizer = options.optimizer.clone().weight_decay(0.5);
+                options.optimizer(optimizer)
+            }),
+            "options.optimizer.weight_decay was 0.5",
+        ),
+        (
+            checkpoint(&Trainer::distill(&gpu(), &longer, &options()).unwrap()),
+            "decoder",
+        ),
+        (Checkpoint::default(), "not made by a Trainer"),
+    ];
+    // A file whose text is right, but not its tensors.
+    let mut foreign = checkpoint(&trainer(1));
+    foreign.metadata = checkpoint(&joint).metadata;
+    cases.push((foreign, "decoder.blocks.1.conv1.bias"));
+    for (checkpoint, what) in cases {
+        let error = joint.resume(&checkpoint).unwrap_err().to_string();
+        assert!(error.contains(what), "{what}: {error}");
+        assert!(bits(&joint) == before, "{what}");
+    }
+    // Other data.
+    let (_, _) = fit(&mut joint, &data, &FitOptions::new(1), 1);
+    let mut fresh = trainer(2);
+    fresh.resume(&checkpoint(&joint)).unwrap();
+    let mut less = Batches::training(data.take(20), 6, LENGTH, 5).unwrap();
+    let quiet = |_: Event<'_>| ControlFlow::Continue(());
+    let error = fresh
+        .fit(&mut less, &FitOptions::new(1), quiet)
+        .unwrap_err();
+    assert!(error.to_string().contains("samples: 20"), "{error}");
+    let mut others = Batches::training(data, 6, LENGTH, 6).unwrap();
+    let error = fresh
+        .fit(&mut others, &FitOptions::new(1), quiet)
+        .unwrap_err();
+    assert!(error.to_string().contains("seed"), "{error}");
+}
+
+#[test]
+fn validation_chooses_the_best_and_stops() {
+    let folder = TempDir::new().unwrap();
+    let data = texts(folder.path(), 30);
+    let path = folder.path().join("checkpoints");
+    let options = FitOptions::new(100)
+        .validation(Some(data.take(6)))
+        .validate_every(Some(2))
+        .best_by(Some("quality".into()))
+        .patience(Some(3))
+        .checkpoint_every(Some(1))
+        .keep(2)
+        .checkpoints(Some(path.clone()));
+    // By the number of the validation: the third is the best, an equal one is not better.
+    let quality = [1.0, 0.5, 3.0, f64::NAN, 3.0, 2.0, 9.0];
+    let mut trainer = trainer(1);
+    let mut seen = Vec::new();
+    let mut at_best = None;
+    let mut saved = 0;
+    let report = trainer
+        .fit(&mut batches(&data), &options, |event| {
+            match event {
+                Event::Validation {
+                    trainer,
+                    step,
+                    evaluation,
+                } => {
+                    let value = quality[seen.len()];
+                    seen.push(step);
+                    evaluation.more.insert("quality".into(), value);
+                    assert!(evaluation.get("perplexity").unwrap() > 1.0);
+                    if value == 3.0 && at_best.is_none() {
+                        at_best = Some(trainer.weights().unwrap());
+                    }
+                }
+                Event::Checkpoint { .. } => saved += 1,
+                _ => (),
+            }
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    assert_eq!(report.stop, Stop::Early);
+    assert_eq!(seen, [2, 4, 6, 8, 10, 12]);
+    assert_eq!(saved, 12);
+    let best = report.best.unwrap();
+    assert_eq!((best.value, best.step), (3.0, 6));
+    assert!(Some(&best.weights) == at_best.as_ref());
+    trainer.set_weights(&best.weights).unwrap();
+    let mut names: Vec<String> = std::fs::read_dir(&path)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    assert_eq!(
+        names,
+        [
+            "best.safetensors",
+            "checkpoint-00000011.safetensors",
+            "checkpoint-00000012.safetensors"
+        ]
+    );
+    // Nothing is left to do, also for a training that was resumed.
+    let latest = Trainer::latest_checkpoint(&path).unwrap().unwrap();
+    let mut again = self::trainer(1);
+    again.resume(&Checkpoint::load(latest).unwrap()).unwrap();
+    let (history, report) = fit(&mut again, &data, &options, u64::MAX);
+    assert!(history.is_empty());
+    assert_eq!(report.stop, Stop::Early);
+    assert!(report.best.unwrap() == best);
+
+    let error = |options: FitOptions| {
+        let mut trainer = self::trainer(1);
+        let quiet = |_: Event<'_>| ControlFlow::Continue(());
+        let result = trainer.fit(&mut batches(&data), &options, quiet);
+        result.unwrap_err().to_string()
+    };
+    let some = FitOptions::new(1).validation(Some(data.take(6)));
+    assert!(error(some.clone().best_by(Some("cosine".into()))).contains("perplexity"));
+    assert!(error(some.clone().patience(Some(1))).contains("best_by"));
+    assert!(error(some.clone().validate_every(Some(0))).contains("at least 1"));
+    assert!(error(FitOptions::new(1).best_by(Some("cosine".into()))).contains("validation"));
+    assert!(error(some.keep(0)).contains("keep"));
+}
+
+/// A parameter whose first update comes after 50 of another optimizer is corrected as if it had been alone, and a shared one counts all.
+#[test]
+fn a_late_parameter_is_corrected_by_its_own_updates() {
+    use energyflow::graph::{Graph, Init};
+    use energyflow::{DType, Host, Session};
+    let graph = |names: &[&str], optimizer: &AdamW| {
+        let mut graph = Graph::new();
+        let x = graph.input("x", &[3], DType::F32).unwrap();
+        let mut sum = None;
+        let mut parameters = Vec::new();
+        for name in names {
+            let p = graph.parameter(name, &[3], Init::Constant(1.0)).unwrap();
+            parameters.push(p);
+            let product = graph.mul(p, x).unwrap();
+            let loss = graph.sum_all(product).unwrap();
+            sum = Some(match sum {
+                Some(sum) => graph.add(sum, loss).unwrap(),
+                None => loss,
+            });
+        }
+        optimizer
+            .step(&mut graph, sum.unwrap(), &parameters)
+            .unwrap();
+        graph
+    };
+    let rate = 1e-2;
+    let optimizer = |name: &str| {
+        AdamW::named(name)
+            .schedule(Schedule::Constant { rate })
+            .weight_decay(0.0)
+    };
+    let mut session = Session::new(&gpu(), 0);
+    let first = session.compile(&graph(&["p"], &optimizer("a"))).unwrap();
+    let both = session
+        .compile(&graph(&["p", "q"], &optimizer("b")))
+        .unwrap();
+    let x = [0.5, -2.0, 0.25];
+    let run = |step: &energyflow::Executable| {
+        step.run(&[("x", Host::F32(&x))]).unwrap().wait().unwrap();
+    };
+    (0..50).for_each(|_| run(&first));
+    let p = session.get("p").unwrap();
+    for _ in 0..3 {
+        run(&both);
+    }
+    // With a constant gradient every update is the rate against its sign.
+    let q = session.get("q").unwrap();
+    let p_after = session.get("p").unwrap();
+    for i in 0..3 {
+        let update = 3.0 * rate * f32::signum(x[i]);
+        assert!((1.0 - q[i] - update).abs() < 1e-5, "{q:?}");
+        assert!(
+            (p[i] - p_after[i] - update).abs() < 1e-5,
+            "{p:?} {p_after:?}"
+        );
+    }
+    for (name, updates) in [("p", 53), ("q", 3)] {
+        let got = session.bias_corrections(name).unwrap().unwrap();
+        for (got, want) in got.into_iter().zip(corrections(updates)) {
+            assert!((got - want).abs() <= 1e-5 * want, "{name}: {got} {want}");
+        }
+    }
+    assert_eq!(session.get("a.step").unwrap(), [50.0]);
+    assert_eq!(session.get("b.step").unwrap(), [3.0]);
+}
+
+#[cfg(unix)]
+mod killed {
+    use std::io::{BufRead, BufReader};
+    use std::process::{Command, Stdio};
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    const FOLDER: &str = "ENERGYFLOW_TEST_CHECKPOINTS";
+    const READY: &str = "it has saved once";
+
+    #[test]
+    fn process_that_saves_checkpoints_for_ever() {
+        let Some(folder) = std::env::var_os(FOLDER) else {
+            return;
+        };
+        let folder = Path::new(&folder);
+        let checkpoint = Checkpoint::load(folder.join("source")).unwrap();
+        let target = folder.join("saved/checkpoint-00000001.safetensors");
+        checkpoint.save(&target).unwrap();
+        println!("\n{READY}");
+        // Not for ever, in case that nobody kills it.
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_secs(60) {
+            checkpoint.save(&target).unwrap();
+        }
+    }
+
+    #[test]
+    fn the_last_checkpoint_survives() {
+        let folder = TempDir::new().unwrap();
+        let saved = folder.path().join("saved");
+        std::fs::create_dir(&saved).unwrap();
+        let mut expected = trainer(0).checkpoint().unwrap();
+        // So that writing takes a while.
+        expected.metadata = "x".repeat(500_000);
+        expected.save(folder.path().join("source")).unwrap();
+        let files = || std::fs::read_dir(&saved).unwrap().count();
+        let mut left = 0;
+        for round in 0..50 {
+            let mut child = Command::new(std::env::current_exe().unwrap())
+                .args([
+                    "--exact",
+                    "killed::process_that_saves_checkpoints_for_ever",
+                    "--nocapture",
+                ])
+                .env(FOLDER, folder.path())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap();
+            let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+            let ready = lines.map_while(Result::ok).any(|line| line == READY);
+            assert!(ready, "round {round}");
+            std::thread::sleep(Duration::from_micros(round * 397 % 5000));
+            child.kill().unwrap();
+            child.wait().unwrap();
+            left += files() - 1;
+            assert!(files() <= 2, "round {round}");
+            let latest = Trainer::latest_checkpoint(&saved).unwrap().unwrap();
+            let found = Checkpoint::load(latest).unwrap();
+            assert!(found == expected, "round {round}");
+        }
+        assert!(left > 0, "no process was killed while it wrote");
+        expected
+            .save(saved.join("checkpoint-00000001.safetensors"))
+            .unwrap();
+        assert_eq!(files(), 1);
+    }
+}

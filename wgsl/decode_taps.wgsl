@@ -1,0 +1,54 @@
+// One time step of a causal convolution's input, for every text: LayerNorm of its row of x, kept in a ring of the last {{ ring }} steps, and beside
+// it the steps that the other taps read, oldest first; zeros where they lie before the start of the text.
+//
+// `lanes` invocations per row, `size / lanes` rows per workgroup. Mean, then variance around it, both of the differences to the first
+// element of the row: the rounding of a large mean would swallow small deviations from it.
+{# Inside: row is at most the last one, col < used, which is below the strides of x, gamma, beta and ring; a position modulo {{ ring }} is a
+   slot of the row's own. tap * used + col < taps * used <= columns_stride. Word 1 of a row of state exists. #}
+{% include "shared/group" %}
+{% include "shared/reduce" %}
+
+@compute @workgroup_size({{ size }})
+fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
+    let lane = lid % {{ lanes }}u;
+    let wanted = group_id(wid) * {{ size // lanes }}u + lid / {{ lanes }}u;
+    let row = min(wanted, {{ rows - 1 }}u);
+    let position = state_at(row * state_stride + 1u);
+    let first = x_load(row * x_stride).x;
+    var sum = vec4<f32>();
+    for (var col = lane; col < {{ used }}u; col += {{ lanes }}u) {
+        sum += tail(col, x_load(row * x_stride + col) - first);
+    }
+    let mean = across(reduce(sum, lid)) * {{ 1.0 / cols }};
+    sum = vec4<f32>();
+    for (var col = lane; col < {{ used }}u; col += {{ lanes }}u) {
+        let d = tail(col, (x_load(row * x_stride + col) - first) - mean);
+        sum += d * d;
+    }
+    let rstd = inverseSqrt(across(reduce(sum, lid)) * {{ 1.0 / cols }} + {{ eps }});
+    if (wanted >= {{ rows }}u) {
+        return;
+    }
+    let slots = row * {{ ring }}u;
+    let now = (slots + position % {{ ring }}u) * ring_stride;
+    let to = row * columns_stride;
+    for (var col = lane; col < {{ used }}u; col += {{ lanes }}u) {
+        let y = ((x_load(row * x_stride + col) - first) - mean) * rstd * gamma_load(col) + beta_load(col);
+        let h = tail(col, y);
+        ring_store(now + col, h);
+        columns_store(to + {{ (taps - 1) * used }}u + col, h);
+{% for tap in range(taps - 1) %}
+        {
+            let back = {{ (taps - 1 - tap) * dilation }}u;
+            var v = vec4<f32>();
+            if (position >= back) {
+                v = ring_load((slots + (position - back) % {{ ring }}u) * ring_stride + col);
+            }
+            columns_store(to + {{ tap * used }}u + col, v);
+        }
+{% endfor %}
+    }
+    for (var col = {{ taps * used }}u + lane; col < columns_stride; col += {{ lanes }}u) {
+        columns_store(to + col, vec4<f32>());
+    }
+}
