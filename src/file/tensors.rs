@@ -189,8 +189,10 @@ pub(crate) struct TensorStream<'a> {
     pub dtype: Dtype,
     pub shape: Vec<usize>,
     /// Writes the bytes, exactly as many as type and shape need.
-    pub write: Box<dyn FnOnce(&mut AtomicFile) -> Result<()> + 'a>,
+    pub write: WriteBytes<'a>,
 }
+
+type WriteBytes<'a> = Box<dyn FnOnce(&mut AtomicFile) -> Result<()> + 'a>;
 
 #[derive(Serialize)]
 #[serde(untagged)]

@@ -29,8 +29,9 @@ pub struct Batch {
 
 /// An iterator over the batches of a dataset, epoch after epoch. All batches have the same shape.
 ///
-/// Batches are prepared in the background: from the first call of [`next_batch`](Self::next_batch) in an epoch, a thread reads up to four
-/// batches ahead. Order and content do not depend on it. The thread ends with the epoch, or when this value is dropped.
+/// Batches are prepared in the background: from the first call of [`next_batch`](Self::next_batch) in an epoch, one thread per four cores,
+/// at most four, reads up to six batches ahead. Order and content do not depend on it. The threads end with the epoch, or when this value
+/// is dropped.
 #[derive(Debug)]
 pub struct Batches {
     recipe: Recipe,
@@ -171,7 +172,7 @@ impl Batches {
         self.epoch = epoch;
         self.position = 0;
         if let Some(seed) = self.seed {
-            // Not copied: the thread that shared it has ended.
+            // Not copied: the threads that shared it have ended.
             let order: &mut Vec<u32> = Arc::make_mut(&mut self.recipe.order);
             shuffle(order, seed, epoch);
         }
@@ -196,12 +197,12 @@ impl Batches {
         let background = match &self.background {
             Some(background) => background,
             None => {
-                let recipe = self.recipe.clone();
-                let mut buffer = SampleBuffer::default();
-                let make =
-                    move |number, batch: &mut Batch| recipe.prepare(number, batch, &mut buffer);
+                let maker = || {
+                    let (recipe, mut buffer) = (self.recipe.clone(), SampleBuffer::default());
+                    move |number, batch: &mut Batch| recipe.prepare(number, batch, &mut buffer)
+                };
                 let path = self.recipe.dataset.path();
-                let spawned = Prefetch::spawn(self.position..count, &self.batch, make);
+                let spawned = Prefetch::spawn(self.position..count, &self.batch, maker);
                 let spawned = spawned.map_err(|error| Error::io(path, error))?;
                 self.background.insert(spawned)
             }

@@ -57,7 +57,7 @@ impl At<'_> {
     }
 
     /// Checks that bytes are UTF-8.
-    pub fn text<'a>(self, bytes: &'a [u8]) -> Result<&'a str> {
+    pub fn text(self, bytes: &[u8]) -> Result<&str> {
         std::str::from_utf8(bytes).map_err(|error| {
             let at = error.valid_up_to();
             self.fail(at, 1, "text is not valid UTF-8")

@@ -5,7 +5,7 @@ use safetensors::Dtype;
 use super::decode::At;
 use super::sample::MAX_SAMPLE;
 use crate::error::Result;
-use crate::file::InputFile;
+use crate::file::{InputFile, floats};
 
 /// Bytes that are read at once while a matrix is checked; a multiple of every element's size.
 const WINDOW: u64 = 1 << 18;
@@ -46,9 +46,21 @@ impl Rows {
             At { file, offset }.target(&bytes, self.dtype, &mut values)?;
             offset += length;
         }
-        // Integers are finite, but not always what a scale makes of them.
-        for row in 0..self.scales.map_or(0, |_| self.rows) {
-            self.read(file, row, &mut bytes, &mut values)?;
+        if let Some(start) = self.scales {
+            let mut scales = Vec::new();
+            for first in (0..self.rows).step_by(WINDOW as usize / 4) {
+                let (offset, count) = (start + 4 * first as u64, self.rows - first);
+                file.resize(offset, WINDOW.min(4 * count as u64), "scales", &mut bytes)?;
+                file.read_at(offset, &mut bytes, "scales")?;
+                scales.clear();
+                scales.extend(floats(&bytes));
+                for (row, scale) in (first..).zip(&scales) {
+                    // Integers are finite, but not always what a scale makes of them.
+                    if !(*scale >= 0.0 && (scale * 128.0).is_finite()) {
+                        self.read(file, row, &mut bytes, &mut values)?;
+                    }
+                }
+            }
         }
         Ok(())
     }

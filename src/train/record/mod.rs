@@ -101,8 +101,12 @@ impl<'a> Recorders<'a> {
 
     /// Calls every recorder, also after one has failed, and returns the first error.
     fn each(&mut self, mut call: impl FnMut(&mut dyn Recorder) -> Result<()>) -> Result<()> {
-        let results = self.all.iter_mut().map(|recorder| call(recorder));
-        results.fold(Ok(()), |all, one| all.and(one))
+        let mut all = Ok(());
+        for recorder in &mut self.all {
+            let one = call(recorder);
+            all = all.and(one);
+        }
+        all
     }
 }
 
@@ -151,16 +155,16 @@ pub fn line(scalars: &[(&str, f64)]) -> String {
     shown.collect::<Vec<_>>().join(", ")
 }
 
-/// Four significant digits, without an exponent between 0.0001 and 1 000 000.
+/// Four significant digits, without an exponent between 0.001 and 1 000 000.
 fn short(value: f64) -> String {
     let size = value.abs();
     if value == 0.0 || !value.is_finite() {
         return value.to_string();
     }
-    if !(1e-4..1e6).contains(&size) {
+    if !(1e-3..1e6).contains(&size) {
         return format!("{value:.3e}");
     }
-    // Between -4 and 5.
+    // Between -3 and 5.
     let before = size.log10().floor() as i32;
     format!("{value:.*}", usize::try_from(3 - before).unwrap_or(0))
 }
@@ -228,7 +232,7 @@ mod tests {
             (-12.3456, "-12.35"),
             (123_456.7, "123457"),
             (0.012_345_6, "0.01235"),
-            (0.000_123_45, "0.0001234"),
+            (0.001_234_4, "0.001234"),
             (0.000_01, "1.000e-5"),
             (1e6, "1.000e6"),
             (f64::NAN, "NaN"),

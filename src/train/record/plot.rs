@@ -98,6 +98,7 @@ fn panel(area: &Area, title: &str, all: &[&Series]) -> Drawn {
     let mut chart = ChartBuilder::on(area)
         .caption(title, ("sans-serif", 20))
         .margin(12)
+        .margin_right(36)
         .x_label_area_size(42)
         .y_label_area_size(70)
         .build_cartesian_2d(steps, values)?;
@@ -150,7 +151,7 @@ fn panel(area: &Area, title: &str, all: &[&Series]) -> Drawn {
         .into_font()
         .color(&RGBColor(100, 100, 100));
     let style = style.pos(Pos::new(HPos::Right, VPos::Top));
-    let corner = (WIDTH as i32 - 16, 14);
+    let corner = (WIDTH as i32 - 36, 14);
     area.draw(&Text::new(
         format!("last: {}", super::line(&last)),
         corner,
@@ -210,17 +211,18 @@ fn thinned(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     points.chunks(merge).map(mean).collect()
 }
 
-/// An exponential mean over about a fortieth of a long series, corrected for its start; a short series as it is.
+/// Means over about a fiftieth of a long series, as far to the left of a point as to the right, so that nothing is late; a short series
+/// as it is.
 fn smoothed(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
-    if points.len() <= SMOOTH_ABOVE {
+    let count = points.len();
+    if count <= SMOOTH_ABOVE {
         return points.to_vec();
     }
-    let keep = 1.0 - 40.0 / points.len() as f64;
-    let (mut mean, mut weight) = (0.0, 0.0);
-    let smooth = points.iter().map(|&(step, value)| {
-        mean = keep * mean + (1.0 - keep) * value;
-        weight = keep * weight + (1.0 - keep);
-        (step, mean / weight)
+    let smooth = points.iter().enumerate().map(|(i, &(step, _))| {
+        let reach = (count / 100).min(i).min(count - 1 - i);
+        let near = &points[i - reach..=i + reach];
+        let mean = near.iter().map(|point| point.1 / near.len() as f64).sum();
+        (step, mean)
     });
     smooth.collect()
 }
