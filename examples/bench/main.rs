@@ -11,10 +11,16 @@
 //! millisecond, on rotating data. The bound of a case is the time its operations would take at the device's f32 multiply-add rate
 //! (that of its matrix units where the case uses them), or its bytes at the device's copy rate, whichever is longer; the rates are
 //! measured first. Operations and bytes are those of the definition (`cases.rs`), however it is computed.
+//!
+//! `encode` and `index` are uses of the library, timed on the host: they run only when they are named.
 
 mod cases;
 mod ceilings;
+#[cfg(feature = "tokenizer")]
+mod encode;
+mod index;
 mod measure;
+mod wall;
 mod workload;
 
 use std::process::ExitCode;
@@ -26,6 +32,7 @@ use serde::Serialize;
 use cases::{CASES, Case};
 use ceilings::Ceilings;
 use measure::{Failure, Measured};
+use wall::Wall;
 
 #[derive(Parser)]
 #[command(about = "Times this crate's kernels on the GPU, against what the device can do at best")]
@@ -50,17 +57,48 @@ struct Args {
     profile: Option<Selection>,
 }
 
-/// Cases by name; `all` is every one.
+/// Uses of the library.
+static USES: &[Wall] = &[
+    #[cfg(feature = "tokenizer")]
+    Wall {
+        name: "encode",
+        run: encode::run,
+    },
+    Wall {
+        name: "index",
+        run: index::run,
+    },
+];
+
+/// Cases by name; `all` is every graph.
 #[derive(Clone)]
-struct Selection(&'static [Case]);
+enum Selection {
+    Graphs(&'static [Case]),
+    Use(&'static Wall),
+}
+
+impl Selection {
+    fn graphs(&self) -> &'static [Case] {
+        match self {
+            Self::Graphs(cases) => cases,
+            Self::Use(_) => &[],
+        }
+    }
+}
 
 fn find(name: &str) -> Result<Selection, String> {
     if name == "all" {
-        return Ok(Selection(&CASES));
+        return Ok(Selection::Graphs(&CASES));
     }
-    let found = CASES.iter().find(|case| case.name == name);
-    found
-        .map(|case| Selection(std::slice::from_ref(case)))
+    let graph = CASES.iter().find(|case| case.name == name);
+    let graph = graph.map(|case| Selection::Graphs(std::slice::from_ref(case)));
+    let used = || {
+        USES.iter()
+            .find(|case| case.name == name)
+            .map(Selection::Use)
+    };
+    graph
+        .or_else(used)
         .ok_or_else(|| "no such case; --list names them".to_owned())
 }
 
@@ -86,23 +124,34 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> Result<(), Failure> {
     if args.list {
-        for case in &CASES {
-            println!("{}", case.name);
+        let graphs = CASES.iter().map(|case| case.name);
+        for name in graphs.chain(USES.iter().map(|case| case.name)) {
+            println!("{name}");
         }
         return Ok(());
     }
     let gpu = Gpu::new(&GpuOptions::from_env()?)?;
-    if let Some(Selection(selected)) = &args.profile {
-        for case in *selected {
+    if let Some(selected) = &args.profile {
+        for case in selected.graphs() {
             print_profile(&gpu, case, args.dtype)?;
         }
+        return Ok(());
+    }
+    for selected in &args.cases {
+        if let Selection::Use(case) = selected {
+            let result = (case.run)(&gpu, args.dtype, args.seconds);
+            wall::print(&gpu, case, args.dtype, args.json, &result)?;
+        }
+    }
+    let graphs: Vec<&Case> = args.cases.iter().flat_map(Selection::graphs).collect();
+    if graphs.is_empty() {
         return Ok(());
     }
     let ceilings = Ceilings::measure(&gpu)?;
     if !args.json {
         print_header(&gpu, &ceilings);
     }
-    for case in args.cases.iter().flat_map(|selection| selection.0) {
+    for case in graphs {
         let result = measure::measure(&gpu, case, args.dtype, args.seconds);
         if args.json {
             println!("{}", json_line(&gpu, &ceilings, case, args.dtype, &result)?);

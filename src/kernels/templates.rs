@@ -46,6 +46,7 @@ const TEMPLATES: &[(&str, &str)] = templates![
     "norm_partial",
     "reshape",
     "row_sums",
+    "shared/better",
     "shared/cell",
     "shared/group",
     "shared/nan",
@@ -56,6 +57,8 @@ const TEMPLATES: &[(&str, &str)] = templates![
     "split_sums",
     "stack",
     "sum_parts",
+    "top_k",
+    "top_k_direct",
     "total",
 ];
 

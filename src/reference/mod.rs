@@ -18,6 +18,7 @@ mod loss;
 mod optimizer;
 mod precision;
 mod reduce;
+mod top_k;
 
 #[cfg(test)]
 mod tests;
@@ -27,6 +28,7 @@ use std::collections::HashMap;
 pub use array::Array;
 pub use finite_difference::numeric_gradient;
 pub use interpreter::Interpreter;
+pub use top_k::top_k;
 
 use crate::error::Result;
 use crate::graph::Graph;

@@ -304,8 +304,9 @@ fn every_kernel_stays_inside_its_memory() {
     for update in [false, true] {
         run(&|_| accumulated(update), "accumulation");
     }
+    // What no graph has is executed by tests of its own.
     let missing: Vec<_> = templates::names()
-        .filter(|name| !ran.contains(name))
+        .filter(|name| !ran.contains(name) && !name.starts_with("top_k"))
         .collect();
     assert!(missing.is_empty(), "no graph here uses {missing:?}");
 }
