@@ -110,7 +110,11 @@ impl Output {
             Some(folder) if !folder.as_os_str().is_empty() => folder,
             _ => Path::new("."),
         };
-        let file = NamedTempFile::new_in(folder).map_err(fail)?;
+        let mut temporary = tempfile::Builder::new();
+        // What the umask leaves of it, as for any other file.
+        #[cfg(unix)]
+        temporary.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+        let file = temporary.tempfile_in(folder).map_err(fail)?;
         let mut file = BufWriter::with_capacity(1 << 20, file);
         let path = path.to_owned();
         if path.extension().is_some_and(|ending| ending == "npy") {

@@ -6,7 +6,7 @@ use std::time::Instant;
 use energyflow::graph::Graph;
 use energyflow::runtime::Host;
 use energyflow::text::{
-    Dataset, Encoder, EncoderOptions, Model, Precision, TextEncoder, TextEncoderOptions, Tokenizer,
+    Dataset, Encoder, EncoderOptions, Model, Precision, TextEncoder, TextEncoderOptions,
 };
 use energyflow::train::Weights;
 use energyflow::{DType, Executable, Gpu, Session};
