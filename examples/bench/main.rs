@@ -11,11 +11,18 @@
 //! millisecond, on rotating data. The bound of a case is the time its operations would take at the device's f32 multiply-add rate
 //! (that of its matrix units where the case uses them), or its bytes at the device's copy rate, whichever is longer; the rates are
 //! measured first. Operations and bytes are those of the definition (`cases.rs`), however it is computed.
+//!
+//! `encode` and `index` are uses of the library, timed on the host: they run only when they are named.
 
 mod cases;
 mod ceilings;
-mod decode;
+    /// Those that are graphs.
+    Graphs(&'static [Case]),
+    Use(&'static Wall),
+    Decode,
+    All,
 mod measure;
+mod wall;
 mod workload;
 
 use std::process::ExitCode;
@@ -27,6 +34,7 @@ use serde::Serialize;
 use cases::{CASES, Case};
 use ceilings::Ceilings;
 use measure::{Failure, Measured};
+use wall::Wall;
 
 #[derive(Parser)]
 #[command(about = "Times this crate's kernels on the GPU, against what the device can do at best")]
@@ -51,13 +59,54 @@ struct Args {
     profile: Option<Selection>,
 }
 
+/// Uses of the library.
+static USES: &[Wall] = &[
+    #[cfg(feature = "tokenizer")]
+    Wall {
+        name: "encode",
+        run: encode::run,
+    },
+    Wall {
+        name: "index",
+        run: index::run,
+    },
+];
+
 /// Cases by name; `all` is every one.
 #[derive(Clone)]
 enum Selection {
-    /// Those that are graphs.
-    Graphs(&'static [Case]),
-    Decode,
-    All,
+            Self::Use(_) | Self::Decode => &[],
+            Self::All => &CASES,
+        }
+    }
+
+    fn uses(&self) -> &'static [Wall] {
+        match self {
+            Self::Use(case) => std::slice::from_ref(*case),
+            Self::All => USES,
+            _ => &[],
+        }
+    }
+
+    fn decodes(&self) -> bool {
+        matches!(self, Self::Decode | Self::All)
+    }
+}
+
+fn find(name: &str) -> Result<Selection, String> {
+    match name {
+        "all" => return Ok(Selection::All),
+        decode::NAME => return Ok(Selection::Decode),
+        _ => {}
+    }
+    let graph = CASES.iter().find(|case| case.name == name);
+    let graph = graph.map(|case| Selection::Graphs(std::slice::from_ref(case)));
+    let used = || {
+        let mut uses = USES.iter();
+        uses.find(|case| case.name == name).map(Selection::Use)
+    };
+    graph
+        .or_else(used)
 }
 
 impl Selection {
@@ -108,15 +157,15 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> Result<(), Failure> {
     if args.list {
-        for case in &CASES {
-            println!("{}", case.name);
+        let graphs = CASES.iter().map(|case| case.name);
+        for name in graphs.chain(USES.iter().map(|case| case.name)) {
+            println!("{name}");
         }
         println!("{}", decode::NAME);
         return Ok(());
     }
     let gpu = Gpu::new(&GpuOptions::from_env()?)?;
-    if let Some(selection) = &args.profile {
-        for case in selection.graphs() {
+    for case in graphs {
             print_profile(&gpu, case, args.dtype)?;
         }
         if selection.decodes() {
@@ -124,11 +173,19 @@ fn run(args: &Args) -> Result<(), Failure> {
         }
         return Ok(());
     }
+    for case in args.cases.iter().flat_map(Selection::uses) {
+        let result = (case.run)(&gpu, args.dtype, args.seconds);
+        wall::print(&gpu, case, args.dtype, args.json, &result)?;
+    }
+    let graphs: Vec<&Case> = args.cases.iter().flat_map(Selection::graphs).collect();
+    let decodes = args.cases.iter().any(Selection::decodes);
+    if graphs.is_empty() && !decodes {
+        return Ok(());
+    }
     let ceilings = Ceilings::measure(&gpu)?;
     if !args.json {
         print_header(&gpu, &ceilings);
     }
-    for case in args.cases.iter().flat_map(Selection::graphs) {
         let result = measure::measure(&gpu, case, args.dtype, args.seconds);
         if args.json {
             println!("{}", json_line(&gpu, &ceilings, case, args.dtype, &result)?);
@@ -136,7 +193,7 @@ fn run(args: &Args) -> Result<(), Failure> {
             print_row(&ceilings, case, args.dtype, &result);
         }
     }
-    if args.cases.iter().any(Selection::decodes) {
+    if decodes {
         decode::run(&gpu, &ceilings, args.dtype, args.seconds, args.json)?;
     }
     Ok(())

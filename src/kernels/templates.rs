@@ -51,6 +51,7 @@ const TEMPLATES: &[(&str, &str)] = templates![
     "reshape",
     "row_max",
     "row_sums",
+    "shared/better",
     "shared/cell",
     "shared/group",
     "shared/moments",
@@ -66,6 +67,8 @@ const TEMPLATES: &[(&str, &str)] = templates![
     "split_sums",
     "stack",
     "sum_parts",
+    "top_k",
+    "top_k_direct",
     "total",
 ];
 

@@ -400,7 +400,7 @@ mod tests {
         let json = serde_json::json!({
             "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
             "pre_tokenizer": { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true },
-            "post_processor": null, "decoder": { "type": "ByteLevel" },
+            "post_processor": null, "decoder": null,
             "model": { "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
                 "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": vocab,
                 "merges": ["w o", "wo r", "Ġ w", "Ġ Ġ", "e r"] }
