@@ -16,11 +16,10 @@
 
 mod cases;
 mod ceilings;
-    /// Those that are graphs.
-    Graphs(&'static [Case]),
-    Use(&'static Wall),
-    Decode,
-    All,
+mod decode;
+#[cfg(feature = "tokenizer")]
+mod encode;
+mod index;
 mod measure;
 mod wall;
 mod workload;
@@ -72,19 +71,22 @@ static USES: &[Wall] = &[
     },
 ];
 
-/// Cases by name; `all` is every one.
+/// Cases by name; `all` is every one that is not a use of the library.
 #[derive(Clone)]
 enum Selection {
+    /// Those that are graphs.
+    Graphs(&'static [Case]),
+    Use(&'static Wall),
+    Decode,
+    All,
+}
+
+impl Selection {
+    fn graphs(&self) -> &'static [Case] {
+        match self {
+            Self::Graphs(cases) => cases,
             Self::Use(_) | Self::Decode => &[],
             Self::All => &CASES,
-        }
-    }
-
-    fn uses(&self) -> &'static [Wall] {
-        match self {
-            Self::Use(case) => std::slice::from_ref(*case),
-            Self::All => USES,
-            _ => &[],
         }
     }
 
@@ -107,31 +109,6 @@ fn find(name: &str) -> Result<Selection, String> {
     };
     graph
         .or_else(used)
-}
-
-impl Selection {
-    fn graphs(&self) -> &'static [Case] {
-        match self {
-            Self::Graphs(cases) => cases,
-            Self::Decode => &[],
-            Self::All => &CASES,
-        }
-    }
-
-    fn decodes(&self) -> bool {
-        matches!(self, Self::Decode | Self::All)
-    }
-}
-
-fn find(name: &str) -> Result<Selection, String> {
-    match name {
-        "all" => return Ok(Selection::All),
-        decode::NAME => return Ok(Selection::Decode),
-        _ => {}
-    }
-    let found = CASES.iter().find(|case| case.name == name);
-    found
-        .map(|case| Selection::Graphs(std::slice::from_ref(case)))
         .ok_or_else(|| "no such case; --list names them".to_owned())
 }
 
@@ -165,7 +142,8 @@ fn run(args: &Args) -> Result<(), Failure> {
         return Ok(());
     }
     let gpu = Gpu::new(&GpuOptions::from_env()?)?;
-    for case in graphs {
+    if let Some(selection) = &args.profile {
+        for case in selection.graphs() {
             print_profile(&gpu, case, args.dtype)?;
         }
         if selection.decodes() {
@@ -173,9 +151,11 @@ fn run(args: &Args) -> Result<(), Failure> {
         }
         return Ok(());
     }
-    for case in args.cases.iter().flat_map(Selection::uses) {
-        let result = (case.run)(&gpu, args.dtype, args.seconds);
-        wall::print(&gpu, case, args.dtype, args.json, &result)?;
+    for selection in &args.cases {
+        if let Selection::Use(case) = selection {
+            let result = (case.run)(&gpu, args.dtype, args.seconds);
+            wall::print(&gpu, case, args.dtype, args.json, &result)?;
+        }
     }
     let graphs: Vec<&Case> = args.cases.iter().flat_map(Selection::graphs).collect();
     let decodes = args.cases.iter().any(Selection::decodes);
@@ -186,6 +166,7 @@ fn run(args: &Args) -> Result<(), Failure> {
     if !args.json {
         print_header(&gpu, &ceilings);
     }
+    for case in graphs {
         let result = measure::measure(&gpu, case, args.dtype, args.seconds);
         if args.json {
             println!("{}", json_line(&gpu, &ceilings, case, args.dtype, &result)?);

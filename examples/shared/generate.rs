@@ -3,7 +3,7 @@
 use std::error::Error;
 
 use energyflow::text::{
-    DecodeOptions, Generation, Precision, TextDecoder, Tokenizer, Trainer, metrics,
+    DecodeOptions, Generation, TextDecoder, TextDecoderOptions, Tokenizer, Trainer, metrics,
 };
 
 use super::training::Opened;
@@ -26,7 +26,11 @@ pub fn generate(trainer: &Trainer, data: &Opened, n: usize) -> Result<Generated,
     let model = trainer
         .model()?
         .tokenizer(Some(data.tokenizer_json.clone()));
-    let decoder = TextDecoder::new(trainer.session().gpu(), &model, Precision::F32)?;
+    let decoder = TextDecoder::new(
+        trainer.session().gpu(),
+        &model,
+        &TextDecoderOptions::default(),
+    )?;
     let options = DecodeOptions::default().max_len(data.batches.length());
     let texts = decoder.decode(&z, &options)?;
     let tokens: Vec<&[u32]> = texts.iter().map(|text| text.tokens.as_slice()).collect();

@@ -1,7 +1,7 @@
 //! Groups of parameters that an optimizer treats differently.
 
-use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 use crate::error::{Error, Result};
 use crate::graph::{Graph, ValueId};
