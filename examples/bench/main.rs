@@ -4,6 +4,7 @@
 //! cargo run --release --example bench -- --list
 //! cargo run --release --example bench -- --cases gemm_512,layer_norm --dtype f16
 //! cargo run --release --example bench -- --json > results.jsonl
+//! cargo run --release --example bench -- --cases decode --dtype f16
 //! cargo run --release --example bench -- --profile encoder_train
 //! ```
 //!
