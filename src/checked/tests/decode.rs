@@ -428,6 +428,33 @@ fn next_token_of_many(target: Target, name: &str) {
     }
 }
 
+/// So hot that a token too many, or too few, is soon drawn, or missed.
+#[test]
+fn sets_that_tokens_are_drawn_from() {
+    for (name, target) in targets() {
+        for (top_k, top_p) in [(3, 1.0), (40, 1.0), (usize::MAX, 0.033), (5, 0.5)] {
+            let sampling = Sampling {
+                temperature: 20.0,
+                top_k,
+                top_p,
+                repetition_penalty: 1.0,
+            };
+            let step = Step {
+                sampling,
+                rows: 64,
+                vocabulary: 97,
+                width: 4,
+                dtype: DType::F32,
+                target,
+                seed: 11,
+                position: 2,
+                stop: 1,
+            };
+            step.check(&format!("{sampling:?}, {name}"));
+        }
+    }
+}
+
 #[test]
 fn logits_that_are_no_numbers_are_no_token() {
     let drawn = Sampling {
