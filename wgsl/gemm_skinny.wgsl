@@ -1,12 +1,23 @@
-// GEMM for a few rows of A, B stored [n][k]: a workgroup computes {{ m }} rows x 4 columns. Its invocations share K, so that rows of B are read
+// GEMM for a few rows of A, which may be the windows of a convolution, B stored [n][k]: a workgroup computes {{ m }} rows x 4 columns. Its invocations share K, so that rows of B are read
 // whole, once, by neighbours; then they add up. What bounds it is reading B. An invocation takes {{ (k + 4 * size - 1) // (4 * size) }} steps, many of them
 // in blocks of {{ block }}.
 {# Inside: Rows of B are clamped to n, a has m rows, k < ceil(K / 4) is below both strides. col < width. Surplus workgroups leave whole, before
-   any barrier. #}
+   any barrier. Windows are read where `source` finds them inside the sample. #}
 {% set lanes = size %}
 {% set cols = 4 %}
 {% include "shared/group" %}
 {% include "shared/reduce" %}
+{% if windows %}
+{% include "shared/window" %}
+
+fn a_window(start: vec2<u32>, tap: u32, cell: u32) -> vec4<f32> {
+    let x = source(start, tap);
+    if (!x.inside) {
+        return vec4<f32>();
+    }
+    return a_load(x.row * a_stride + cell);
+}
+{% endif %}
 
 @compute @workgroup_size({{ size }})
 fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
@@ -28,7 +39,11 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
 {% endfor %}
 {% for r in range(m) %}
         {
+{% if windows %}
+            let a = a_window(origin({{ r }}u), k / {{ cells }}u, k % {{ cells }}u);
+{% else %}
             let a = a_load({{ r }}u * a_stride + k);
+{% endif %}
             {{ to }}{{ r }} += vec4<f32>(dot(a, b0), dot(a, b1), dot(a, b2), dot(a, b3));
         }
 {% endfor %}

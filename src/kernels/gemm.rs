@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::gemm_choice::{Extents, Machine, Parts, Speed, rank};
 use super::gemm_cooperative::{self as cooperative, Work};
-use super::gemm_windows::Windows;
+use super::gemm_windows::{Role, Windows};
 use super::{BLOCK, Instruction, Kernel, Program, Target, View};
 use crate::gpu::{Layout, MatrixUnits};
 use crate::types::Trans;
@@ -98,6 +98,8 @@ struct Operands {
 
 /// Rows of A up to which B is not worth a tile.
 const SKINNY: usize = 8;
+/// Rows up to which it is worth trying, windows included: the tuner measures it there.
+const MOST_SKINNY: usize = 32;
 /// Invocations that share K then, and the longest K that they may share.
 const SKINNY_LANES: usize = 64;
 const SKINNY_DEPTH: usize = 1 << 22;
@@ -254,11 +256,8 @@ impl Gemm {
                 return cooperative::kernel(tile, work, units, program);
             }
         };
-        let kernel = match self.choice.tier {
-            Tier::Skinny => kernel,
-            _ => kernel.windows(windows.as_ref()),
-        };
         kernel
+            .windows(windows.as_ref())
             .read("a", a, View::Vec4)
             .read("b", b, View::Vec4)
             .with("batch", batch)
@@ -284,15 +283,30 @@ impl fmt::Display for Gemm {
 /// Kernels and numbers of parts of K that are worth trying for a product, the one expected to be the fastest first; at least one.
 /// `most_bytes`: of the parts, if there are several.
 fn choices(x: Operands, width: usize, target: Target, most_bytes: u64) -> Vec<Choice> {
-    let Operands { batch, m, k, .. } = x;
-    let plain = x.windows.is_none() && batch == 1;
-    let skinny = m <= SKINNY && k <= SKINNY_DEPTH;
-    if x.trans == Trans::NT && plain && skinny && !target.barrier_free {
-        return vec![Choice {
-            tier: Tier::Skinny,
-            splits: 1,
-        }];
+    let skinny = Choice {
+        tier: Tier::Skinny,
+        splits: 1,
+    };
+    let forward = |windows: Windows| windows.role == Role::Forward;
+    let few = x.trans == Trans::NT
+        && x.batch == 1
+        && x.windows.is_none_or(forward)
+        && x.m <= MOST_SKINNY
+        && x.k <= SKINNY_DEPTH
+        && !target.barrier_free;
+    if few && x.m <= SKINNY && x.windows.is_none() {
+        return vec![skinny];
     }
+    let mut choices = tiles(x, width, target, most_bytes);
+    if few {
+        choices.push(skinny);
+    }
+    choices
+}
+
+/// As [`choices`], of the kernels that stage tiles, or, without barriers, read them directly.
+fn tiles(x: Operands, width: usize, target: Target, most_bytes: u64) -> Vec<Choice> {
+    let Operands { batch, m, k, .. } = x;
     let extents = Extents {
         batch,
         m,
