@@ -61,3 +61,7 @@ struct Guide;
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+#[cfg(all(doctest, feature = "tokenizer"))]
+#[doc = include_str!("../docs/textbridge.md")]
+struct TextBridge;

@@ -40,9 +40,7 @@ fn decoder() -> DecoderOptions {
 fn weights(seed: u64, declare: impl FnOnce(&mut Graph) -> Result<()>) -> Weights {
     let mut graph = Graph::new();
     declare(&mut graph).unwrap();
-    let one = graph.constant(&[1], 1.0).unwrap();
     let parameters: Vec<_> = graph.parameters().map(|(id, _)| id).collect();
-    graph.output("one", one).unwrap();
     for (number, id) in parameters.into_iter().enumerate() {
         graph.output(&format!("p{number}"), id).unwrap();
     }
@@ -347,7 +345,8 @@ fn child() {
         return;
     };
     let folder = Path::new(&folder);
-    let models = ["a", "b"].map(|name| Model::load(folder.join(name)).unwrap());
+    let models = ["b", "a"].map(|name| Model::load(folder.join(name)).unwrap());
+    fs::write(folder.join("started"), "").unwrap();
     for model in models.iter().cycle() {
         model.save(folder.join("model"), WeightType::F32).unwrap();
     }
@@ -372,7 +371,12 @@ fn a_process_that_is_killed_leaves_one_whole_model() {
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        std::thread::sleep(Duration::from_micros(10_000 + 1_237 * round));
+        let started = folder.path().join("started");
+        while !started.exists() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        fs::remove_file(started).unwrap();
+        std::thread::sleep(Duration::from_micros(500 + 2_117 * round));
         child.kill().unwrap();
         child.wait().unwrap();
         let found = Model::load(&dir).unwrap();

@@ -199,7 +199,9 @@ fn embeddings_are_normalised_on_request() {
     }
     // The model says so, unless the caller does.
     let model = model(&gpu).unwrap().normalize(true);
-    let with = |options| TextEncoder::with_tokenizer(&gpu, &model, tokenizer(), options).unwrap();
+    let with = |options: &TextEncoderOptions| {
+        TextEncoder::with_tokenizer(&gpu, &model, tokenizer(), options).unwrap()
+    };
     assert!(with(&options()).normalizes());
     assert!(!with(&options().normalize(Some(false))).normalizes());
 }

@@ -135,3 +135,16 @@ fn whitespace_refuses_what_is_no_word() {
         })
     ));
 }
+
+#[test]
+fn whitespace_says_what_it_cut_and_takes_control_tokens_for_words() {
+    let tokenizer = Whitespace::new(["a", "b"], 5).unwrap();
+    let tokens = tokenizer.tokenize("a b a a a").unwrap();
+    assert_eq!(tokens.ids, [2, 4, 5, 4, 3]);
+    assert_eq!(
+        (tokens.cut_tokens, tokens.cut_bytes, tokens.is_cut()),
+        (2, 0, true)
+    );
+    assert!(!tokenizer.tokenize("").unwrap().is_cut());
+    assert_eq!(tokenizer.encode("a [PAD] [SEP]").unwrap(), [2, 4, 1, 1, 3]);
+}

@@ -12,11 +12,18 @@
 //! millisecond, on rotating data. The bound of a case is the time its operations would take at the device's f32 multiply-add rate
 //! (that of its matrix units where the case uses them), or its bytes at the device's copy rate, whichever is longer; the rates are
 //! measured first. Operations and bytes are those of the definition (`cases.rs`), however it is computed.
+//!
+//! `encode`, `index` and `decode` are uses of the library: they run only when they are named. The first two are timed on the host, `decode`
+//! both on the device and on the host.
 
 mod cases;
 mod ceilings;
 mod decode;
+#[cfg(feature = "tokenizer")]
+mod encode;
+mod index;
 mod measure;
+mod wall;
 mod workload;
 
 use std::process::ExitCode;
@@ -28,6 +35,7 @@ use serde::Serialize;
 use cases::{CASES, Case};
 use ceilings::Ceilings;
 use measure::{Failure, Measured};
+use wall::Wall;
 
 #[derive(Parser)]
 #[command(about = "Times this crate's kernels on the GPU, against what the device can do at best")]
@@ -52,38 +60,51 @@ struct Args {
     profile: Option<Selection>,
 }
 
-/// Cases by name; `all` is every one.
+/// Uses of the library.
+static USES: &[Wall] = &[
+    #[cfg(feature = "tokenizer")]
+    Wall {
+        name: "encode",
+        run: encode::run,
+    },
+    Wall {
+        name: "index",
+        run: index::run,
+    },
+];
+
+/// Cases by name; `all` is every graph.
 #[derive(Clone)]
 enum Selection {
-    /// Those that are graphs.
     Graphs(&'static [Case]),
+    Use(&'static Wall),
     Decode,
-    All,
 }
 
 impl Selection {
     fn graphs(&self) -> &'static [Case] {
         match self {
             Self::Graphs(cases) => cases,
-            Self::Decode => &[],
-            Self::All => &CASES,
+            Self::Use(_) | Self::Decode => &[],
         }
-    }
-
-    fn decodes(&self) -> bool {
-        matches!(self, Self::Decode | Self::All)
     }
 }
 
 fn find(name: &str) -> Result<Selection, String> {
     match name {
-        "all" => return Ok(Selection::All),
+        "all" => return Ok(Selection::Graphs(&CASES)),
         decode::NAME => return Ok(Selection::Decode),
         _ => {}
     }
-    let found = CASES.iter().find(|case| case.name == name);
-    found
-        .map(|case| Selection::Graphs(std::slice::from_ref(case)))
+    let graph = CASES.iter().find(|case| case.name == name);
+    let graph = graph.map(|case| Selection::Graphs(std::slice::from_ref(case)));
+    let used = || {
+        USES.iter()
+            .find(|case| case.name == name)
+            .map(Selection::Use)
+    };
+    graph
+        .or_else(used)
         .ok_or_else(|| "no such case; --list names them".to_owned())
 }
 
@@ -109,27 +130,39 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> Result<(), Failure> {
     if args.list {
-        for case in &CASES {
-            println!("{}", case.name);
+        let graphs = CASES.iter().map(|case| case.name);
+        for name in graphs.chain(USES.iter().map(|case| case.name)) {
+            println!("{name}");
         }
         println!("{}", decode::NAME);
         return Ok(());
     }
     let gpu = Gpu::new(&GpuOptions::from_env()?)?;
-    if let Some(selection) = &args.profile {
-        for case in selection.graphs() {
+    if let Some(selected) = &args.profile {
+        for case in selected.graphs() {
             print_profile(&gpu, case, args.dtype)?;
         }
-        if selection.decodes() {
+        if matches!(selected, Selection::Decode) {
             decode::profile(&gpu, args.dtype)?;
         }
+        return Ok(());
+    }
+    for selected in &args.cases {
+        if let Selection::Use(case) = selected {
+            let result = (case.run)(&gpu, args.dtype, args.seconds);
+            wall::print(&gpu, case, args.dtype, args.json, &result)?;
+        }
+    }
+    let graphs: Vec<&Case> = args.cases.iter().flat_map(Selection::graphs).collect();
+    let decodes = args.cases.iter().any(|x| matches!(x, Selection::Decode));
+    if graphs.is_empty() && !decodes {
         return Ok(());
     }
     let ceilings = Ceilings::measure(&gpu)?;
     if !args.json {
         print_header(&gpu, &ceilings);
     }
-    for case in args.cases.iter().flat_map(Selection::graphs) {
+    for case in graphs {
         let result = measure::measure(&gpu, case, args.dtype, args.seconds);
         if args.json {
             println!("{}", json_line(&gpu, &ceilings, case, args.dtype, &result)?);
@@ -137,7 +170,7 @@ fn run(args: &Args) -> Result<(), Failure> {
             print_row(&ceilings, case, args.dtype, &result);
         }
     }
-    if args.cases.iter().any(Selection::decodes) {
+    if decodes {
         decode::run(&gpu, &ceilings, args.dtype, args.seconds, args.json)?;
     }
     Ok(())

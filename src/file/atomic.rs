@@ -158,7 +158,7 @@ pub(super) fn temporary(folder: &Path, replaced: Option<&Metadata>) -> io::Resul
 }
 
 /// Removes the temporary files of processes that are gone. Whatever fails is left for the next time.
-fn remove_dead(folder: &Path) {
+pub(super) fn remove_dead(folder: &Path) {
     let Ok(entries) = fs::read_dir(folder) else {
         return;
     };

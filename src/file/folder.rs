@@ -184,7 +184,7 @@ fn resolve(path: &Path) -> io::Result<PathBuf> {
     }
 }
 
-/// Removes the temporary folders of processes that are gone. Whatever fails is left for the next time.
+/// Removes the temporary folders of processes that are gone, and their locks. Whatever fails is left for the next time.
 fn remove_dead(above: &Path) {
     let Ok(entries) = fs::read_dir(above) else {
         return;
@@ -205,11 +205,11 @@ fn remove_dead(above: &Path) {
             }
             Ok(file) if file.try_lock().is_ok() => {
                 let _ = fs::remove_dir_all(&path);
-                let _ = fs::remove_file(&lock);
             }
             _ => {}
         }
     }
+    super::atomic::remove_dead(above);
 }
 
 #[cfg(test)]

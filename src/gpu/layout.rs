@@ -66,6 +66,20 @@ impl Layout {
         })
     }
 
+    /// The same rows, in another number.
+    ///
+    /// # Errors
+    /// As [`Layout::new`].
+    pub(super) fn with_rows(self, rows: usize) -> Result<Self> {
+        let alignment = match self.row_bytes.is_multiple_of(64) {
+            true => Alignment::Bytes64,
+            false => Alignment::Bytes16,
+        };
+        let layout = Self::new(rows, self.cols, self.dtype, alignment)?;
+        debug_assert_eq!(layout.row_bytes, self.row_bytes);
+        Ok(layout)
+    }
+
     /// The layout that graph values of this shape have: rank 1 is one row aligned to 16 bytes, everything else has rows aligned to 64.
     ///
     /// # Errors

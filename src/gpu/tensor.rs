@@ -73,6 +73,34 @@ impl Tensor {
         self.write(gpu, &self.layout.pack(data)?)
     }
 
+    /// As [`Tensor::upload`], of rows from `first` on: the other rows stay as they are.
+    ///
+    /// # Errors
+    /// As [`Tensor::upload`]; [`Error::Layout`] unless `data` is whole rows that the tensor has.
+    pub fn upload_rows<T: Element>(&self, gpu: &Gpu, first: usize, data: &[T]) -> Result<()> {
+        let layout = &self.layout;
+        let rows = data.len() / layout.cols();
+        if first
+            .checked_add(rows)
+            .is_none_or(|end| end > layout.rows())
+            || rows * layout.cols() != data.len()
+        {
+            return Err(Error::Layout {
+                rows: layout.rows(),
+                cols: layout.cols(),
+                reason: format!(
+                    "{} elements from row {first} on are no rows of it",
+                    data.len()
+                ),
+            });
+        }
+        if rows == 0 {
+            return Ok(());
+        }
+        let part = layout.with_rows(rows)?;
+        self.write_at(gpu, (first * layout.row_bytes()) as u64, &part.pack(data)?)
+    }
+
     /// Reads all elements as dense row-major host data, after everything submitted before.
     ///
     /// # Errors
@@ -99,13 +127,17 @@ impl Tensor {
     }
 
     fn write(&self, gpu: &Gpu, bytes: &[u8]) -> Result<()> {
+        self.write_at(gpu, 0, bytes)
+    }
+
+    fn write_at(&self, gpu: &Gpu, at: u64, bytes: &[u8]) -> Result<()> {
         let what = || "uploading a tensor".to_owned();
         // Not between the parts of a run of another thread, nor, from a callback, of this one.
         let _gate = gpu.context().gate();
         gpu.context().check_whole(what)?;
         gpu.context().run(what, bytes.len() as u64, || {
             let (inner, offset) = (self.slice.buffer().inner(), self.slice.offset());
-            gpu.queue().write_buffer(inner, offset, bytes);
+            gpu.queue().write_buffer(inner, offset + at, bytes);
         })
     }
 

@@ -37,6 +37,7 @@ pub(crate) mod parts;
 mod program;
 pub(crate) mod reduce;
 pub(crate) mod templates;
+pub(crate) mod top_k;
 
 use std::collections::BTreeMap;
 

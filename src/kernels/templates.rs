@@ -49,6 +49,7 @@ const TEMPLATES: &[(&str, &str)] = templates![
     "norm_partial",
     "reshape",
     "row_sums",
+    "shared/better",
     "shared/cell",
     "shared/group",
     "shared/nan",
@@ -62,6 +63,8 @@ const TEMPLATES: &[(&str, &str)] = templates![
     "split_sums",
     "stack",
     "sum_parts",
+    "top_k",
+    "top_k_direct",
     "total",
 ];
 

@@ -19,6 +19,7 @@ mod loss;
 mod optimizer;
 mod precision;
 mod reduce;
+mod top_k;
 
 #[cfg(test)]
 mod tests;
@@ -29,6 +30,7 @@ pub use array::Array;
 pub use decode::{Sampling, Stream};
 pub use finite_difference::numeric_gradient;
 pub use interpreter::Interpreter;
+pub use top_k::top_k;
 
 use crate::error::Result;
 use crate::graph::Graph;

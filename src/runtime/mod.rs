@@ -10,6 +10,7 @@ mod recent;
 mod run;
 mod session;
 mod shadow;
+mod top_k;
 mod tune;
 
 pub(crate) use bound::BoundKernel;
@@ -18,5 +19,6 @@ pub(crate) use function::Function;
 pub(crate) use recent::Recent;
 pub use run::{Host, Outputs, Pending};
 pub use session::{Session, SessionStats};
+pub(crate) use top_k::Selection;
 
 pub use crate::compile::Plan;

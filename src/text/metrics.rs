@@ -140,15 +140,15 @@ pub fn neighbor_overlap(
     for i in 0..rows {
         for (all, nearest) in [&ours, &theirs].into_iter().zip(&mut nearest) {
             let others = (0..rows).filter(|&j| j != i);
+            let others = others.map(|j| (all[i * rows + j], j));
             nearest.clear();
-            nearest.extend(others.map(|j| (all[i * rows + j], j)));
+            nearest.extend(others.filter(|(cosine, _)| cosine.is_finite()));
             let order =
                 |a: &(f64, usize), b: &(f64, usize)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
             if k < nearest.len() {
                 nearest.select_nth_unstable_by(k, order);
                 nearest.truncate(k);
             }
-            nearest.retain(|(cosine, _)| cosine.is_finite());
             nearest.sort_unstable_by_key(|&(_, j)| j);
         }
         let [ours, theirs] = &nearest;

@@ -19,6 +19,8 @@ pub mod efb2;
 mod embeddings;
 pub mod encoder;
 mod generate;
+mod index;
+mod index_file;
 pub mod jsonl;
 pub mod metrics;
 mod model;
@@ -55,6 +57,7 @@ pub use generate::{
     DecodeOptions, Finish, Generation, Piece, Stop, Stream, TextDecoder, TextDecoderOptions,
     TokenStep,
 };
+pub use index::{Hit, Index, IndexOptions};
 pub use jsonl::{JsonLines, JsonLinesWriter, Record};
 pub use model::Model;
 pub use npy::{NpyReader, NpyWriter};

@@ -35,6 +35,9 @@ pub struct TextEncoderOptions {
     pub most_tokens: usize,
     /// Threads that tokenise. `None`: one per core.
     pub threads: Option<usize>,
+    /// Whether control tokens in a text, such as `[SEP]`, become the tokens of that name, instead of being text. It concerns the tokenizer
+    /// of a [`Model`], not one of the caller.
+    pub control_tokens: bool,
 }
 
 impl Default for TextEncoderOptions {
@@ -47,6 +50,7 @@ impl Default for TextEncoderOptions {
             batches: vec![1, 8, 64, 256, 1024],
             most_tokens: 32_768,
             threads: None,
+            control_tokens: false,
         }
     }
 }
@@ -59,6 +63,7 @@ impl TextEncoderOptions {
         batches: Vec<usize>,
         most_tokens: usize,
         threads: Option<usize>,
+        control_tokens: bool,
     }
 }
 
@@ -129,6 +134,7 @@ impl TextEncoder {
         };
         let length = encoder_of(model)?.length;
         let tokenizer = super::WordPiece::from_bytes(json, length)?;
+        let tokenizer = tokenizer.control_tokens(options.control_tokens);
         Self::with_tokenizer(gpu, model, Arc::new(tokenizer), options)
     }
 
@@ -195,6 +201,7 @@ impl TextEncoder {
 
     /// Width of an embedding, E.
     #[must_use]
+    #[allow(clippy::misnamed_getters, reason = "the network has a width, too")]
     pub fn width(&self) -> usize {
         self.options.embedding
     }

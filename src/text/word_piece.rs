@@ -138,7 +138,10 @@ impl WordPiece {
             ' ' | '\n' | '\r' | '\t' => true,
             _ => self.splits == Splits::Bert && (c.is_ascii_punctuation() || is_chinese(c)),
         };
-        let middle = text.floor_char_boundary(most);
+        let mut middle = most;
+        while !text.is_char_boundary(middle) {
+            middle -= 1;
+        }
         let before = text[..middle].char_indices().rev();
         let mut before = before.take_while(|&(i, _)| i > most / 2);
         match before.find(|&(_, c)| is_split(c)) {
@@ -400,7 +403,7 @@ mod tests {
         let json = serde_json::json!({
             "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
             "pre_tokenizer": { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true },
-            "post_processor": null, "decoder": { "type": "ByteLevel" },
+            "post_processor": null, "decoder": null,
             "model": { "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
                 "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": vocab,
                 "merges": ["w o", "wo r", "Ġ w", "Ġ Ġ", "e r"] }

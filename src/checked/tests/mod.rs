@@ -7,6 +7,7 @@ mod graphs;
 mod grids;
 mod links;
 mod network;
+mod top_k;
 
 /// What running one workgroup of `wgsl` on x, 8 u32, and y, 8 u32, finds.
 fn faults(wgsl: &str, subgroup: usize) -> Vec<(String, Kind)> {

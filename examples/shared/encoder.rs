@@ -1,0 +1,43 @@
+//! The options that load a text encoder.
+
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+use energyflow::text::{Precision, TextEncoder, TextEncoderOptions};
+use energyflow::{Gpu, Result};
+
+/// Element type of activations.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Storage {
+    F32,
+    F16,
+}
+
+/// Flatten it into the options of an example: `#[command(flatten)] encoder: Encoder`.
+#[derive(clap::Args, Clone, Debug)]
+#[command(next_help_heading = "Encoder")]
+pub struct Encoder {
+    /// Model folder, as the training examples write it
+    #[arg(long, value_name = "DIR", default_value = "out/model")]
+    model: PathBuf,
+    /// Element type of activations; sums are f32
+    #[arg(long, value_enum, default_value = "f32")]
+    precision: Storage,
+    /// Control tokens in texts, such as [SEP], become the tokens of that name instead of text
+    #[arg(long)]
+    control_tokens: bool,
+}
+
+impl Encoder {
+    /// Loads the encoder; `normalize` overrides what the model says.
+    pub fn load(&self, gpu: &Gpu, normalize: Option<bool>) -> Result<TextEncoder> {
+        let options = TextEncoderOptions::default()
+            .precision(match self.precision {
+                Storage::F32 => Precision::F32,
+                Storage::F16 => Precision::Mixed,
+            })
+            .normalize(normalize)
+            .control_tokens(self.control_tokens);
+        TextEncoder::load_with(gpu, &self.model, &options)
+    }
+}
