@@ -364,6 +364,8 @@ fn every_kernel_translates_to_every_platform() {
     let mut expected = templates();
     // Needs a device with matrix units: unit tests of the kernel translate every tile without one.
     expected.remove("gemm_cooperative");
+    // No graph has them: unit tests translate them.
+    expected.retain(|name| !name.starts_with("top_k") && !name.starts_with("decode_"));
     assert_eq!(used, expected);
     for mode in ["f16=true", "f16=false"] {
         let halves = |key: &&String| key.contains(":f16[") && key.ends_with(mode);

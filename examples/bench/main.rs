@@ -4,6 +4,7 @@
 //! cargo run --release --example bench -- --list
 //! cargo run --release --example bench -- --cases gemm_512,layer_norm --dtype f16
 //! cargo run --release --example bench -- --json > results.jsonl
+//! cargo run --release --example bench -- --cases decode --dtype f16
 //! cargo run --release --example bench -- --profile encoder_train
 //! ```
 //!
@@ -12,7 +13,8 @@
 //! (that of its matrix units where the case uses them), or its bytes at the device's copy rate, whichever is longer; the rates are
 //! measured first. Operations and bytes are those of the definition (`cases.rs`), however it is computed.
 //!
-//! `encode` and `index` are uses of the library, timed on the host: they run only when they are named.
+//! `encode`, `index` and `decode` are uses of the library: they run only when they are named. The first two are timed on the host, `decode`
+//! both on the device and on the host.
 
 mod cases;
 mod ceilings;
@@ -71,14 +73,12 @@ static USES: &[Wall] = &[
     },
 ];
 
-/// Cases by name; `all` is every one that is not a use of the library.
+/// Cases by name; `all` is every graph.
 #[derive(Clone)]
 enum Selection {
-    /// Those that are graphs.
     Graphs(&'static [Case]),
     Use(&'static Wall),
     Decode,
-    All,
 }
 
 impl Selection {
@@ -86,26 +86,22 @@ impl Selection {
         match self {
             Self::Graphs(cases) => cases,
             Self::Use(_) | Self::Decode => &[],
-            Self::All => &CASES,
         }
-    }
-
-    fn decodes(&self) -> bool {
-        matches!(self, Self::Decode | Self::All)
     }
 }
 
 fn find(name: &str) -> Result<Selection, String> {
     match name {
-        "all" => return Ok(Selection::All),
+        "all" => return Ok(Selection::Graphs(&CASES)),
         decode::NAME => return Ok(Selection::Decode),
         _ => {}
     }
     let graph = CASES.iter().find(|case| case.name == name);
     let graph = graph.map(|case| Selection::Graphs(std::slice::from_ref(case)));
     let used = || {
-        let mut uses = USES.iter();
-        uses.find(|case| case.name == name).map(Selection::Use)
+        USES.iter()
+            .find(|case| case.name == name)
+            .map(Selection::Use)
     };
     graph
         .or_else(used)
@@ -142,23 +138,23 @@ fn run(args: &Args) -> Result<(), Failure> {
         return Ok(());
     }
     let gpu = Gpu::new(&GpuOptions::from_env()?)?;
-    if let Some(selection) = &args.profile {
-        for case in selection.graphs() {
+    if let Some(selected) = &args.profile {
+        for case in selected.graphs() {
             print_profile(&gpu, case, args.dtype)?;
         }
-        if selection.decodes() {
+        if matches!(selected, Selection::Decode) {
             decode::profile(&gpu, args.dtype)?;
         }
         return Ok(());
     }
-    for selection in &args.cases {
-        if let Selection::Use(case) = selection {
+    for selected in &args.cases {
+        if let Selection::Use(case) = selected {
             let result = (case.run)(&gpu, args.dtype, args.seconds);
             wall::print(&gpu, case, args.dtype, args.json, &result)?;
         }
     }
     let graphs: Vec<&Case> = args.cases.iter().flat_map(Selection::graphs).collect();
-    let decodes = args.cases.iter().any(Selection::decodes);
+    let decodes = args.cases.iter().any(|x| matches!(x, Selection::Decode));
     if graphs.is_empty() && !decodes {
         return Ok(());
     }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::gemm_choice::{Extents, Machine, Parts, Speed, rank};
 use super::gemm_cooperative::{self as cooperative, Work};
-use super::gemm_windows::Windows;
+use super::gemm_windows::{Role, Windows};
 use super::{BLOCK, Instruction, Kernel, Program, Target, View};
 use crate::gpu::{Layout, MatrixUnits};
 use crate::types::Trans;
@@ -98,6 +98,8 @@ struct Operands {
 
 /// Largest number of rows of A for which staging tiles of B does not pay.
 const SKINNY: usize = 8;
+/// Rows up to which it is worth trying, windows included: the tuner measures it there.
+const MOST_SKINNY: usize = 32;
 /// Invocations a core that keep enough reads of B under way, most invocations that share K, and the longest K that they may share.
 const SKINNY_BUSY: usize = 1024;
 const SKINNY_LANES: usize = 256;
@@ -232,7 +234,14 @@ impl Gemm {
                 .with("splits", splits)
                 .with("chunk", direct_steps(trans, k).div_ceil(splits))
                 .with("block", 4 * BLOCK),
-            Tier::Skinny => skinny(b, [k, width], self.target.cores),
+            Tier::Skinny => {
+                let each = if windows.is_some() {
+                    4
+                } else {
+                    16 / b.dtype().size()
+                };
+                skinny([m, k, width], each, self.target.cores)
+            }
             Tier::Tiled(tile) => {
                 let chunk = k.div_ceil(DEPTH).div_ceil(splits);
                 tiled(tile, m, width, [splits, batch])
@@ -253,11 +262,13 @@ impl Gemm {
                 return cooperative::kernel(tile, work, units, program);
             }
         };
-        let (kernel, view) = match self.choice.tier {
-            Tier::Skinny => (kernel, View::Block),
-            _ => (kernel.windows(windows.as_ref()), View::Vec4),
+        let view = match self.choice.tier {
+            // Taps of a window are whole `vec4`s, but not always whole blocks.
+            Tier::Skinny if windows.is_none() => View::Block,
+            _ => View::Vec4,
         };
         kernel
+            .windows(windows.as_ref())
             .read("a", a, view)
             .read("b", b, view)
             .with("batch", batch)
@@ -283,15 +294,31 @@ impl fmt::Display for Gemm {
 /// The kernels and numbers of parts of K that are worth trying for a product, at least one. The one expected to be the fastest comes first.
 /// `most_bytes` bounds the size of the parts, if there are several.
 fn choices(x: Operands, width: usize, target: Target, most_bytes: u64) -> Vec<Choice> {
-    let Operands { batch, m, k, .. } = x;
-    let plain = x.windows.is_none() && batch == 1;
-    let skinny = m <= SKINNY && k <= SKINNY_DEPTH && x.a.dtype() == x.b.dtype();
-    if x.trans == Trans::NT && plain && skinny && !target.barrier_free {
-        return vec![Choice {
-            tier: Tier::Skinny,
-            splits: 1,
-        }];
+    let skinny = Choice {
+        tier: Tier::Skinny,
+        splits: 1,
+    };
+    let forward = |windows: Windows| windows.role == Role::Forward;
+    let few = x.trans == Trans::NT
+        && x.batch == 1
+        && x.a.dtype() == x.b.dtype()
+        && x.windows.is_none_or(forward)
+        && x.m <= MOST_SKINNY
+        && x.k <= SKINNY_DEPTH
+        && !target.barrier_free;
+    if few && x.m <= SKINNY && x.windows.is_none() {
+        return vec![skinny];
     }
+    let mut choices = tiles(x, width, target, most_bytes);
+    if few {
+        choices.push(skinny);
+    }
+    choices
+}
+
+/// As [`choices`], of the kernels that stage tiles, or, without barriers, read them directly.
+fn tiles(x: Operands, width: usize, target: Target, most_bytes: u64) -> Vec<Choice> {
+    let Operands { batch, m, k, .. } = x;
     let extents = Extents {
         batch,
         m,
@@ -354,16 +381,15 @@ fn direct_steps(trans: Trans, k: usize) -> usize {
 
 /// So many columns of results, in `vec4`s, that a few invocations each keep the machine busy, or more invocations each, up to one for every
 /// 16 bytes of K.
-fn skinny(b: Layout, [k, width]: [usize; 2], cores: usize) -> Kernel {
-    /// Least invocations that share K: as many as there are rows, which one each of them stores.
-    const LEAST: usize = SKINNY;
+fn skinny([m, k, width]: [usize; 3], each: usize, cores: usize) -> Kernel {
     /// Least invocations of a workgroup.
     const SIZE: usize = 128;
-    let each = 16 / b.dtype().size();
+    // At least as many as there are rows, which one each of them stores.
+    let least = m.next_power_of_two().max(SKINNY);
     let steps = k.div_ceil(each);
-    let most = steps.next_power_of_two().clamp(LEAST, SKINNY_LANES);
+    let most = steps.next_power_of_two().clamp(least, SKINNY_LANES);
     let enough = 1 << (SKINNY_BUSY * cores / width).max(1).ilog2();
-    let lanes = most.min(enough).max(LEAST);
+    let lanes = most.min(enough).max(least);
     let size = lanes.max(SIZE);
     Kernel::new("gemm_skinny")
         .groups(width.div_ceil(size / lanes))

@@ -77,7 +77,6 @@ impl Embeddings {
     }
 
     /// The embeddings in the order of the texts.
-    #[must_use]
     pub fn iter(&self) -> ChunksExact<'_, f32> {
         self.data.chunks_exact(self.width)
     }

@@ -201,6 +201,7 @@ impl TextEncoder {
 
     /// Width of an embedding, E.
     #[must_use]
+    #[allow(clippy::misnamed_getters, reason = "the network has a width, too")]
     pub fn width(&self) -> usize {
         self.options.embedding
     }

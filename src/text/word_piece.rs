@@ -138,7 +138,10 @@ impl WordPiece {
             ' ' | '\n' | '\r' | '\t' => true,
             _ => self.splits == Splits::Bert && (c.is_ascii_punctuation() || is_chinese(c)),
         };
-        let middle = text.floor_char_boundary(most);
+        let mut middle = most;
+        while !text.is_char_boundary(middle) {
+            middle -= 1;
+        }
         let before = text[..middle].char_indices().rev();
         let mut before = before.take_while(|&(i, _)| i > most / 2);
         match before.find(|&(_, c)| is_split(c)) {

@@ -42,6 +42,47 @@ fn execute(kernel: &Kernel, target: Target, memories: &mut [Memory], dispatch: u
     let bound: Vec<Bound> = bound.collect();
     let faults = run(kernel, target, &bound, memories, dispatch, None);
     assert!(faults.is_empty(), "{what}: {}", faults[0]);
+    if dispatch == 1 {
+        translate(kernel, target);
+    }
+}
+
+/// To the languages of all platforms: these kernels are in no graph that other tests translate.
+fn translate(kernel: &Kernel, target: Target) {
+    use naga::back::{hlsl, msl, spv};
+    use naga::valid::{Capabilities, ValidationFlags, Validator};
+
+    let key = kernel.key(target);
+    let wgsl = kernel.source(target).unwrap().wgsl;
+    let module =
+        naga::front::wgsl::parse_str(&wgsl).unwrap_or_else(|error| panic!("{key}: {error}"));
+    let info = Validator::new(ValidationFlags::all(), Capabilities::all())
+        .validate(&module)
+        .unwrap_or_else(|error| panic!("{key}: {error}"));
+    let options = msl::Options {
+        lang_version: (2, 4),
+        ..Default::default()
+    };
+    msl::write_string(&module, &info, &options, &msl::PipelineOptions::default())
+        .unwrap_or_else(|error| panic!("{key}: Metal: {error}"));
+    let options = hlsl::Options {
+        shader_model: hlsl::ShaderModel::V6_2,
+        ..Default::default()
+    };
+    hlsl::Writer::new(
+        &mut String::new(),
+        &options,
+        &hlsl::PipelineOptions::default(),
+    )
+    .write(&module, &info, None)
+    .unwrap_or_else(|error| panic!("{key}: DirectX: {error}"));
+    let options = spv::Options {
+        lang_version: (1, 3),
+        use_storage_input_output_16: false,
+        ..Default::default()
+    };
+    spv::write_vec(&module, &info, &options, None)
+        .unwrap_or_else(|error| panic!("{key}: Vulkan: {error}"));
 }
 
 /// Several steps, more than the ring holds, of `rows` texts of width `width`.
@@ -249,6 +290,7 @@ impl Step {
             memories.insert(4, own.remove(0));
         }
         execute(&kernel, target, &mut memories, 2, what);
+        translate(&kernel, target);
         if parts.is_some() {
             memories.remove(4);
         }
@@ -425,6 +467,33 @@ fn next_token_of_many(target: Target, name: &str) {
             stop: 1,
         };
         step.check(&format!("{sampling:?}, {name}"));
+    }
+}
+
+/// So hot that a token too many, or too few, is soon drawn, or missed.
+#[test]
+fn sets_that_tokens_are_drawn_from() {
+    for (name, target) in targets() {
+        for (top_k, top_p) in [(3, 1.0), (40, 1.0), (usize::MAX, 0.033), (5, 0.5)] {
+            let sampling = Sampling {
+                temperature: 20.0,
+                top_k,
+                top_p,
+                repetition_penalty: 1.0,
+            };
+            let step = Step {
+                sampling,
+                rows: 64,
+                vocabulary: 97,
+                width: 4,
+                dtype: DType::F32,
+                target,
+                seed: 11,
+                position: 2,
+                stop: 1,
+            };
+            step.check(&format!("{sampling:?}, {name}"));
+        }
     }
 }
 

@@ -41,7 +41,7 @@ fn the_best_numbers_of_every_row_whatever_its_length() -> Result<()> {
         let kernels = TopK::new(k, target);
         // Many ties, and both zeros.
         let number = |i: usize| ((i * 7919 + i * i * 31) % 641) as f32 / 64.0 - 5.0;
-        let numbers: Vec<f32> = (0..rows * cols).map(number).map(|x| x * -1.0).collect();
+        let numbers: Vec<f32> = (0..rows * cols).map(number).map(|x| -x).collect();
         let mut shape = layout(rows, cols, DType::F32)?;
         let mut memories = vec![
             Memory::of(shape.pack(&numbers)?),
@@ -120,6 +120,51 @@ fn rows_of_any_size_stay_inside() -> Result<()> {
         ];
         let faults = corners(&kernels.first(x, filled, to), target);
         assert!(faults.is_empty(), "{cols} {k}: {}", faults[0]);
+    }
+    Ok(())
+}
+
+#[test]
+fn every_variant_is_translated_to_every_platform() -> Result<()> {
+    use naga::back::{hlsl, msl, spv};
+    use naga::valid::{Capabilities, ValidationFlags, Validator};
+
+    let filled = Layout::new(1, 1, DType::U32, Alignment::Bytes16)?;
+    for (k, barrier_free) in [(10, false), (256, false), (300, false), (10, true)] {
+        let target = target(barrier_free);
+        let kernels = TopK::new(k, target);
+        let x = layout(3, 5000, DType::F32)?;
+        let [y, index] = [DType::F32, DType::U32].map(|dtype| {
+            let pieces = kernels.pieces(5000);
+            layout(3, pieces * k, dtype)
+        });
+        let (y, index) = (y?, index?);
+        let last = [
+            layout(3, kernels.pieces(y.cols()) * k, DType::F32)?,
+            layout(3, kernels.pieces(y.cols()) * k, DType::U32)?,
+        ];
+        for kernel in [
+            kernels.first(x, filled, [y, index]),
+            kernels.next([y, index], last),
+        ] {
+            let key = kernel.key(target);
+            let wgsl = kernel.source(target)?.wgsl;
+            let module = naga::front::wgsl::parse_str(&wgsl)
+                .unwrap_or_else(|error| panic!("{key}: {error}"));
+            let info = Validator::new(ValidationFlags::all(), Capabilities::empty())
+                .validate(&module)
+                .unwrap_or_else(|error| panic!("{key}: {error}"));
+            let (options, pipeline) = (msl::Options::default(), msl::PipelineOptions::default());
+            msl::write_string(&module, &info, &options, &pipeline)
+                .unwrap_or_else(|error| panic!("{key}: Metal: {error}"));
+            let (mut text, options) = (String::new(), hlsl::Options::default());
+            let pipeline = hlsl::PipelineOptions::default();
+            hlsl::Writer::new(&mut text, &options, &pipeline)
+                .write(&module, &info, None)
+                .unwrap_or_else(|error| panic!("{key}: DirectX: {error}"));
+            spv::write_vec(&module, &info, &spv::Options::default(), None)
+                .unwrap_or_else(|error| panic!("{key}: Vulkan: {error}"));
+        }
     }
     Ok(())
 }

@@ -384,8 +384,8 @@ impl TextDecoder {
             DType::F16 => half::f16::MAX.to_f32(),
             _ => f32::MAX,
         };
-        // Not `>`: NaN is refused, too.
-        if let Some(at) = z.iter().position(|x| !(x.abs() <= largest)) {
+        let fits = |x: &f32| x.abs() <= largest;
+        if let Some(at) = z.iter().position(|x| !fits(x)) {
             let (row, col) = (at / width, at % width);
             let x = z[at];
             let reason = match x.is_finite() {

@@ -170,8 +170,8 @@ impl<'a> Source<'a> {
             DType::F16 => half::f16::MAX.to_f32(),
             _ => f32::MAX,
         };
-        // Not `>`: NaN does not fit, either.
-        if let Some(x) = data.iter().find(|x| !(x.abs() <= largest)) {
+        let fits = |x: &f32| x.abs() <= largest;
+        if let Some(x) = data.iter().find(|x| !fits(x)) {
             return Err(Error::Data {
                 name: self.find(id)?.0.to_owned(),
                 reason: format!("has the element {x}, which does not fit {}", self.dtype),

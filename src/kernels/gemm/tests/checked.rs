@@ -216,6 +216,22 @@ fn skinny() {
             }
         }
     }
+    for dtype in DTYPES {
+        let target = target(true, false, None);
+        for convolution in windows::few_rows().unwrap() {
+            let (gemm, n) = convolution.gemm(dtype, target).unwrap();
+            let choice = Choice {
+                tier: Tier::Skinny,
+                splits: 1,
+            };
+            let gemm = Gemm { choice, ..gemm };
+            let Operands { a, b, .. } = gemm.operands;
+            let (x, y) = (integers(a.len(), 3), integers(b.len(), 5));
+            let what = format!("{convolution:?} {dtype}");
+            let got = compute(gemm, n, [&x, &y], &what);
+            assert_same(&got, &convolution.expected(&x, &y), || what);
+        }
+    }
 }
 
 fn matrix_units(size: usize, lanes: usize, scalar: bool) {

@@ -124,6 +124,22 @@ pub(super) fn convolutions(role: Role) -> Result<Vec<(Convolution, usize)>> {
         .collect())
 }
 
+/// Few enough for a kernel without tiles: one short text, and several whose taps reach before their start.
+pub(super) fn few_rows() -> Result<[Convolution; 3]> {
+    let forward = |window, samples, channels, outputs| Convolution {
+        role: Role::Forward,
+        window,
+        samples,
+        channels,
+        outputs,
+    };
+    Ok([
+        forward(Window::causal(8, 5, 2)?, 1, 16, 12),
+        forward(Window::causal(16, 3, 8)?, 2, 20, 5),
+        forward(Window::new(7, 4, 3, 1, Padding::Same)?, 1, 4, 33),
+    ])
+}
+
 /// One kernel for each way in which the text differs.
 pub(super) fn kernels(dtype: DType, target: Target, tier: Tier) -> Vec<Kernel> {
     let mut kernels = Vec::new();
@@ -178,6 +194,13 @@ fn every_vector_tile_gathers() -> Result<()> {
     }
     for dtype in DTYPES {
         every_convolution(&gpu, dtype, Tier::Direct)?;
+        for convolution in few_rows()? {
+            let choice = Choice {
+                tier: Tier::Skinny,
+                splits: 1,
+            };
+            convolution.check(&gpu, dtype, choice)?;
+        }
     }
     Ok(())
 }
