@@ -321,11 +321,11 @@ fn operations_with_indices() {
 #[test]
 fn updates_of_the_wrong_thing() {
     let mut graph = Graph::new();
-    let x = input(&mut graph, &[3]);
-    let half = graph.input("half", &[3], DType::F16).unwrap();
+    let x = input(&mut graph, &[6]);
+    let half = graph.input("half", &[6], DType::F16).unwrap();
     let hyper = input(&mut graph, &[3]);
-    let p = graph.parameter("p", &[3], Init::Constant(0.0)).unwrap();
-    let s = graph.state("s", &[3], 0.0).unwrap();
+    let p = graph.parameter("p", &[6], Init::Constant(0.0)).unwrap();
+    let s = graph.state("s", &[6], 0.0).unwrap();
     let t = graph.state("t", &[4], 0.0).unwrap();
     let adamw = |params: &[ValueId]| Op::AdamW {
         rates: vec![Rates::decay(0.0); params.len()],

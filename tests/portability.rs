@@ -118,6 +118,7 @@ fn elements(dtype: DType, width: usize) -> Graph {
         UnaryOp::GeluTanh,
         UnaryOp::GeluErf,
         UnaryOp::IsFinite,
+        UnaryOp::Detach,
     ]
     .into_iter()
     .enumerate()
@@ -153,6 +154,9 @@ fn elements(dtype: DType, width: usize) -> Graph {
         }
     }
     graph.output("y", y).unwrap();
+    let [max, at] = graph.row_max(x).unwrap();
+    graph.output("max", max).unwrap();
+    graph.output("at", at).unwrap();
     // Copies between rows of other lengths: of numbers and of indices.
     let flat = graph.reshape(x, &[BATCH * TIME * width]).unwrap();
     graph.output("flat", flat).unwrap();

@@ -389,6 +389,8 @@ fn a_training_goes_on_bit_for_bit() {
             .unwrap();
         let (rest, report) = fit(&mut second, &data, &options, u64::MAX);
         history.extend(rest);
+        // As text: the norm of a skipped step is NaN, which equals nothing. Digits are enough for all bits.
+        let [history, expected] = [history, expected].map(|all| format!("{all:?}"));
         assert_eq!(history, expected, "kind {kind}");
         assert!(bits(&second) == bits(&whole), "kind {kind}");
         assert_eq!(report.best, end.best, "kind {kind}");

@@ -239,6 +239,9 @@ impl Lowering<'_> {
         let hyper = (self.layout(hyper)?, self.place(hyper)?);
         let shadowed = self.shadowed_blocks()?;
         for (span, gradient) in self.gradients(gradients, params)? {
+            let (corrections, place, pages) = Self::corrections(span)?;
+            let kernel = kernels::optimizer::corrections(hyper.0, corrections, pages, options);
+            self.step(kernel, vec![hyper.1, place])?;
             let stretches = self.stretches(span, params, rates)?;
             let end = span.bytes as usize / 4;
             for (i, part) in stretches.chunks(STRETCHES).enumerate() {
@@ -270,6 +273,14 @@ impl Lowering<'_> {
         Ok(())
     }
 
+    /// The bias corrections of a span: their layout, where they are bound, and the number of pages.
+    fn corrections(span: Span) -> Result<(Corrections, Place, usize)> {
+        let (whole, first, pages) = span.corrections();
+        let layout = Self::vector(2 * (first + pages), DType::F32)?;
+        let place = Place::Span(Arena::Corrections, whole);
+        Ok((Corrections { layout, first }, place, pages))
+    }
+
     fn adamw_span(
         &mut self,
         span: Span,
@@ -293,15 +304,7 @@ impl Lowering<'_> {
             shadow = Some(Self::vector(elements, DType::F16)?);
             places.push(arena(Arena::Shadows));
         }
-        let (whole, first, pages) = span.corrections();
-        let pages_layout = Self::vector(2 * (first + pages), DType::F32)?;
-        let place = Place::Span(Arena::Corrections, whole);
-        let corrections = Corrections {
-            layout: pages_layout,
-            first,
-        };
-        let kernel = kernels::optimizer::corrections(hyper_layout, corrections, pages, options);
-        self.step(kernel, vec![hyper, place])?;
+        let (corrections, place, _) = Self::corrections(span)?;
         places.insert(2, place);
         let layouts = [layout, hyper_layout];
         let kernel = kernels::optimizer::adamw(layouts, corrections, shadow, options, stretches);
