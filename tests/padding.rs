@@ -254,7 +254,7 @@ fn trainers_train_token_0() {
             .batch(8)
             .micro_batches(micro_batches)
             .optimizer(optimizer.clone());
-        let mut trainer = Trainer::decode(&gpu(), &decoder(), &options).unwrap();
+        let trainer = Trainer::decode(&gpu(), &decoder(), &options).unwrap();
         batches.start_epoch(0);
         let metrics = trainer
             .step(batches.next_batch().unwrap().unwrap(), 0)
