@@ -161,7 +161,6 @@ mod unix {
     use std::time::{Duration, Instant};
 
     use energyflow::text::{DatasetWriter, Efb1Writer, EmbeddingType, JsonLines};
-    use energyflow::types::DType;
 
     use super::*;
 

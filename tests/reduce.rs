@@ -76,7 +76,9 @@ fn largest_elements_and_softmax() {
 fn largest_elements_of_awkward_rows() {
     const NAN: f32 = f32::NAN;
     const INF: f32 = f32::INFINITY;
-    let rows: [(&[(usize, f32)], f32, usize); 8] = [
+    /// Elements that are not the others', the largest, its place.
+    type Row = (&'static [(usize, f32)], f32, usize);
+    let rows: [Row; 8] = [
         (&[(3, 2.0), (70, 2.0)], 2.0, 3),
         (&[(70, 1e-30)], 1e-30, 70),
         (&[(5, INF), (6, INF)], INF, 5),

@@ -98,7 +98,7 @@ pub fn run(gpu: &Gpu, dtype: DType, seconds: f64) -> Result<Vec<Row>, Failure> {
         }
         Ok(best)
     };
-    let whole = best(&|| Ok(drop(encoder.encode(&many)?)))?;
+    let whole = best(&|| Ok(encoder.encode(&many).map(drop)?))?;
     rows.push(Row::new(
         format!("{n} texts, end to end, best of 3"),
         whole,
@@ -108,7 +108,7 @@ pub fn run(gpu: &Gpu, dtype: DType, seconds: f64) -> Result<Vec<Row>, Failure> {
         .iter()
         .map(|text| encoder.tokenizer().encode(text))
         .collect::<Result<_, _>>()?;
-    let embedded = best(&|| Ok(drop(encoder.encode_ids(&ids)?)))?;
+    let embedded = best(&|| Ok(encoder.encode_ids(&ids).map(drop)?))?;
     rows.push(Row::new("the same from token ids", embedded, "s"));
     Ok(rows)
 }
