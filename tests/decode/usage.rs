@@ -45,7 +45,7 @@ fn tokens_stream_as_they_come() {
     let all = decoder.decode(&z, &options).unwrap();
     let mut tokens = vec![Vec::new(); 70];
     let mut texts = vec![String::new(); 70];
-    let mut finish = vec![None; 70];
+    let mut finish = [None; 70];
     let mut pieces = 0;
     for piece in decoder.stream(&z, &options).unwrap() {
         let piece = piece.unwrap();
