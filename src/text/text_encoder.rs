@@ -2,7 +2,6 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::num::NonZero;
-use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -103,7 +102,7 @@ impl TextEncoder {
     /// # Errors
     /// As [`Model::load`] and [`TextEncoder::new`].
     #[cfg(feature = "tokenizer")]
-    pub fn load(gpu: &Gpu, dir: impl AsRef<Path>) -> Result<Self> {
+    pub fn load(gpu: &Gpu, dir: impl AsRef<std::path::Path>) -> Result<Self> {
         Self::load_with(gpu, dir, &TextEncoderOptions::default())
     }
 
@@ -114,7 +113,7 @@ impl TextEncoder {
     #[cfg(feature = "tokenizer")]
     pub fn load_with(
         gpu: &Gpu,
-        dir: impl AsRef<Path>,
+        dir: impl AsRef<std::path::Path>,
         options: &TextEncoderOptions,
     ) -> Result<Self> {
         Self::new(gpu, &Model::load(dir)?, options)
