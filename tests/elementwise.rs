@@ -6,7 +6,7 @@ use common::{Case, F32, Tolerance, baseline_gpu, gpu, tiled_gpu, tolerance};
 use energyflow::types::{BinaryOp, Broadcast, DType, UnaryOp};
 
 /// Every function with the arguments it is tested at.
-const UNARY: [(UnaryOp, [f32; 2]); 20] = [
+const UNARY: [(UnaryOp, [f32; 2]); 21] = [
     (UnaryOp::Identity, [-4.0, 4.0]),
     (
         UnaryOp::Affine {
