@@ -23,6 +23,7 @@ fn tensors(metadata: &[(&str, &str)], tensors: &[(&str, &str, Vec<u8>)]) -> Vec<
     for (name, dtype, bytes) in tensors {
         let size = match *dtype {
             "I64" | "F64" => 8,
+            "F8_E4M3" => 1,
             "F32" => 4,
             _ => 2,
         };
@@ -76,17 +77,19 @@ fn tensors_of_other_types_are_skipped_and_named() {
             ),
             ("norm.weight", "F32", words(&[0.5, 2.0])),
             ("norm.bias", "BF16", half),
-            ("double", "F64", vec![0; 8]),
+            ("double", "F64", (-0.25_f64).to_le_bytes().to_vec()),
+            ("tiny", "F8_E4M3", vec![0; 2]),
         ],
     );
     fs::write(&path, file).unwrap();
     let weights = Weights::load(&path).unwrap();
     let names: Vec<&str> = weights.names().collect();
-    assert_eq!(names, ["norm.bias", "norm.weight"]);
+    assert_eq!(names, ["double", "norm.bias", "norm.weight"]);
+    assert_eq!(weights.get("double").unwrap().1, [-0.25]);
     assert_eq!(weights.get("norm.bias").unwrap().1, [-1.5]);
     assert_eq!(weights.get("norm.weight").unwrap().1, [0.5, 2.0]);
     let skipped: Vec<_> = weights.skipped().collect();
-    let expected = [("double", "F64"), ("norm.num_batches_tracked", "I64")];
+    let expected = [("norm.num_batches_tracked", "I64"), ("tiny", "F8_E4M3")];
     assert_eq!(skipped, expected);
 }
 

@@ -243,12 +243,12 @@ fn training_steps_allocate_nothing() {
         let gpu = own_gpu();
         let distill = TrainerOptions::default().batch(4).precision(precision);
         let distiller = Trainer::distill(&gpu, &options, &distill).unwrap();
+        // An epoch begins with threads that prepare its batches.
+        batches.start_epoch(0);
+        let batch = batches.next_batch().unwrap().unwrap();
         assert_lean(&format!("{precision:?}"), &gpu, || {
-            batches.start_epoch(0);
-            let batch = batches.next_batch().unwrap().unwrap();
             assert!(distiller.step(batch, 0).unwrap().loss.is_finite());
         });
-        let batch = batches.next_batch().unwrap().unwrap();
 
         // Several under way, as in `Trainer::epoch`.
         let step = distiller.training_step(TrainingMode::A).unwrap();

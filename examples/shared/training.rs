@@ -30,7 +30,7 @@ pub enum Storage {
 #[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "Data")]
 pub struct Data {
-    /// Training data: safetensors, EFB1 or JSON lines, see data/README.md
+    /// Training data in any format of data/README.md: safetensors, EFB1, EFB2, JSON lines, texts with embeddings beside them
     #[arg(long, value_name = "FILE", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/data/wordnet_train.safetensors"))]
     train: PathBuf,
     /// Validation data

@@ -154,10 +154,7 @@ impl RowSums {
 /// x [.., C] → the largest element of each row `[rows]`, and its column `[rows]`.
 pub(crate) fn row_max(x: Layout, max: Layout, at: Layout, target: Target) -> Kernel {
     let used = x.cols().div_ceil(4);
-    let (lanes, together) = match target.barrier_free {
-        true => (1, 16),
-        false => row_lanes(used, x.rows(), target),
-    };
+    let (lanes, together) = row_lanes(used, x.rows(), target);
     Kernel::new("row_max")
         .items(x.rows() * lanes, together * lanes)
         .with("lanes", lanes)

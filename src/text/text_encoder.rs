@@ -69,7 +69,8 @@ impl TextEncoderOptions {
 /// Turns any number of texts of any length into embeddings. Any thread may use it.
 ///
 /// Texts are sorted by length into static shapes, the *buckets*: pairs of a length in tokens and a batch size. Each is compiled when it is
-/// first needed, or by [`TextEncoder::warm_up`]. A text does not pay for longer ones beside it, and its embedding does not depend on them,
+/// first needed, or by [`TextEncoder::warm_up`]. What is left over after full batches is computed in one more batch of the same size, unless a
+/// smaller size is compiled already. A text does not pay for longer ones beside it, and its embedding does not depend on them,
 /// or on the bucket, but for rounding: the network is causal, and padding does not count.
 ///
 /// There is no optimizer state. Parameters are kept in f32, and once more in f16 if activations are.
@@ -397,6 +398,11 @@ impl TextEncoder {
         Ok(executable)
     }
 
+    fn is_compiled(&self, bucket: usize, batch: usize) -> bool {
+        let compiled = self.compiled_lock();
+        compiled.executables.contains_key(&(bucket, batch))
+    }
+
     fn compiled_lock(&self) -> MutexGuard<'_, Compiled> {
         // Whatever panicked left it as it was.
         self.compiled.lock().unwrap_or_else(PoisonError::into_inner)
@@ -494,6 +500,8 @@ struct Job<'a> {
     truncated: Vec<Truncation>,
     /// Number and tokens of the texts that wait, by bucket.
     waiting: Vec<Vec<(usize, Vec<u32>)>>,
+    /// Size of the last batch that was sent, by bucket.
+    sent: Vec<usize>,
     flights: VecDeque<Flight>,
     added: usize,
     scratch: Vec<f32>,
@@ -506,6 +514,7 @@ impl<'a> Job<'a> {
             data: vec![0.0; texts * encoder.width()],
             truncated: Vec::new(),
             waiting: vec![Vec::new(); encoder.buckets.len()],
+            sent: vec![0; encoder.buckets.len()],
             flights: VecDeque::new(),
             added: 0,
             scratch: Vec::new(),
@@ -546,8 +555,15 @@ impl<'a> Job<'a> {
     }
 
     async fn send(&mut self, bucket: usize, wait: Wait) -> Result<()> {
-        let buckets = &self.encoder.buckets;
-        let batch = buckets.next(bucket, self.waiting[bucket].len());
+        let texts = self.waiting[bucket].len();
+        let next = self.encoder.buckets.next(bucket, texts);
+        let last = self.sent[bucket];
+        // Compiling a shape for what is left over takes longer than a batch with few texts.
+        let batch = match last >= texts && !self.encoder.is_compiled(bucket, next) {
+            true => last,
+            false => next,
+        };
+        self.sent[bucket] = batch;
         let executable = self.encoder.executable(bucket, batch)?;
         if self.flights.len() >= Executable::IN_FLIGHT {
             self.land(wait).await?;
