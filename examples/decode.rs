@@ -47,7 +47,7 @@ struct Options {
     limit: Option<usize>,
     /// Element type of weights and activations
     #[arg(long, value_enum, default_value_t = Type::F32)]
-    dtype: Type,
+    precision: Type,
     #[command(flatten)]
     choice: Choice,
     /// Print a JSON object per line: text, tokens, how it ended, log-probability
@@ -133,7 +133,7 @@ fn main() -> ExitCode {
 fn run(options: Options) -> Outcome {
     let gpu = options.device.open()?;
     let model = Model::load(&options.model)?;
-    let precision = match options.dtype {
+    let precision = match options.precision {
         Type::F32 => Precision::F32,
         Type::F16 => Precision::Mixed,
     };

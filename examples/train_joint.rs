@@ -34,6 +34,8 @@ enum Z {
 }
 
 /// Train a sentence encoder and a decoder together on the GPU.
+///
+/// On a software driver a step takes seconds; try --samples 2560 --epochs 1 there.
 #[derive(Parser)]
 #[command(version)]
 struct Options {
