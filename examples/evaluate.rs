@@ -1,15 +1,17 @@
-//! Compares the embeddings of a trained encoder with its teacher's on a data set.
+//! Compares the embeddings of a trained encoder with its teacher's on a data set, and the predictions of a decoder with the texts.
 //!
 //! ```text
 //! cargo run --release --example evaluate -- --model out/model
 //! cargo run --release --example evaluate -- --model out/model --data mine.jsonl --json
 //! ```
 
+use std::error::Error;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use energyflow::text::{Dataset, OpenOptions, metrics};
+use energyflow::Gpu;
+use energyflow::text::{Dataset, Model, OpenOptions, Trainer, TrainerOptions, WordPiece, metrics};
 use serde::Serialize;
 
 mod shared {
@@ -19,7 +21,7 @@ mod shared {
 }
 use shared::program::Outcome;
 
-/// Compare the embeddings of a trained encoder with its teacher's.
+/// Compare the embeddings of a trained encoder with its teacher's, and the predictions of a decoder with the texts.
 #[derive(Parser)]
 #[command(version)]
 struct Options {
@@ -41,10 +43,9 @@ struct Options {
     device: shared::device::Device,
 }
 
-/// Names as in the field's papers.
+/// Of the encoder. Names as in the field's papers.
 #[derive(Serialize)]
-struct Figures {
-    samples: usize,
+struct Embedded {
     cosine: f64,
     mse: f64,
     pair_samples: usize,
@@ -52,6 +53,25 @@ struct Figures {
     p_at_5: f64,
     overlap_at_10: Option<f64>,
     spearman: Option<f64>,
+    truncated: usize,
+}
+
+/// Of the decoder, which is given the teacher's embeddings.
+#[derive(Serialize)]
+struct Decoded {
+    cross_entropy: f64,
+    perplexity: f64,
+    accuracy: f64,
+    tokens: u64,
+}
+
+#[derive(Serialize)]
+struct Figures {
+    samples: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    encoder: Option<Embedded>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    decoder: Option<Decoded>,
 }
 
 fn main() -> ExitCode {
@@ -60,19 +80,55 @@ fn main() -> ExitCode {
 
 fn run(options: Options) -> Outcome {
     let gpu = options.device.open()?;
-    // The teacher's embeddings are what they are, so the student's are compared as the network gives them.
-    let encoder = options.encoder.load(&gpu, Some(false))?;
-    let open = OpenOptions::default().tokenizer(encoder.tokenizer());
+    let model = Model::load(&options.encoder.model)?;
+    let lengths = [
+        model.encoder.as_ref().map(|encoder| encoder.length),
+        model.decoder.as_ref().map(|decoder| decoder.length),
+    ];
+    let length = lengths.into_iter().flatten().max().unwrap_or(1);
+    // Texts without token ids are tokenised by the model's tokenizer.
+    let tokenizer = match &model.tokenizer {
+        Some(json) => Some(WordPiece::from_bytes(json, length)?),
+        None => None,
+    };
+    let open = match &tokenizer {
+        Some(tokenizer) => OpenOptions::default().tokenizer(tokenizer),
+        None => OpenOptions::default(),
+    };
     let mut dataset = Dataset::open_with(&options.data, open)?;
     if let Some(samples) = options.samples {
         dataset = dataset.take(samples);
     }
-    if dataset.width() != encoder.width() {
+    let encoder = match &model.encoder {
+        Some(_) => Some(embed(&options, &gpu, &dataset)?),
+        None => None,
+    };
+    let decoder = match &model.decoder {
+        Some(_) => decode(&gpu, &model, &dataset)?,
+        None => None,
+    };
+    let figures = Figures {
+        samples: dataset.len(),
+        encoder,
+        decoder,
+    };
+    if options.json {
+        println!("{}", serde_json::to_string(&figures)?);
+        return Ok(());
+    }
+    print(&figures);
+    Ok(())
+}
+
+fn embed(options: &Options, gpu: &Gpu, dataset: &Dataset) -> Result<Embedded, Box<dyn Error>> {
+    // The teacher's embeddings are what they are, so the student's are compared as the network gives them.
+    let encoder = options.encoder.load(gpu, Some(false))?;
+    let width = encoder.width();
+    if dataset.width() != width {
         return Err(format!(
-            "{}: embeddings have width {}, but those of the model {}",
+            "{}: embeddings have width {}, but those of the model {width}",
             options.data.display(),
             dataset.width(),
-            encoder.width()
         )
         .into());
     }
@@ -80,16 +136,14 @@ fn run(options: Options) -> Outcome {
     for sample in dataset.iter() {
         let sample = sample?;
         let counts = sample.ids().iter().zip(sample.mask());
-        ids.push(
-            counts
-                .filter(|&(_, &counts)| counts != 0)
-                .map(|(&id, _)| id)
-                .collect::<Vec<u32>>(),
-        );
+        let counted: Vec<u32> = counts
+            .filter(|&(_, &counts)| counts != 0)
+            .map(|(&id, _)| id)
+            .collect();
+        ids.push(counted);
         targets.extend_from_slice(sample.target());
     }
     let embeddings = encoder.encode_ids(&ids)?;
-    let width = encoder.width();
     let pairs = options.pairs.min(ids.len());
     let (ours, theirs) = (
         &embeddings.as_slice()[..pairs * width],
@@ -97,8 +151,7 @@ fn run(options: Options) -> Outcome {
     );
     let ranks = metrics::retrieval_ranks(ours, theirs, width)?;
     let agree = pairs > 1;
-    let figures = Figures {
-        samples: ids.len(),
+    Ok(Embedded {
         cosine: metrics::mean_cosine(embeddings.as_slice(), &targets, width)?,
         mse: metrics::mean_squared_error(embeddings.as_slice(), &targets, width)?,
         pair_samples: pairs,
@@ -112,25 +165,46 @@ fn run(options: Options) -> Outcome {
             true => Some(metrics::similarity_correlation(ours, theirs, width)?),
             false => None,
         },
-    };
-    if options.json {
-        println!("{}", serde_json::to_string(&figures)?);
-        return Ok(());
-    }
+        truncated: embeddings.truncated().len(),
+    })
+}
+
+/// Nothing for a data set without a token to predict.
+fn decode(gpu: &Gpu, model: &Model, dataset: &Dataset) -> Result<Option<Decoded>, Box<dyn Error>> {
+    // Two chunks, since a joint trainer has steps of both modes.
+    let trainer = Trainer::from_model(gpu, model, &TrainerOptions::default().chunks(2))?;
+    let scores = trainer.evaluate(dataset)?.decoder;
+    Ok(scores.map(|scores| Decoded {
+        cross_entropy: scores.cross_entropy,
+        perplexity: scores.perplexity(),
+        accuracy: scores.accuracy,
+        tokens: scores.tokens,
+    }))
+}
+
+fn print(figures: &Figures) {
     let show = |figure: Option<f64>| figure.map_or_else(|| "-".into(), |x| format!("{x:.4}"));
-    println!(
-        "cosine to the teacher    {:.4}  on {} samples",
-        figures.cosine, figures.samples
-    );
-    println!("mean squared error       {:.6}", figures.mse);
-    println!(
-        "P@1, P@5                 {:.3}, {:.3}  among {pairs}",
-        figures.p_at_1, figures.p_at_5
-    );
-    println!("overlap@10               {}", show(figures.overlap_at_10));
-    println!("Spearman of similarities {}", show(figures.spearman));
-    if !embeddings.truncated().is_empty() {
-        println!("{} texts were cut", embeddings.truncated().len());
+    if let Some(encoder) = &figures.encoder {
+        println!(
+            "cosine to the teacher    {:.4}  on {} samples",
+            encoder.cosine, figures.samples
+        );
+        println!("mean squared error       {:.6}", encoder.mse);
+        println!(
+            "P@1, P@5                 {:.3}, {:.3}  among {}",
+            encoder.p_at_1, encoder.p_at_5, encoder.pair_samples
+        );
+        println!("overlap@10               {}", show(encoder.overlap_at_10));
+        println!("Spearman of similarities {}", show(encoder.spearman));
+        if encoder.truncated > 0 {
+            println!("{} texts were cut", encoder.truncated);
+        }
     }
-    Ok(())
+    if let Some(decoder) = &figures.decoder {
+        println!(
+            "perplexity               {:.2}  of {} tokens, given the teacher's embeddings",
+            decoder.perplexity, decoder.tokens
+        );
+        println!("next-token accuracy      {:.4}", decoder.accuracy);
+    }
 }

@@ -136,6 +136,30 @@ fn bits(trainer: &Trainer) -> BTreeMap<String, Vec<u32>> {
 }
 
 #[test]
+fn a_model_is_trained_further() {
+    let folder = TempDir::new().unwrap();
+    let data = texts(folder.path(), 12);
+    let before = trainer(2);
+    before.epoch(&mut batches(&data), |_| {}).unwrap();
+    let model = before.model().unwrap();
+    // Other options than the model has been trained with, but those that its weights depend on.
+    let options = before.options().clone().seed(99).shared_last_block(false);
+    let after = Trainer::from_model(&gpu(), &model, &options).unwrap();
+    assert_eq!(after.model().unwrap(), model);
+    let scores = |trainer: &Trainer| trainer.evaluate(&data).unwrap();
+    assert_eq!(scores(&after), scores(&before));
+    let mut first = None;
+    let count = |metrics: &Metrics| _ = first.get_or_insert(metrics.learning_rate);
+    after.epoch(&mut batches(&data), count).unwrap();
+    let peak = 1e-2;
+    assert!(
+        first.unwrap() <= peak / 3.0 * 1.001,
+        "the schedule begins anew"
+    );
+    assert_ne!(after.model().unwrap().weights, model.weights);
+}
+
+#[test]
 fn a_joint_batch_is_steps_of_both_modes() {
     let folder = TempDir::new().unwrap();
     let data = texts(folder.path(), 12);

@@ -19,7 +19,7 @@ enum Storage {
 pub struct Encoder {
     /// Model folder, as the training examples write it
     #[arg(long, value_name = "DIR", default_value = "out/model")]
-    model: PathBuf,
+    pub model: PathBuf,
     /// Element type of activations; sums are f32
     #[arg(long, value_enum, default_value = "f32")]
     precision: Storage,

@@ -121,6 +121,22 @@ impl Trainer {
         Self::new(gpu, model, options)
     }
 
+    /// Trains a model further, or evaluates it: as [`Trainer::distill`], [`Trainer::decode`] or [`Trainer::joint`], whichever fits what the model
+    /// has, with its weights. Its last block is shared if it is shared in the model. The optimizer begins anew.
+    ///
+    /// # Errors
+    /// As those; as [`Weights::apply`].
+    pub fn from_model(gpu: &Gpu, model: &Model, options: &TrainerOptions) -> Result<Self> {
+        let options = options.clone().shared_last_block(model.shared_last_block);
+        let sizes = Model {
+            weights: Weights::default(),
+            ..model.clone()
+        };
+        let mut trainer = Self::new(gpu, sizes, &options)?;
+        trainer.set_weights(&model.weights)?;
+        Ok(trainer)
+    }
+
     fn new(gpu: &Gpu, model: Model, options: &TrainerOptions) -> Result<Self> {
         let of_a = options.check(&model)?;
         let joint = model.encoder.is_some() && model.decoder.is_some();
