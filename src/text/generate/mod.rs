@@ -11,6 +11,7 @@ mod weights;
 
 use std::collections::VecDeque;
 use std::fmt;
+#[cfg(feature = "tokenizer")]
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
