@@ -86,7 +86,12 @@ enum Store {
 
 fn main() {
     if let Err(error) = run(&Args::parse()) {
-        eprintln!("error: {error}");
+        // The library's names of what has an option of the same name here.
+        let message = error.to_string().replace("OpenOptions::", "--");
+        eprintln!(
+            "error: {}",
+            message.replace("give a tokenizer", "give --tokenizer")
+        );
         std::process::exit(1);
     }
 }

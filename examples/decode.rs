@@ -2,6 +2,7 @@
 
 mod shared {
     pub mod device;
+    pub mod model;
     pub mod program;
 }
 
@@ -12,8 +13,8 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, ValueEnum};
 use energyflow::text::{
-    Dataset, DecodeOptions, Finish, Generation, Model, NpyReader, Precision, Stop, TextDecoder,
-    TextDecoderOptions, TextEncoder, TextEncoderOptions,
+    Dataset, DecodeOptions, Finish, Generation, Model, NpyReader, OpenOptions, Precision, Stop,
+    TextDecoder, TextDecoderOptions, TextEncoder, TextEncoderOptions, WordPiece,
 };
 use serde::Serialize;
 use shared::device::Device;
@@ -25,13 +26,13 @@ use shared::program::{self, Outcome};
 /// a file, or stdin. Each text is printed on a line of its own, in the order of the embeddings; --json prints more of it. With a single
 /// text on a terminal, words appear as they come.
 ///
-///   echo "a man plays guitar" | decode --model my-model
+///   echo "a man plays guitar" | decode
 ///   decode --model my-model --embeddings z.npy --temperature 0.8 --top-k 40 --seed 1 --json
 #[derive(Parser)]
 #[command(verbatim_doc_comment)]
 struct Options {
-    /// The folder of the model
-    #[arg(long, value_name = "DIR")]
+    /// Model folder, as the examples train_joint and train_decoder write it
+    #[arg(long, value_name = "DIR", default_value = "out-joint/model")]
     model: PathBuf,
     /// Texts to encode and decode again, one per line; without it, and without other embeddings, stdin
     #[arg(value_name = "TEXTS", conflicts_with_all = ["embeddings", "dataset"])]
@@ -70,19 +71,19 @@ struct Choice {
     /// Most tokens per text
     #[arg(long, value_name = "N", default_value_t = 128)]
     max_len: usize,
-    /// 0 takes the most likely token; more makes draws more varied
+    /// 0 takes the most likely token; above 0 tokens are drawn, and more makes the draws more varied
     #[arg(long, value_name = "X", default_value_t = 0.0)]
     temperature: f32,
-    /// Draw from this many of the most likely tokens
+    /// Draw from this many of the most likely tokens. Has an effect only with a --temperature above 0
     #[arg(long, value_name = "K")]
     top_k: Option<usize>,
-    /// Draw from the most likely tokens that have this probability together
+    /// Draw from the most likely tokens that have this probability together. Has an effect only with a --temperature above 0
     #[arg(long, value_name = "P", default_value_t = 1.0)]
     top_p: f32,
     /// Above 1, tokens that a text already has become less likely
     #[arg(long, value_name = "X", default_value_t = 1.0)]
     repetition_penalty: f32,
-    /// Start of the random numbers
+    /// Start of the random numbers. Has an effect only with a --temperature above 0
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
     /// End a text before this; may be given several times
@@ -132,7 +133,8 @@ fn main() -> ExitCode {
 
 fn run(options: Options) -> Outcome {
     let gpu = options.device.open()?;
-    let model = Model::load(&options.model)?;
+    let model = Model::load(&options.model)
+        .map_err(|error| shared::model::explain(&options.model, "train_joint", error))?;
     let precision = match options.precision {
         Type::F32 => Precision::F32,
         Type::F16 => Precision::Mixed,
@@ -145,7 +147,7 @@ fn run(options: Options) -> Outcome {
     let limit = options.limit.unwrap_or(usize::MAX);
     let source = match (&options.embeddings, &options.dataset) {
         (Some(path), _) => from_npy(path, decoder.embedding(), limit)?,
-        (None, Some(path)) => from_dataset(path, decoder.embedding(), limit)?,
+        (None, Some(path)) => from_dataset(path, &model, decoder.embedding(), limit)?,
         (None, None) => {
             let texts = lines(options.texts.as_deref(), limit)?;
             let encoder = TextEncoderOptions::default().precision(precision);
@@ -246,10 +248,21 @@ fn from_npy(path: &Path, width: usize, limit: usize) -> Result<Source, Box<dyn s
 
 fn from_dataset(
     path: &Path,
+    model: &Model,
     width: usize,
     limit: usize,
 ) -> Result<Source, Box<dyn std::error::Error>> {
-    let dataset = Dataset::open(path)?;
+    // Texts without token ids are tokenised by the model's tokenizer.
+    let length = model.decoder.as_ref().map_or(1, |decoder| decoder.length);
+    let tokenizer = match &model.tokenizer {
+        Some(json) => Some(WordPiece::from_bytes(json, length)?),
+        None => None,
+    };
+    let open = match &tokenizer {
+        Some(tokenizer) => OpenOptions::default().tokenizer(tokenizer),
+        None => OpenOptions::default(),
+    };
+    let dataset = Dataset::open_with(path, open)?;
     check_width(path, dataset.width(), width)?;
     let (mut z, mut originals) = (Vec::new(), Vec::new());
     for sample in dataset.iter().take(limit) {

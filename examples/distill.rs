@@ -116,10 +116,8 @@ fn distill(options: Options) -> Result<(), Box<dyn Error>> {
         .description("Sentence embeddings, distilled from those of a transformer.");
     let none = |_: &Trainer, _: &Opened| Ok(Vec::new());
     let (how, output) = (&options.training, &options.output);
-    match run(&mut trainer, &mut data, how, output, card, &none)? {
-        Some(evaluation) => answer(&options.ask, &trainer, &data, &evaluation),
-        None => Ok(()),
-    }
+    let evaluation = run(&mut trainer, &mut data, how, output, card, &none)?;
+    answer(&options.ask, &trainer, &data, &evaluation)
 }
 
 /// The validation texts whose embeddings are nearest to each question's.

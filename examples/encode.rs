@@ -19,6 +19,7 @@ mod shared {
     pub mod device;
     pub mod encoder;
     pub mod lines;
+    pub mod model;
     pub mod program;
 }
 use shared::lines::Lines;
@@ -117,7 +118,10 @@ impl Output {
         let file = temporary.tempfile_in(folder).map_err(fail)?;
         let mut file = BufWriter::with_capacity(1 << 20, file);
         let path = path.to_owned();
-        if path.extension().is_some_and(|ending| ending == "npy") {
+        if path
+            .extension()
+            .is_some_and(|ending| ending.eq_ignore_ascii_case("npy"))
+        {
             // The number of lines is known at the end.
             file.write_all(&npy_header(0, width)).map_err(fail)?;
             return Ok(Self::Npy { path, file, width });

@@ -17,6 +17,7 @@ use serde::Serialize;
 mod shared {
     pub mod device;
     pub mod encoder;
+    pub mod model;
     pub mod program;
 }
 use shared::program::Outcome;
@@ -80,7 +81,8 @@ fn main() -> ExitCode {
 
 fn run(options: Options) -> Outcome {
     let gpu = options.device.open()?;
-    let model = Model::load(&options.encoder.model)?;
+    let model = Model::load(&options.encoder.model)
+        .map_err(|error| shared::model::explain(&options.encoder.model, "distill", error))?;
     let lengths = [
         model.encoder.as_ref().map(|encoder| encoder.length),
         model.decoder.as_ref().map(|decoder| decoder.length),

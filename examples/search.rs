@@ -5,19 +5,22 @@
 //! cargo run --release --example search -- --model out/model texts.txt --ask "a large animal" -k 3
 //! ```
 
-use std::io::{self, BufRead, IsTerminal, Write};
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, ErrorKind, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use clap::{Parser, ValueEnum};
 use energyflow::text::{Index, IndexOptions, TextEncoder};
 use energyflow::{DType, Gpu};
+use serde::{Deserialize, Serialize};
 
 mod shared {
     pub mod device;
     pub mod encoder;
     pub mod lines;
+    pub mod model;
     pub mod program;
 }
 use shared::lines::Lines;
@@ -25,12 +28,12 @@ use shared::program::Outcome;
 
 /// Find the lines of a text file that are nearest to a question in meaning.
 ///
-/// The first call encodes all lines and saves the index beside the file. Later calls load it, unless the file has changed since.
+/// The first call encodes all lines and saves the index beside the file. Later calls load it, unless the texts or the model have changed.
 /// Without --ask every line of stdin is a question.
 #[derive(Parser)]
 #[command(version)]
 struct Options {
-    /// Text file with one text per line
+    /// Text file with one text per line; - is stdin, of which no index is saved
     file: PathBuf,
     /// Ask this (repeat for more) instead of reading questions from stdin
     #[arg(short, long, value_name = "QUESTION")]
@@ -44,7 +47,7 @@ struct Options {
     /// Element type of the embeddings in the index
     #[arg(long, value_enum, default_value = "f16")]
     store: Store,
-    /// Encode all lines again. Needed after a change of the model
+    /// Encode all lines again, whatever the index is
     #[arg(long)]
     rebuild: bool,
     #[command(flatten)]
@@ -67,6 +70,13 @@ fn main() -> ExitCode {
 }
 
 fn run(options: Options) -> Outcome {
+    let stdin = options.file == Path::new("-");
+    if stdin && options.ask.is_empty() {
+        return Err("the texts come from stdin, so the questions cannot: give --ask".into());
+    }
+    if stdin && options.index.is_some() {
+        return Err("no index is saved of texts from stdin: leave out --index".into());
+    }
     let gpu = options.device.open()?;
     let encoder = options.encoder.load(&gpu, None)?;
     let index = find_index(&options, &gpu, &encoder)?;
@@ -102,30 +112,103 @@ fn run(options: Options) -> Outcome {
     Ok(())
 }
 
+/// What an index was made of. It is kept as JSON beside the index, in INDEX.json.
+#[derive(PartialEq, Serialize, Deserialize)]
+struct Source {
+    /// Fingerprint of the files of the model.
+    model: String,
+    control_tokens: bool,
+    /// Fingerprint of the text file.
+    texts: String,
+}
+
+impl Source {
+    fn of(options: &Options) -> Result<Self, String> {
+        let folder = &options.encoder.model;
+        let files = ["config.json", "model.safetensors", "tokenizer.json"];
+        Ok(Self {
+            model: fingerprint(&files.map(|name| folder.join(name)))?,
+            control_tokens: options.encoder.control_tokens,
+            texts: fingerprint(std::slice::from_ref(&options.file))?,
+        })
+    }
+
+    /// Why an index of this source is not one of `now`.
+    fn difference(&self, now: &Self) -> Option<&'static str> {
+        if self.texts != now.texts {
+            return Some("the texts have changed");
+        }
+        if self.model != now.model {
+            return Some("it is of another model");
+        }
+        (self != now).then_some("--control-tokens has changed")
+    }
+}
+
 /// Loads the index, or makes and saves it.
 fn find_index(
     options: &Options,
     gpu: &Gpu,
     encoder: &TextEncoder,
 ) -> Result<Index, Box<dyn std::error::Error>> {
-    let path = options.index.clone().unwrap_or_else(|| {
-        let mut name = options.file.clone().into_os_string();
-        name.push(".index.safetensors");
-        name.into()
-    });
-    if !options.rebuild && is_newer(&path, &options.file) {
-        let index = Index::load(gpu, &path)?;
-        if index.width() == encoder.width() {
-            eprintln!("{}: {} lines", path.display(), index.len());
-            return Ok(index);
-        }
-        eprintln!("{} is of another model", path.display());
+    if options.file == Path::new("-") {
+        return make_index(options, gpu, encoder);
     }
+    let beside = |path: &Path, ending: &str| {
+        let mut name = path.to_owned().into_os_string();
+        name.push(ending);
+        PathBuf::from(name)
+    };
+    let path = match &options.index {
+        Some(path) => path.clone(),
+        None => beside(&options.file, ".index.safetensors"),
+    };
+    let path_of_source = beside(&path, ".json");
+    // Before the lines are read, so that a later change of the file is noticed by the next call.
+    let source = Source::of(options)?;
+    let shown = path.display();
+    if !options.rebuild && path.exists() {
+        let index = Index::load(gpu, &path).map_err(|error| {
+            format!("{error}; --rebuild makes the index again and replaces this file")
+        })?;
+        let before = fs::read(&path_of_source).ok();
+        let before: Option<Source> = before.and_then(|json| serde_json::from_slice(&json).ok());
+        let difference = match &before {
+            Some(before) => before.difference(&source),
+            None => Some("what it was made of is not known"),
+        };
+        match difference {
+            None => {
+                eprintln!("{shown}: {} lines", index.len());
+                return Ok(index);
+            }
+            Some(difference) => eprintln!("{shown}: {difference}, so it is made again"),
+        }
+    }
+    let start = Instant::now();
+    let index = make_index(options, gpu, encoder)?;
+    match save(&index, &path, &source, &path_of_source) {
+        Ok(()) => eprintln!(
+            "{shown}: {} lines in {:.2} s",
+            index.len(),
+            start.elapsed().as_secs_f64()
+        ),
+        Err(error) => {
+            eprintln!("warning: the index is not saved: {error}; --index names another file");
+        }
+    }
+    Ok(index)
+}
+
+fn make_index(
+    options: &Options,
+    gpu: &Gpu,
+    encoder: &TextEncoder,
+) -> Result<Index, Box<dyn std::error::Error>> {
     let dtype = match options.store {
         Store::F16 => DType::F16,
         Store::F32 => DType::F32,
     };
-    let start = Instant::now();
     let options_of_index = IndexOptions::default().dtype(dtype);
     let mut index = Index::new(gpu, encoder.width(), &options_of_index)?;
     let mut lines = Lines::open(&options.file)?;
@@ -136,18 +219,51 @@ fn find_index(
         }
         index.add_texts(encoder, &block)?;
     }
-    index.save(&path)?;
-    eprintln!(
-        "{}: {} lines in {:.2} s",
-        path.display(),
-        index.len(),
-        start.elapsed().as_secs_f64()
-    );
     Ok(index)
 }
 
-/// Whether a file is there and was written after another.
-fn is_newer(file: &Path, other: &Path) -> bool {
-    let written = |path: &Path| -> io::Result<SystemTime> { path.metadata()?.modified() };
-    matches!((written(file), written(other)), (Ok(file), Ok(other)) if file > other)
+fn save(index: &Index, path: &Path, source: &Source, path_of_source: &Path) -> Outcome {
+    let fail = |error: io::Error| format!("{}: {error}", path_of_source.display());
+    // A new index never has the source of the old one beside it.
+    match fs::remove_file(path_of_source) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(fail(error).into()),
+        _ => {}
+    }
+    index.save(path)?;
+    Ok(fs::write(path_of_source, serde_json::to_vec(source)?).map_err(fail)?)
+}
+
+/// A hash (FNV-1a) of the contents of files; a missing file counts as an empty one.
+fn fingerprint(paths: &[PathBuf]) -> Result<String, String> {
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    let mut add = |bytes: &[u8]| {
+        for &byte in bytes {
+            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    };
+    for path in paths {
+        let fail = |error: io::Error| format!("{}: {error}", path.display());
+        let mut reader = match File::open(path) {
+            Ok(file) => BufReader::with_capacity(1 << 20, file),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                add(&0_u64.to_le_bytes());
+                continue;
+            }
+            Err(error) => return Err(fail(error)),
+        };
+        let mut length = 0_u64;
+        loop {
+            let bytes = reader.fill_buf().map_err(fail)?;
+            if bytes.is_empty() {
+                break;
+            }
+            add(bytes);
+            let read = bytes.len();
+            length += read as u64;
+            reader.consume(read);
+        }
+        // So that what moves from one file to the next makes a difference.
+        add(&length.to_le_bytes());
+    }
+    Ok(format!("{hash:016x}"))
 }

@@ -24,7 +24,11 @@ use shared::training::{Data, Opened, Output, Training, run};
 ///
 /// On a software driver a step takes seconds; try --samples 2560 --epochs 1 there.
 #[derive(Parser)]
-#[command(version, mut_arg("epochs", |epochs| epochs.default_value("3")))]
+#[command(
+    version,
+    mut_arg("epochs", |epochs| epochs.default_value("3")),
+    mut_arg("out", |out| out.default_value("out-decoder"))
+)]
 struct Options {
     #[command(flatten)]
     data: Data,
@@ -63,8 +67,6 @@ fn train(options: Options) -> Result<(), Box<dyn Error>> {
         n => Ok(generate(trainer, data, n)?.figures),
     };
     let (how, output) = (&options.training, &options.output);
-    if run(&mut trainer, &mut data, how, output, card, &more)?.is_some() {
-        show(&trainer, &data)?;
-    }
-    Ok(())
+    run(&mut trainer, &mut data, how, output, card, &more)?;
+    show(&trainer, &data)
 }

@@ -37,7 +37,7 @@ enum Z {
 ///
 /// On a software driver a step takes seconds; try --samples 2560 --epochs 1 there.
 #[derive(Parser)]
-#[command(version)]
+#[command(version, mut_arg("out", |out| out.default_value("out-joint")))]
 struct Options {
     #[command(flatten)]
     data: Data,
@@ -155,8 +155,6 @@ fn train(options: Options) -> Result<(), Box<dyn Error>> {
         n => Ok(generate(trainer, data, n)?.figures),
     };
     let (how, output) = (&options.training, &options.output);
-    if run(&mut trainer, &mut data, how, output, card, &more)?.is_some() {
-        show(&trainer, &data)?;
-    }
-    Ok(())
+    run(&mut trainer, &mut data, how, output, card, &more)?;
+    show(&trainer, &data)
 }

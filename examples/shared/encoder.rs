@@ -1,10 +1,13 @@
 //! The options that load a text encoder.
 
+use std::error::Error;
 use std::path::PathBuf;
 
 use clap::ValueEnum;
+use energyflow::Gpu;
 use energyflow::text::{Precision, TextEncoder, TextEncoderOptions};
-use energyflow::{Gpu, Result};
+
+use super::model::explain;
 
 /// Element type of activations.
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -25,12 +28,12 @@ pub struct Encoder {
     precision: Storage,
     /// Control tokens in texts, such as [SEP], become the tokens of that name instead of text
     #[arg(long)]
-    control_tokens: bool,
+    pub control_tokens: bool,
 }
 
 impl Encoder {
     /// Loads the encoder; `normalize` overrides what the model says.
-    pub fn load(&self, gpu: &Gpu, normalize: Option<bool>) -> Result<TextEncoder> {
+    pub fn load(&self, gpu: &Gpu, normalize: Option<bool>) -> Result<TextEncoder, Box<dyn Error>> {
         let options = TextEncoderOptions::default()
             .precision(match self.precision {
                 Storage::F32 => Precision::F32,
@@ -39,5 +42,6 @@ impl Encoder {
             .normalize(normalize)
             .control_tokens(self.control_tokens);
         TextEncoder::load_with(gpu, &self.model, &options)
+            .map_err(|error| explain(&self.model, "distill", error))
     }
 }

@@ -55,6 +55,7 @@ pub fn generate(trainer: &Trainer, data: &Opened, n: usize) -> Result<Generated,
 pub fn show(trainer: &Trainer, data: &Opened) -> Result<(), Box<dyn Error>> {
     const SHOWN: usize = 5;
     let generated = generate(trainer, data, SHOWN)?;
+    println!("\nvalidation texts, and what the decoder makes of their embeddings:");
     for (i, text) in generated.texts.iter().enumerate() {
         let sample = data.validation.sample(i)?;
         println!(

@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::fs;
+use std::io::{self, ErrorKind};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -145,6 +146,16 @@ impl Data {
             train = train.take(samples);
         }
         let validation = open(&self.validation)?;
+        if train.width() != validation.width() {
+            return Err(format!(
+                "{}: embeddings of {} numbers, but those of the validation data {} have {}: give --validation with embeddings of the same teacher",
+                self.train.display(),
+                train.width(),
+                self.validation.display(),
+                validation.width()
+            )
+            .into());
+        }
         println!(
             "data    {} samples to train, {} to validate, teacher width {}",
             train.len(),
@@ -189,7 +200,10 @@ impl Training {
 
     /// The optimizer of a mode with so many steps per batch.
     pub fn optimizer(&self, batches: &Batches, steps_per_batch: usize) -> Outcome<AdamW> {
-        let steps = self.epochs * u32::try_from(batches.per_epoch() * steps_per_batch)?;
+        let per_epoch = u32::try_from(batches.per_epoch() * steps_per_batch).ok();
+        let steps = per_epoch.and_then(|per_epoch| self.epochs.checked_mul(per_epoch));
+        let steps = steps
+            .ok_or("too many steps: fewer --epochs, fewer --samples or larger batches (--batch)")?;
         Ok(AdamW::default()
             .schedule(Schedule::WarmupCosine {
                 peak: self.learning_rate,
@@ -254,7 +268,129 @@ const MODES: [(TrainingMode, &str); 2] = [(TrainingMode::A, "mode A"), (Training
 /// Further figures of a validation, by name.
 pub type More<'a> = &'a dyn Fn(&Trainer, &Opened) -> Outcome<Vec<(&'static str, f64)>>;
 
-/// Trains, validates at the end, and writes the model and the curves. `None` when the training was interrupted.
+/// Names of [`Evaluation::values`].
+const OF_ENCODER: [&str; 6] = [
+    "cosine",
+    "mse",
+    "precision_at_1",
+    "precision_at_5",
+    "overlap_at_10",
+    "spearman",
+];
+const OF_DECODER: [&str; 3] = ["cross_entropy", "perplexity", "accuracy"];
+
+/// Whether the validation will have the figure to choose the best model by.
+fn check_best_by(name: &str, trainer: &Trainer, data: &Opened, more: More<'_>) -> Outcome<()> {
+    let mut names = Vec::new();
+    if trainer.encoder().is_some() {
+        names.extend(OF_ENCODER);
+    }
+    if trainer.decoder().is_some() {
+        names.extend(OF_DECODER);
+    }
+    if !names.contains(&name) {
+        names.extend(more(trainer, data)?.iter().map(|(name, _)| *name));
+    }
+    match names.contains(&name) {
+        true => Ok(()),
+        false => Err(format!("--best-by {name}: the validation has {}", names.join(", ")).into()),
+    }
+}
+
+/// Whether the model and the curves can be written at the end. Says when a model will be replaced.
+fn check_output(model: &Path, picture: &Path) -> Outcome<()> {
+    let fail = |path: &Path, what: &str| {
+        let path = path.display();
+        Err(format!("{path}: {what}; choose another folder with --out").into())
+    };
+    if picture.is_dir() {
+        return fail(
+            picture,
+            "is a folder, but the curves are to be written there",
+        );
+    }
+    let entries = match fs::read_dir(model) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return fail(model, &error.to_string()),
+    };
+    let mut empty = true;
+    for entry in entries {
+        empty = false;
+        let name = entry?.file_name();
+        let known = [
+            "config.json",
+            "model.safetensors",
+            "tokenizer.json",
+            "README.md",
+        ];
+        if !known.iter().any(|known| name == *known) {
+            let what = format!("holds {name:?}, which is no part of a model");
+            return fail(model, &what);
+        }
+    }
+    if empty {
+        return Ok(());
+    }
+    let config = fs::read(model.join("config.json")).unwrap_or_default();
+    let config: serde_json::Value = serde_json::from_slice(&config).unwrap_or_default();
+    if config["format"] != "energyflow.model" {
+        return fail(model, "is no model of energyflow, so it is not replaced");
+    }
+    eprintln!("{}: this training will replace the model", model.display());
+    Ok(())
+}
+
+/// The error of going on with other options, with the names of the options to repeat.
+fn name_options(error: energyflow::Error) -> Box<dyn Error> {
+    let energyflow::Error::Data { reason, .. } = &error else {
+        return error.into();
+    };
+    let place = reason.split(' ').next().unwrap_or_default();
+    let mut parts = place.split('.');
+    let of = parts.next().unwrap_or_default();
+    let field = parts.next().unwrap_or_default();
+    let options = match (of, field) {
+        _ if reason.starts_with("was trained on ") => {
+            "--train, --samples, --batch, --length and --seed".into()
+        }
+        ("encoder" | "decoder", "vocabulary" | "padding") => "--tokenizer".into(),
+        ("encoder" | "decoder", "embedding") => "--train".into(),
+        ("options", "shared_last_block") => "--apart".into(),
+        ("options", "condition") => "--z".into(),
+        ("options", "optimizer" | "decoder_optimizer") => match parts.next() {
+            Some("weight_decay") => "--weight-decay".into(),
+            Some("loss_scale") => "--precision and --loss-scale".into(),
+            _ => "--learning-rate, --warmup, --epochs, --train, --samples and --batch".into(),
+        },
+        ("encoder" | "decoder" | "options", field) if !field.is_empty() => {
+            format!("--{}", field.replace('_', "-"))
+        }
+        _ => return error.into(),
+    };
+    format!("the training began with other options: {reason}; repeat {options}").into()
+}
+
+/// The error of a training that computes no numbers any more.
+fn diverged(what: &str, checkpoints: &Path) -> Box<dyn Error> {
+    format!(
+        "the training diverged: {what}. No model is written; the checkpoints in {} are kept. A lower --learning-rate or a longer --warmup may help, with another --out",
+        checkpoints.display()
+    )
+    .into()
+}
+
+/// What is not finite if the training has diverged. Other figures may be undefined without that.
+fn divergence(evaluation: &Evaluation) -> Option<String> {
+    let telling = ["cosine", "mse", "cross_entropy"];
+    let mut values = evaluation.values();
+    let (name, value) =
+        values.find(|(name, value)| telling.contains(name) && !value.is_finite())?;
+    Some(format!("{name} of the validation is {value}"))
+}
+
+/// Trains, validates at the end, and writes the model and the curves. An error of the kind [`ErrorKind::Interrupted`] says that the training
+/// was interrupted and can go on.
 pub fn run(
     trainer: &mut Trainer,
     data: &mut Opened,
@@ -262,15 +398,29 @@ pub fn run(
     output: &Output,
     card: Card,
     more: More<'_>,
-) -> Outcome<Option<Evaluation>> {
+) -> Outcome<Evaluation> {
     let start = Instant::now();
     let checkpoints = output.out.join("checkpoints");
     let out = output.out.display();
+    let path = output.out.join("model");
+    let picture = output.out.join("training.svg");
+    if let Some(name) = &output.best_by {
+        check_best_by(name, trainer, data, more)?;
+    }
     fs::create_dir_all(&output.out).map_err(|error| format!("{out}: {error}"))?;
     match (output.resume, Trainer::latest_checkpoint(&checkpoints)?) {
         (true, Some(path)) => {
-            trainer.resume(&Checkpoint::load(&path)?)?;
+            trainer
+                .resume(&Checkpoint::load(&path)?)
+                .map_err(name_options)?;
             println!("resume  {} after {} steps", path.display(), trainer.steps());
+        }
+        (true, None) if path.join("config.json").exists() => {
+            return Err(format!(
+                "{out}: nothing to resume: the training is finished, its model is {}",
+                path.display()
+            )
+            .into());
         }
         (true, None) => {
             return Err(format!("{}: no checkpoint to resume", checkpoints.display()).into());
@@ -284,6 +434,7 @@ pub fn run(
         }
         (false, None) => {}
     }
+    check_output(&path, &picture)?;
     let log = output.out.join("metrics.jsonl");
     let board = output.out.join("tensorboard");
     // So that the curves of a training that goes on are whole.
@@ -320,7 +471,7 @@ pub fn run(
             path.display()
         );
         println!("go on with the same command and --resume");
-        return Ok(None);
+        return Err(io::Error::from(ErrorKind::Interrupted).into());
     }
     if let Some(best) = &report.best {
         let name = output.best_by.as_deref().unwrap_or_default();
@@ -328,6 +479,9 @@ pub fn run(
         trainer.set_weights(&best.weights)?;
     }
     let mut evaluation = trainer.evaluate(&data.validation)?;
+    if let Some(what) = divergence(&evaluation) {
+        return Err(diverged(&what, &checkpoints));
+    }
     add(&mut evaluation, more(trainer, data)?);
     let figures: Vec<String> = evaluation
         .values()
@@ -342,8 +496,10 @@ pub fn run(
     println!("validation: {}", figures.join(", "));
     println!("total time: {:.1} s", start.elapsed().as_secs_f64());
 
+    // JSON has no other numbers.
     let figures = evaluation
         .values()
+        .filter(|(_, value)| value.is_finite())
         .map(|(name, value)| (name.to_owned(), value));
     let card = card
         .data(data.description.clone())
@@ -360,13 +516,11 @@ pub fn run(
         .model()?
         .tokenizer(Some(data.tokenizer_json.clone()))
         .card(card);
-    let path = output.out.join("model");
     let dtype = match output.weights {
         Storage::F32 => WeightType::F32,
         Storage::F16 => WeightType::F16,
     };
     model.save(&path, dtype)?;
-    let picture = output.out.join("training.svg");
     curves.draw_svg(&picture)?;
     // A training that is done needs none.
     fs::remove_dir_all(&checkpoints)
@@ -379,7 +533,7 @@ pub fn run(
         board.display()
     );
     training.profile(trainer)?;
-    Ok(Some(evaluation))
+    Ok(evaluation)
 }
 
 fn fit(
@@ -422,82 +576,96 @@ fn fit(
     let mut epoch_line = String::new();
     // The trainer holds the batches while it trains.
     let mut batches = data.batches.clone();
-    let report = trainer.fit(&mut batches, options, |event| {
-        match event {
-            Event::Step { step, metrics, .. } => {
-                seen.push(*metrics);
-                failed = failed
-                    .take()
-                    .or(boxed(record_step(recorders, step, metrics, joint)));
-                trained += 1;
-                last = Instant::now();
-                let seconds = (start.elapsed() - checking).as_secs_f64();
-                let left = seconds / trained as f64 * all.saturating_sub(step) as f64;
-                bar.set_position(step);
-                let what = match metrics.mode {
-                    TrainingMode::A => format!("cos {:.4}", metrics.cosine),
-                    TrainingMode::B => format!("ce {:.4}", metrics.cross_entropy),
-                };
-                bar.set_message(format!(
-                    "loss {:.4} {what} {:.1}k tokens/s {} left",
-                    metrics.loss,
-                    trained as f64 * tokens / seconds / 1e3,
-                    HumanDuration(Duration::from_secs_f64(left))
-                ));
-            }
-            Event::Epoch { epoch, .. } => {
-                epoch_line = format!("epoch {epoch}: {}", means(&seen));
-                for (mode, name) in MODES {
-                    let last = seen.iter().rfind(|metrics| metrics.mode == mode);
-                    if let Some(last) = last.filter(|last| last.skipped > 0.0) {
-                        let (skipped, scale) = (last.skipped, last.loss_scale);
-                        epoch_line +=
-                            &format!("; {name} skipped {skipped} steps, loss scale {scale}");
-                    }
-                }
-                seen.clear();
-                if options.validate_every.is_some() {
-                    say(format!(
-                        "{epoch_line}; {:.1} s",
-                        start.elapsed().as_secs_f64()
+    let report = trainer
+        .fit(&mut batches, options, |event| {
+            match event {
+                Event::Step { step, metrics, .. } => {
+                    seen.push(*metrics);
+                    failed = failed
+                        .take()
+                        .or(boxed(record_step(recorders, step, metrics, joint)));
+                    trained += 1;
+                    last = Instant::now();
+                    let seconds = (start.elapsed() - checking).as_secs_f64();
+                    let left = seconds / trained as f64 * all.saturating_sub(step) as f64;
+                    bar.set_position(step);
+                    let what = match metrics.mode {
+                        TrainingMode::A => format!("cos {:.4}", metrics.cosine),
+                        TrainingMode::B => format!("ce {:.4}", metrics.cross_entropy),
+                    };
+                    bar.set_message(format!(
+                        "loss {:.4} {what} {:.1}k tokens/s {} left",
+                        metrics.loss,
+                        trained as f64 * tokens / seconds / 1e3,
+                        HumanDuration(Duration::from_secs_f64(left))
                     ));
                 }
-            }
-            Event::Validation {
-                trainer,
-                step,
-                evaluation,
-                ..
-            } => {
-                match more(trainer, data) {
-                    Ok(more) => add(evaluation, more),
-                    Err(error) => failed = failed.take().or(Some(error)),
+                Event::Epoch { epoch, .. } => {
+                    epoch_line = format!("epoch {epoch}: {}", means(&seen));
+                    for (mode, name) in MODES {
+                        let mut losses = seen
+                            .iter()
+                            .filter(|metrics| metrics.mode == mode)
+                            .peekable();
+                        if losses.peek().is_some()
+                            && losses.all(|metrics| !metrics.loss.is_finite())
+                        {
+                            let what = format!("no loss of {name} in epoch {epoch} is finite");
+                            let checkpoints = options.checkpoints.as_deref();
+                            let error = diverged(&what, checkpoints.unwrap_or(Path::new("")));
+                            failed = failed.take().or(Some(error));
+                        }
+                        let last = seen.iter().rfind(|metrics| metrics.mode == mode);
+                        if let Some(last) = last.filter(|last| last.skipped > 0.0) {
+                            let (skipped, scale) = (last.skipped, last.loss_scale);
+                            epoch_line +=
+                                &format!("; {name} skipped {skipped} steps, loss scale {scale}");
+                        }
+                    }
+                    seen.clear();
+                    if options.validate_every.is_some() {
+                        say(format!(
+                            "{epoch_line}; {:.1} s",
+                            start.elapsed().as_secs_f64()
+                        ));
+                    }
                 }
-                checking += last.elapsed();
-                let before = match options.validate_every {
-                    None => std::mem::take(&mut epoch_line),
-                    Some(_) => format!("step {step}"),
-                };
-                let seconds = start.elapsed().as_secs_f64();
-                say(format!(
-                    "{before}; validation {}; {seconds:.1} s",
-                    short(evaluation)
-                ));
-                let named: Vec<(String, f64)> = evaluation
-                    .values()
-                    .map(|(name, value)| (format!("validation/{name}"), value))
-                    .collect();
-                failed = failed.take().or(boxed(record(recorders, step, &named)));
+                Event::Validation {
+                    trainer,
+                    step,
+                    evaluation,
+                    ..
+                } => {
+                    match more(trainer, data) {
+                        Ok(more) => add(evaluation, more),
+                        Err(error) => failed = failed.take().or(Some(error)),
+                    }
+                    checking += last.elapsed();
+                    let before = match options.validate_every {
+                        None => std::mem::take(&mut epoch_line),
+                        Some(_) => format!("step {step}"),
+                    };
+                    let seconds = start.elapsed().as_secs_f64();
+                    say(format!(
+                        "{before}; validation {}; {seconds:.1} s",
+                        short(evaluation)
+                    ));
+                    let named: Vec<(String, f64)> = evaluation
+                        .values()
+                        .map(|(name, value)| (format!("validation/{name}"), value))
+                        .collect();
+                    failed = failed.take().or(boxed(record(recorders, step, &named)));
+                }
+                // The records reach at least as far as the checkpoint.
+                Event::Checkpoint { .. } => failed = failed.take().or(boxed(recorders.flush())),
+                _ => {}
             }
-            // The records reach at least as far as the checkpoint.
-            Event::Checkpoint { .. } => failed = failed.take().or(boxed(recorders.flush())),
-            _ => {}
-        }
-        match failed.is_some() || interrupted.load(Ordering::SeqCst) {
-            true => ControlFlow::Break(()),
-            false => ControlFlow::Continue(()),
-        }
-    })?;
+            match failed.is_some() || interrupted.load(Ordering::SeqCst) {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            }
+        })
+        .map_err(name_options)?;
     bar.finish_and_clear();
     let seconds = (start.elapsed() - checking).as_secs_f64();
     println!(
