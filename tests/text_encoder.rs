@@ -31,6 +31,11 @@ fn sizes() -> EncoderOptions {
 }
 
 fn model(gpu: &Gpu) -> Result<Model> {
+    let session = session(gpu)?;
+    Ok(Model::new(Weights::from_session(&session)?).encoder(Some(sizes())))
+}
+
+fn session(gpu: &Gpu) -> Result<Session> {
     let mut graph = Graph::new();
     let encoder = Encoder::new(&mut graph, &sizes())?;
     let ids = graph.index_input("ids", LENGTH, 40)?;
@@ -39,7 +44,7 @@ fn model(gpu: &Gpu) -> Result<Model> {
     graph.output("z", z)?;
     let mut session = Session::new(gpu, 5);
     session.compile(&graph)?;
-    Ok(Model::new(Weights::from_session(&session)?).encoder(Some(sizes())))
+    Ok(session)
 }
 
 fn tokenizer() -> Arc<dyn Tokenizer> {
@@ -245,6 +250,32 @@ fn into_a_tensor_async_and_from_many_threads() {
             encoder.encode_to(&texts, &tensor.1),
             Err(Error::Layout { .. })
         ));
+    }
+}
+
+#[test]
+fn an_embedding_that_is_no_number_is_an_error() {
+    let gpu = common::gpu();
+    let mut session = session(&gpu).unwrap();
+    let table: Vec<f32> = (0..40 * 8)
+        .map(|i| if i % 2 == 0 { 3e38 } else { -3e38 })
+        .collect();
+    session.set("embedding.weight", &table).unwrap();
+    let model = Model::new(Weights::from_session(&session).unwrap()).encoder(Some(sizes()));
+    let texts = texts(6);
+    for (precision, advice) in [
+        (Precision::Mixed, "use Precision::F32"),
+        (Precision::F32, "too large for f32"),
+    ] {
+        let options = options().precision(precision);
+        let encoder = TextEncoder::with_tokenizer(&gpu, &model, tokenizer(), &options).unwrap();
+        let error = encoder.encode(&texts).unwrap_err();
+        let text = error.to_string();
+        assert!(
+            matches!(error, Error::Data { .. }) && text.contains("that of text "),
+            "{text}"
+        );
+        assert!(text.contains(advice), "{text}");
     }
 }
 

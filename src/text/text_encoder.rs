@@ -229,7 +229,8 @@ impl TextEncoder {
     /// Texts are tokenised on all cores while the device works on earlier ones. An empty text is encoded like any other.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`] naming the text; [`Error::OutOfMemory`], [`Error::DeviceLost`]; what compiling returns.
+    /// [`Error::Tokenizer`] naming the text; [`Error::Data`] naming the text for an embedding that is not finite; [`Error::OutOfMemory`],
+    /// [`Error::DeviceLost`]; what compiling returns.
     pub fn encode(&self, texts: &[impl AsRef<str> + Sync]) -> Result<Embeddings> {
         let mut job = Job::new(self, texts.len());
         let mut windows = texts.chunks(WINDOW).zip((0..).step_by(WINDOW));
@@ -260,7 +261,10 @@ impl TextEncoder {
         job.finish(Wait::Async).await
     }
 
-    /// The embeddings of texts that are tokenised already, with the tokens that start and end them. What does not fit is cut at the end.
+    /// The embeddings of texts that are tokenised already, with the tokens that start and end them.
+    ///
+    /// What does not fit the encoder's length is cut at the end. A text that is cut so loses the token that ends it, such as `[SEP]`, which
+    /// [`TextEncoder::encode`] keeps: its tokenizer cuts the words and then adds the token.
     ///
     /// # Errors
     /// [`Error::Data`] for an id outside the vocabulary; as [`TextEncoder::encode`].
@@ -431,6 +435,29 @@ impl TextEncoder {
         Ok(graph)
     }
 
+    /// Refuses embeddings, one for each of these texts, that are no numbers.
+    fn check_finite(&self, embeddings: &[f32], texts: &[usize]) -> Result<()> {
+        let Some(i) = embeddings.iter().position(|x| !x.is_finite()) else {
+            return Ok(());
+        };
+        let advice = match self.precision {
+            Precision::Mixed => {
+                "a value exceeds the range of f16, or a weight is not finite; use Precision::F32"
+            }
+            Precision::F32 => {
+                "the weights are not finite, or too large for f32; look at what trained or wrote them"
+            }
+        };
+        Err(Error::Data {
+            name: "embeddings".into(),
+            reason: format!(
+                "that of text {} has {}: {advice}",
+                texts[i / self.width()],
+                embeddings[i]
+            ),
+        })
+    }
+
     /// Runs a batch of at most `batch` texts.
     fn submit(
         &self,
@@ -591,6 +618,7 @@ impl<'a> Job<'a> {
         self.scratch.resize(flight.batch * width, 0.0);
         outputs.get_into("z", &mut self.scratch)?;
         let used = &mut self.scratch[..flight.texts.len() * width];
+        self.encoder.check_finite(used, &flight.texts)?;
         if self.encoder.normalize {
             normalize(used, width);
         }
