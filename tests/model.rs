@@ -284,6 +284,46 @@ fn what_is_wrong_with_a_folder_is_said_with_the_file() {
 }
 
 #[test]
+fn a_convolution_that_looks_back_too_far_is_refused() {
+    for dilation in [usize::MAX, 1 << 30] {
+        let dilations = vec![1, dilation];
+        let decoder = decoder().dilations(dilations.clone());
+        let encoder = encoder().dilations(dilations);
+        for result in [
+            Decoder::new(&mut Graph::new(), &decoder).map(|_| ()),
+            Encoder::new(&mut Graph::new(), &encoder).map(|_| ()),
+        ] {
+            let error = result.unwrap_err();
+            assert!(
+                matches!(
+                    error,
+                    Error::Config {
+                        field: "dilations",
+                        ..
+                    }
+                ),
+                "{error}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_folder_inside_a_model_is_not_replaced() {
+    let folder = TempDir::new().unwrap();
+    let dir = folder.path().join("model");
+    let model = encoder_model(1);
+    model.save(&dir, WeightType::F32).unwrap();
+    fs::remove_file(dir.join("README.md")).unwrap();
+    let notes = dir.join("README.md").join("notes.txt");
+    fs::create_dir(dir.join("README.md")).unwrap();
+    fs::write(&notes, "of the user").unwrap();
+    let error = model.save(&dir, WeightType::F32).unwrap_err();
+    assert!(error.to_string().contains("README.md"), "{error}");
+    assert_eq!(fs::read_to_string(notes).unwrap(), "of the user");
+}
+
+#[test]
 fn a_folder_of_something_else_is_not_replaced() {
     let folder = TempDir::new().unwrap();
     let dir = folder.path().join("home");

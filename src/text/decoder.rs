@@ -156,6 +156,7 @@ impl Decoder {
                 ("kernel", options.kernel),
                 ("embedding", options.embedding),
             ],
+            &options.dilations,
             options.table_bound,
             options.padding,
         )?;

@@ -101,7 +101,8 @@ impl Encoder {
     /// Declares the parameters.
     ///
     /// # Errors
-    /// [`Error::Config`] for sizes of zero, no blocks, a padding outside the vocabulary or a rate of dropout outside [0, 1);
+    /// [`Error::Config`] for sizes of zero, no blocks, dilations that look too far back, a padding outside the vocabulary or a rate of dropout
+    /// outside [0, 1);
     /// [`Error::Graph`] for taken names.
     pub fn new(graph: &mut Graph, options: &EncoderOptions) -> Result<Self> {
         check(
@@ -113,6 +114,7 @@ impl Encoder {
                 ("kernel", options.kernel),
                 ("embedding", options.embedding),
             ],
+            &options.dilations,
             options.table_bound,
             options.padding,
         )?;
@@ -204,9 +206,13 @@ impl Encoder {
     }
 }
 
+/// Upper bound on the time steps that a convolution looks back. Rings of a decoder, and products with the size of a batch, stay countable.
+const FARTHEST: usize = 1 << 24;
+
 /// Checks the sizes, and the bound and padding of the token table, of encoder and decoder. The vocabulary is the first size.
 pub(super) fn check(
     sizes: &[(&'static str, usize)],
+    dilations: &[usize],
     table_bound: f32,
     padding: Option<u32>,
 ) -> Result<()> {
@@ -215,6 +221,20 @@ pub(super) fn check(
             field,
             reason: "must be at least 1".into(),
         });
+    }
+    let mut fields = sizes.iter();
+    let kernel = fields.find(|(field, _)| *field == "kernel");
+    let kernel = kernel.map_or(1, |&(_, kernel)| kernel);
+    for &dilation in dilations {
+        let farthest = (kernel - 1).checked_mul(dilation);
+        if farthest.is_none_or(|steps| steps > FARTHEST) {
+            return Err(Error::Config {
+                field: "dilations",
+                reason: format!(
+                    "has {dilation}: with {kernel} taps a convolution looks back more than {FARTHEST} tokens"
+                ),
+            });
+        }
     }
     if !table_bound.is_finite() || table_bound <= 0.0 {
         return Err(Error::Config {

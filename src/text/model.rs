@@ -385,11 +385,13 @@ fn replaceable(dir: &Path) -> Result<()> {
     };
     let entries = std::fs::read_dir(dir).map_err(|error| Error::io(dir, error))?;
     for entry in entries {
-        let name = entry.map_err(|error| Error::io(dir, error))?.file_name();
-        if ![CONFIG, WEIGHTS, TOKENIZER, CARD]
-            .map(Some)
-            .contains(&name.to_str())
-        {
+        let entry = entry.map_err(|error| Error::io(dir, error))?;
+        let name = entry.file_name();
+        let is_part = entry.path().is_file()
+            && [CONFIG, WEIGHTS, TOKENIZER, CARD]
+                .map(Some)
+                .contains(&name.to_str());
+        if !is_part {
             return fail(format!(
                 "holds {name:?}, which is no part of a model, and is not replaced; choose another folder"
             ));
