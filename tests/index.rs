@@ -196,6 +196,26 @@ fn an_index_comes_back_from_its_file() {
         let loaded = Index::load(&gpu, &path).unwrap();
         assert_eq!((loaded.len(), loaded.text(0)), (n, None));
     }
+    // Rows of another length.
+    let mut index = self::index(&gpu, width, DType::F32, 32);
+    index
+        .add(&[1.0, 0.0, 0.0, 0.0, 1.0, 0.0], &NO_TEXTS)
+        .unwrap();
+    index.save(&path).unwrap();
+    let mut bytes = std::fs::read(&path).unwrap();
+    let one = bytes.len() - 8;
+    assert_eq!(bytes[one..one + 4], 1.0_f32.to_le_bytes());
+    bytes[one..one + 4].copy_from_slice(&1.5_f32.to_le_bytes());
+    std::fs::write(&path, &bytes).unwrap();
+    let error = Index::load(&gpu, &path).unwrap_err();
+    assert!(
+        matches!(&error, Error::Format { offset, reason, .. }
+            if *offset == bytes.len() as u64 - 12 && reason.contains("embedding 1 has norm 1.5")),
+        "{error}"
+    );
+    let mut index = self::index(&gpu, width, DType::F16, 32);
+    index.add(&[0.0; 0], &NO_TEXTS).unwrap();
+    index.save(&path).unwrap();
     // Other files.
     let good = std::fs::read(&path).unwrap();
     let fail = |bytes: &[u8]| {

@@ -19,6 +19,9 @@ const VERSION: u32 = 1;
 /// Bytes of embeddings that are read at a time.
 const PIECE: usize = 64 << 20;
 
+/// How far the norm of an embedding may be from 1; f16 rounds.
+const NORM: f64 = 1e-2;
+
 pub(super) fn save(index: &Index, path: &Path) -> Result<()> {
     let file = AtomicFile::create(path)?;
     let embeddings = index.embeddings()?;
@@ -104,6 +107,17 @@ pub(super) fn load(gpu: &Gpu, path: &Path) -> Result<Index> {
                 at,
                 format!("embedding {} has {}", first + i / width, values[i]),
             );
+        }
+        for (i, row) in values.chunks_exact(width).enumerate() {
+            let square: f64 = row.iter().map(|&x| f64::from(x).powi(2)).sum();
+            if square != 0.0 && (square.sqrt() - 1.0).abs() > NORM {
+                let reason = format!(
+                    "embedding {} has norm {:.4}, not 0 or 1: an index holds embeddings divided by their norm",
+                    first + i,
+                    square.sqrt()
+                );
+                return fail(at + (i * width * dtype.size()) as u64, reason);
+            }
         }
         index.append(&values)?;
     }
