@@ -184,7 +184,7 @@ fn import(path: &Path, opened: Opened, options: &OpenOptions) -> Result<Source> 
                 ids.map_err(|error| records.fail(error))?
             }
             _ => {
-                let reason = "a text without input_ids needs a tokenizer: OpenOptions::tokenizer";
+                let reason = "a text without input_ids needs a tokenizer: give one with OpenOptions::tokenizer";
                 return Err(records.fail(reason));
             }
         };

@@ -145,21 +145,39 @@ fn beside(file: &InputFile, endings: &[&str], what: &str) -> Result<PathBuf> {
         (Some(path), None) => Ok(path),
         (None, _) => {
             let taken = match what {
-                "embeddings" => "taken for texts, one per line, ",
+                "embeddings" => {
+                    not_texts(file, own)?;
+                    "taken for texts, one per line, "
+                }
                 _ => "",
             };
             Err(file.fail(
                 0,
                 format!(
-                    "{taken}the file needs {what}, which are looked for in {names}; OpenOptions::{what} names another file"
+                    "{taken}the file needs {what}, which are looked for in {names}: put them there, or name another file with OpenOptions::{what}"
                 ),
             ))
         }
         (Some(_), Some(_)) => Err(file.fail(
             0,
-            format!("both {both} are there: OpenOptions::{what} says which"),
+            format!("both {both} are there: remove one, or say which with OpenOptions::{what}"),
         )),
     }
+}
+
+/// Refuses files that are mistaken for texts: a JSON array, and tables.
+fn not_texts(file: &InputFile, ending: Option<&str>) -> Result<()> {
+    let start = file.read_vec(0, START.min(file.len()), "the first bytes")?;
+    let ending = ending.map(str::to_ascii_lowercase);
+    let what = match (start.trim_ascii_start().first(), ending.as_deref()) {
+        (Some(b'['), _) | (_, Some("json")) => "a JSON array is not read",
+        (_, Some("csv" | "tsv")) => "a table of comma- or tab-separated values is not read",
+        _ => return Ok(()),
+    };
+    Err(file.fail(
+        0,
+        format!("{what}: write JSON lines, one object with a text and its embedding per line"),
+    ))
 }
 
 /// Whether these first bytes are UTF-8 without control characters; the last character may be cut off.

@@ -187,7 +187,7 @@ impl Spool {
 
 fn fail(folder: &Path, error: std::io::Error) -> Error {
     let reason = format!(
-        "temporary file: {error}; OpenOptions::temporary names another folder, and a converted dataset needs no such file"
+        "temporary file: {error}; choose another folder with OpenOptions::temporary, or convert the dataset, which then needs no such file"
     );
     Error::io(folder, std::io::Error::new(error.kind(), reason))
 }

@@ -322,6 +322,10 @@ fn files_of_no_known_format_are_named() {
             "taken for texts, one per line, the file needs embeddings",
         ),
         (b"\n", "damaged.npy or "),
+        (
+            b" [\n{\"text\": \"a\"}]",
+            "a JSON array is not read: write JSON lines",
+        ),
     ] {
         let (offset, reason) = refusal(&folder, bytes, None);
         assert!(offset == 0 && reason.contains(word), "{reason}");
