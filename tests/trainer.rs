@@ -9,8 +9,8 @@ use std::path::Path;
 use common::gpu;
 use energyflow::text::trainer::{Event, FitReport, Stop};
 use energyflow::text::{
-    Batches, Condition, Dataset, DecoderOptions, Efb1Writer, EncoderOptions, FitOptions, InfoNce,
-    Metrics, Precision, Trainer, TrainerOptions, TrainingMode,
+    Batches, Card, Condition, Dataset, DecoderOptions, Efb1Writer, EncoderOptions, FitOptions,
+    InfoNce, Metrics, Precision, Trainer, TrainerOptions, TrainingMode,
 };
 use energyflow::train::{AdamW, Checkpoint, LossScale, Schedule};
 use energyflow::{Error, Result};
@@ -157,6 +157,115 @@ fn a_model_is_trained_further() {
         "the schedule begins anew"
     );
     assert_ne!(after.model().unwrap().weights, model.weights);
+    // The card says nothing of the training before.
+    let card = Card::default().name("small").data("x").training("y");
+    let card = card.figure("cosine", 0.5).seed(Some(1));
+    let options = TrainerOptions::default();
+    let joint = Trainer::from_model(&gpu(), &model.card(card), &options).unwrap();
+    assert_eq!(joint.options().chunks, 2);
+    let kept = joint.model().unwrap().card;
+    assert_eq!(kept, Card::default().name("small"));
+    // Of one network, a checkpoint fits whatever is said of a shared block.
+    let one = Trainer::distill(&gpu(), &encoder(), &options).unwrap();
+    let again = Trainer::from_model(&gpu(), &one.model().unwrap(), &options).unwrap();
+    let mut one = one;
+    one.resume(&again.checkpoint().unwrap()).unwrap();
+}
+
+#[test]
+fn a_panic_in_the_middle_of_a_batch_loses_nothing() {
+    let folder = TempDir::new().unwrap();
+    let data = texts(folder.path(), 30);
+    let options = FitOptions::new(1);
+    let mut whole = trainer(2);
+    fit(&mut whole, &data, &options, u64::MAX);
+    let mut broken = trainer(2);
+    let panics = |event: Event<'_>| match event {
+        Event::Step { step: 2, .. } => panic!("of the test"),
+        _ => ControlFlow::Continue(()),
+    };
+    let run = || broken.fit(&mut batches(&data), &options, panics);
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).unwrap_err();
+    assert!(!broken.steps().is_multiple_of(3), "{}", broken.steps());
+    fit(&mut broken, &data, &options, u64::MAX);
+    assert_eq!(broken.steps(), whole.steps());
+    assert!(bits(&broken) == bits(&whole));
+}
+
+#[test]
+fn checkpoints_of_a_later_training_are_kept() {
+    let folder = TempDir::new().unwrap();
+    let data = texts(folder.path(), 12);
+    let path = folder.path().join("checkpoints");
+    let options = FitOptions::new(1)
+        .checkpoints(Some(path.clone()))
+        .checkpoint_every(Some(1))
+        .keep(1);
+    let later = path.join("checkpoint-00000099.safetensors");
+    let quiet = |_: Event<'_>| ControlFlow::Continue(());
+    std::fs::create_dir(&path).unwrap();
+    std::fs::write(&later, "another training's").unwrap();
+    let mut trainer = trainer(1);
+    let error = trainer
+        .fit(&mut batches(&data), &options, quiet)
+        .unwrap_err();
+    assert!(
+        matches!(error, Error::Config { .. }) && error.to_string().contains("99 steps"),
+        "{error}"
+    );
+    assert_eq!(trainer.steps(), 0);
+    std::fs::remove_file(&later).unwrap();
+    // It comes while the training runs.
+    let write = |event: Event<'_>| {
+        if let Event::Step { step: 1, .. } = event {
+            std::fs::write(&later, "another training's").unwrap();
+        }
+        ControlFlow::Continue(())
+    };
+    let report = trainer.fit(&mut batches(&data), &options, write).unwrap();
+    assert!(later.exists());
+    assert!(report.checkpoint.unwrap().exists());
+    assert_eq!(std::fs::read_dir(&path).unwrap().count(), 2);
+}
+
+#[test]
+fn another_figure_looks_for_the_best_anew() {
+    let folder = TempDir::new().unwrap();
+    let data = texts(folder.path(), 12);
+    let path = folder.path().join("checkpoints");
+    let options = |epochs, name: &str| {
+        FitOptions::new(epochs)
+            .validation(Some(data.take(6)))
+            .best_by(Some(name.into()))
+            .checkpoints(Some(path.clone()))
+    };
+    let resumed = || {
+        let latest = Trainer::latest_checkpoint(&path).unwrap().unwrap();
+        let mut trainer = trainer(1);
+        trainer.resume(&Checkpoint::load(latest).unwrap()).unwrap();
+        trainer
+    };
+    // A figure that nobody gives: the steps until then are saved.
+    let mut first = trainer(1);
+    let quiet = |_: Event<'_>| ControlFlow::Continue(());
+    let wrong = options(1, "cosine");
+    let error = first.fit(&mut batches(&data), &wrong, quiet).unwrap_err();
+    assert!(error.to_string().contains("perplexity"), "{error}");
+    assert_eq!(resumed().steps(), 2);
+    let (_, report) = fit(&mut resumed(), &data, &options(2, "perplexity"), u64::MAX);
+    assert_eq!(report.best.unwrap().step, 4);
+    let (_, report) = fit(&mut resumed(), &data, &options(3, "accuracy"), u64::MAX);
+    let best = report.best.unwrap();
+    assert!(
+        best.value <= 1.0 && best.step == 6,
+        "{} {}",
+        best.value,
+        best.step
+    );
+    // Its weights are gone.
+    std::fs::remove_file(path.join("best.safetensors")).unwrap();
+    let (_, report) = fit(&mut resumed(), &data, &options(4, "accuracy"), u64::MAX);
+    assert_eq!(report.best.unwrap().step, 8);
 }
 
 #[test]
@@ -341,6 +450,14 @@ fn refused_trainings() {
             .map(|_| ()),
             "info_nce",
         ),
+        (
+            Trainer::distill(&gpu(), &encoder(), &options().alpha(-1.0)).map(|_| ()),
+            "alpha",
+        ),
+        (
+            Trainer::distill(&gpu(), &encoder(), &options().beta(-1.0)).map(|_| ()),
+            "beta",
+        ),
     ];
     for (result, what) in cases {
         let error = result.unwrap_err();
@@ -473,6 +590,11 @@ fn checkpoints_of_other_trainings_are_refused() {
         .fit(&mut less, &FitOptions::new(1), quiet)
         .unwrap_err();
     assert!(error.to_string().contains("samples: 20"), "{error}");
+    let mut ordered = Batches::evaluation(data.clone(), 6, LENGTH).unwrap();
+    let error = fresh
+        .fit(&mut ordered, &FitOptions::new(1), quiet)
+        .unwrap_err();
+    assert!(error.to_string().contains("Batches::training"), "{error}");
     let mut others = Batches::training(data, 6, LENGTH, 6).unwrap();
     let error = fresh
         .fit(&mut others, &FitOptions::new(1), quiet)

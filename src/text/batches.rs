@@ -29,6 +29,8 @@ pub struct Batch {
 
 /// An iterator over the batches of a dataset, epoch after epoch. All batches have the same shape.
 ///
+/// A text of more than L tokens is cut at the end, and so loses the token that ends it, such as `[SEP]`. A tokenizer that cuts to L itself keeps it.
+///
 /// Batches are prepared in the background: from the first call of [`next_batch`](Self::next_batch) in an epoch, one thread per four cores,
 /// at most four, reads up to six batches ahead. Order and content do not depend on it. The threads end with the epoch, or when this value
 /// is dropped.

@@ -96,7 +96,8 @@ pub(super) fn check(
         match tensors.get(key) {
             None => {
                 let hint = hint(name);
-                return fail(name, format!("the {source} lacks the {what}{hint}"));
+                let lack = if source == "weights" { "lack" } else { "lacks" };
+                return fail(name, format!("the {source} {lack} the {what}{hint}"));
             }
             Some(stored) if stored.shape != *shape => {
                 let stored = &stored.shape;

@@ -103,7 +103,7 @@ impl Evaluation {
 }
 
 impl Trainer {
-    /// The embeddings [n, E] of `n` tokenised texts; longer texts are cut to L.
+    /// The embeddings [n, E] of `n` tokenised texts; longer texts are cut to L at the end, and so lose the token that ends them.
     ///
     /// # Errors
     /// [`Error::Config`] without an encoder; [`Error::Data`] for a text without tokens or an id outside the vocabulary;
@@ -134,7 +134,7 @@ impl Trainer {
     }
 
     /// Compares the embeddings of a dataset's texts with their teacher's, and the decoder's predictions with the texts. The decoder is
-    /// given the z that it is trained with: the teacher's, or the encoder's.
+    /// given the z that it is trained with: the teacher's, or the encoder's. Long texts are cut as by [`Batches`].
     ///
     /// # Errors
     /// [`Error::Config`] when the dataset has another embedding width; [`Error::Data`] for an id outside the vocabulary, and for a decoder

@@ -23,12 +23,13 @@ pub struct FitOptions {
     /// Validates after every so many steps; `None`: after every epoch. It happens between batches.
     pub validate_every: Option<u64>,
     /// The figure of [`Evaluation::values`] by which the best model is chosen and the training stopped early: `cosine`, `perplexity` or
-    /// another, also one that the caller adds. Of `mse`, `cross_entropy` and `perplexity` less is better, of all others more.
+    /// another, also one that the caller adds. Of `mse`, `cross_entropy` and `perplexity` less is better, of all others more. A training that
+    /// goes on with another figure than before a checkpoint looks for the best model anew.
     pub best_by: Option<String>,
     /// Stops when so many validations in a row have not been better than the best one before.
     pub patience: Option<u64>,
     /// Folder for checkpoints, `checkpoint-STEP.safetensors`, and for the weights of the best model, `best.safetensors`. It is made if it
-    /// is missing.
+    /// is missing. It is for one training: checkpoints with more steps than the training has done are an error, and are never removed.
     pub checkpoints: Option<PathBuf>,
     /// Saves a checkpoint after every so many steps; `None`: after every epoch. It happens between batches. There is one more when the
     /// training ends or is cancelled.
@@ -203,8 +204,9 @@ impl Trainer {
     /// they were submitted, but before any validation or checkpoint that comes after them.
     ///
     /// # Errors
-    /// [`Error::Config`] for options out of range, batches of another shape and a figure that no validation has; [`Error::Data`] for other
-    /// data than before a checkpoint; as [`Trainer::submit`], [`Trainer::evaluate`] and [`Checkpoint::save`](crate::train::Checkpoint::save).
+    /// [`Error::Config`] for options out of range, batches of another shape or for evaluation, a folder with a checkpoint of more steps than
+    /// this training has done, and, after the first validation and a checkpoint, a figure that the validation does not have; [`Error::Data`]
+    /// for other data than before a checkpoint; as [`Trainer::submit`], [`Trainer::evaluate`] and [`Checkpoint::save`](crate::train::Checkpoint::save).
     pub fn fit(
         &mut self,
         batches: &mut Batches,
@@ -212,14 +214,12 @@ impl Trainer {
         mut watch: impl FnMut(Event<'_>) -> ControlFlow<()>,
     ) -> Result<FitReport> {
         options.check()?;
-        self.progress.data = Some(self.check_data(batches)?);
+        let data = self.check_data(batches)?;
         if let Some(folder) = &options.checkpoints {
-            std::fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
-            let best = best_path(folder);
-            if self.progress.best.is_some() && self.best.is_none() && best.exists() {
-                self.best = Some(Weights::load(best)?);
-            }
+            self.check_folder(folder)?;
         }
+        self.progress.data = Some(data);
+        self.find_best(options)?;
         let mut run = Run {
             options,
             watch: &mut watch,
@@ -231,10 +231,12 @@ impl Trainer {
         batches.seek(self.progress.epoch, self.progress.batch);
         let mut early = run.is_early(self);
         while self.progress.epoch < options.epochs && !early && !run.cancelled {
-            let before = self.progress.steps;
+            // An error or a panic may have ended an earlier call in the middle of this batch.
+            let first = self.progress.steps % self.options.chunks as u64;
+            let before = self.progress.steps - first;
             let mut trained = false;
             if let Some(batch) = batches.next_batch()? {
-                for chunk in 0..self.options.chunks {
+                for chunk in first as usize..self.options.chunks {
                     run.make_room(self)?;
                     run.flight.push(self.submit(batch, chunk)?);
                     self.progress.steps += 1;
@@ -296,6 +298,51 @@ impl Trainer {
             best,
             checkpoint: run.saved.map(|(_, path)| path),
         })
+    }
+}
+
+impl Trainer {
+    /// Makes the folder of the checkpoints if it is missing, and refuses one of a training that is further than this one.
+    fn check_folder(&self, folder: &Path) -> Result<()> {
+        std::fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
+        let steps = self.progress.steps;
+        match checkpoints(folder)?.pop() {
+            Some((later, path)) if later > steps => Err(Error::Config {
+                field: "checkpoints",
+                reason: format!(
+                    "has {} of {later} steps, but this training has done {steps}: continue from it with Trainer::resume, choose another folder, or remove it",
+                    path.display()
+                ),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Continues with the best model from before a checkpoint, if it was chosen by the same figure and its weights are there.
+    fn find_best(&mut self, options: &FitOptions) -> Result<()> {
+        let Some(name) = &options.best_by else {
+            return Ok(());
+        };
+        let before = self.progress.best_by.replace(name.clone());
+        let mut anew = before.is_some_and(|before| before != *name);
+        if !anew && self.progress.best.is_some() && self.best.is_none() {
+            let path = options.checkpoints.as_deref().map(best_path);
+            match path.filter(|path| path.exists()) {
+                Some(path) => self.best = Some(Weights::load(path)?),
+                None => {
+                    log::warn!(
+                        "the weights of the best model so far are not in the folder of the checkpoints; the best one is looked for anew"
+                    );
+                    anew = true;
+                }
+            }
+        }
+        if anew {
+            self.progress.best = None;
+            self.progress.since_best = 0;
+            self.best = None;
+        }
+        Ok(())
     }
 }
 
@@ -364,6 +411,8 @@ impl Run<'_> {
         };
         let Some(value) = evaluation.get(name) else {
             let names: Vec<&str> = evaluation.values().map(|(name, _)| name).collect();
+            // The steps so far are not lost.
+            self.save(trainer)?;
             return Err(Error::Config {
                 field: "best_by",
                 reason: format!("is {name:?}, but the validation has {}", names.join(", ")),
@@ -403,7 +452,9 @@ impl Run<'_> {
             path: &path,
         });
         trainer.checkpoint()?.save(&path)?;
-        let all = checkpoints(folder)?;
+        let mut all = checkpoints(folder)?;
+        // Later ones are not of this training.
+        all.retain(|&(of, _)| of <= steps);
         let old = all.len().saturating_sub(self.options.keep);
         for (_, path) in &all[..old] {
             std::fs::remove_file(path).map_err(|error| Error::io(path, error))?;

@@ -20,6 +20,7 @@ use progress::Progress;
 use step::{Step, Whole, check_length};
 
 use super::batches::{Batch, Batches};
+use super::card::Card;
 use super::decoder::{DecoderOptions, next_tokens};
 use super::encoder::EncoderOptions;
 use super::model::Model;
@@ -124,13 +125,35 @@ impl Trainer {
     /// Trains a model further, or evaluates it: as [`Trainer::distill`], [`Trainer::decode`] or [`Trainer::joint`], whichever fits what the model
     /// has, with its weights. Its last block is shared if it is shared in the model. The optimizer begins anew.
     ///
+    /// Training encoder and decoder needs two chunks. If `options` have one, and an [`ab_ratio`](TrainerOptions::ab_ratio) that asks for steps of
+    /// both modes, an even batch is cut into two.
+    ///
+    /// Of the [`Card`], name, description, licence and languages stay. What it says of the earlier training does not: data, training, figures
+    /// and seed are empty.
+    ///
     /// # Errors
     /// As those; as [`Weights::apply`].
     pub fn from_model(gpu: &Gpu, model: &Model, options: &TrainerOptions) -> Result<Self> {
-        let options = options.clone().shared_last_block(model.shared_last_block);
+        let mut options = options.clone().shared_last_block(model.shared_last_block);
+        let joint = model.encoder.is_some() && model.decoder.is_some();
+        let both = joint && options.ab_ratio > 0.0 && options.ab_ratio < 1.0;
+        if both && options.chunks == 1 && options.batch.is_multiple_of(2) {
+            options.chunks = 2;
+        }
+        let old = &model.card;
+        let card = Card::default()
+            .name(old.name.clone())
+            .description(old.description.clone())
+            .license(old.license.clone())
+            .languages(old.languages.clone());
         let sizes = Model {
+            encoder: model.encoder.clone(),
+            decoder: model.decoder.clone(),
+            shared_last_block: model.shared_last_block,
+            normalize: model.normalize,
+            tokenizer: model.tokenizer.clone(),
             weights: Weights::default(),
-            ..model.clone()
+            card,
         };
         let mut trainer = Self::new(gpu, sizes, &options)?;
         trainer.set_weights(&model.weights)?;

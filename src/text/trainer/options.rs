@@ -40,7 +40,7 @@ pub enum Condition {
 pub struct InfoNce {
     /// Weight of the term, at least 0.
     pub weight: f32,
-    /// Temperature, larger than 0.
+    /// Temperature, at least 1e-4.
     pub temperature: f32,
 }
 
@@ -79,9 +79,9 @@ pub struct TrainerOptions {
     /// Joint training: whether the decoder's last block is the encoder's. It then has one set of weights and moments, and steps of both
     /// modes train it.
     pub shared_last_block: bool,
-    /// Mode A: weight of 1 − cosine.
+    /// Mode A: weight of 1 − cosine, at least 0.
     pub alpha: f32,
-    /// Mode A: weight of the mean squared error.
+    /// Mode A: weight of the mean squared error, at least 0.
     pub beta: f32,
     /// Mode A: a contrastive term.
     pub info_nce: Option<InfoNce>,
@@ -192,7 +192,7 @@ impl TrainerOptions {
             ("cycle", self.cycle),
         ];
         for (field, weight) in weights {
-            if !weight.is_finite() || (field == "cycle" && weight < 0.0) {
+            if !weight.is_finite() || weight < 0.0 {
                 return fail(field, format!("is {weight}, but must be finite and >= 0"));
             }
         }
@@ -202,8 +202,8 @@ impl TrainerOptions {
         }) = self.info_nce
         {
             let sound = weight.is_finite() && weight >= 0.0;
-            if !sound || !temperature.is_finite() || temperature <= 0.0 {
-                let reason = "needs a finite weight >= 0 and a finite temperature > 0";
+            if !sound || !temperature.is_finite() || temperature < 1e-4 {
+                let reason = "needs a finite weight >= 0 and a finite temperature >= 1e-4";
                 return fail("info_nce", reason.into());
             }
         }

@@ -22,6 +22,9 @@ pub(super) struct Progress {
     /// The best value of the metric that is watched, and the step after which it was reached.
     #[serde(with = "as_bits")]
     pub best: Option<(f64, u64)>,
+    /// The name of that metric.
+    #[serde(default)]
+    pub best_by: Option<String>,
     /// Validations since then.
     pub since_best: u64,
     /// The data; `None` before [`Trainer::fit`] has seen any.
@@ -109,14 +112,21 @@ impl Trainer {
                 "was not made by a Trainer of this version: {error}"
             ))
         };
-        let header: Header = serde_json::from_str(&checkpoint.metadata).map_err(foreign)?;
+        let mut header: Header = serde_json::from_str(&checkpoint.metadata).map_err(foreign)?;
         if header.version != VERSION {
             let version = header.version;
             let reason = format!("has version {version} of the training's header, not {VERSION}");
             return Err(mismatch(reason));
         }
         // Read as that of the checkpoint was: JSON does not give every number back exactly.
-        let now = serde_json::from_str(&self.config()?.to_string()).map_err(not_json)?;
+        let mut now: Value = serde_json::from_str(&self.config()?.to_string()).map_err(not_json)?;
+        if self.model.encoder.is_none() || self.model.decoder.is_none() {
+            // It has no meaning there, and a trainer from a model has that of the model.
+            for config in [&mut header.config, &mut now] {
+                let options = config.get_mut("options").and_then(Value::as_object_mut);
+                options.map(|options| options.remove("shared_last_block"));
+            }
+        }
         if let Some(difference) = difference("", &header.config, &now) {
             return Err(mismatch(difference));
         }
@@ -146,6 +156,12 @@ impl Trainer {
     /// Whether these batches can continue the training.
     pub(super) fn check_data(&self, batches: &Batches) -> Result<Data> {
         let data = Data::of(batches);
+        if data.seed.is_none() {
+            return Err(Error::Config {
+                field: "batches",
+                reason: "are for evaluation, in the order of the file and filled up; use Batches::training".into(),
+            });
+        }
         if data.batch != self.options.batch || data.length != self.sizes()[0] {
             return Err(Error::Config {
                 field: "batch",
