@@ -236,7 +236,7 @@ impl Step {
             condition: matrix(rows, width, dtype).unwrap(),
             parts: None,
         };
-        let parts = Sample::parts(rows, vocabulary, target);
+        let parts = sample.parts(rows, vocabulary, target);
         let parts = parts.map(|parts| matrix(rows, 4 * parts, DType::U32).unwrap());
         let layouts = SampleReads { parts, ..layouts };
         let state = matrix(rows, words, DType::U32).unwrap();
@@ -277,7 +277,8 @@ impl Step {
             Memory::poisoned(x.size_bytes()),
         ];
         if let Some(parts) = parts {
-            let kernel = Sample::parts_kernel([layouts.logits, layouts.options, seen, parts]);
+            let kernel =
+                sample.parts_kernel([layouts.logits, layouts.options, seen, parts], target);
             let mut own = vec![
                 memories.remove(0),
                 memories.remove(0),
@@ -474,7 +475,10 @@ fn next_token_of_many(target: Target, name: &str) {
 #[test]
 fn sets_that_tokens_are_drawn_from() {
     for (name, target) in targets() {
-        for (top_k, top_p) in [(3, 1.0), (40, 1.0), (usize::MAX, 0.033), (5, 0.5)] {
+        let sets = [(3, 1.0), (40, 1.0), (usize::MAX, 0.033), (5, 0.5)];
+        // The second in parts, of which (5, 0.5) takes all and (3, 1.0) some.
+        for ((top_k, top_p), vocabulary) in sets.into_iter().flat_map(|set| [(set, 97), (set, 641)])
+        {
             let sampling = Sampling {
                 temperature: 20.0,
                 top_k,
@@ -484,7 +488,7 @@ fn sets_that_tokens_are_drawn_from() {
             let step = Step {
                 sampling,
                 rows: 64,
-                vocabulary: 97,
+                vocabulary,
                 width: 4,
                 dtype: DType::F32,
                 target,
@@ -492,7 +496,7 @@ fn sets_that_tokens_are_drawn_from() {
                 position: 2,
                 stop: 1,
             };
-            step.check(&format!("{sampling:?}, {name}"));
+            step.check(&format!("{vocabulary} {sampling:?}, {name}"));
         }
     }
 }
