@@ -8,8 +8,6 @@ pub(crate) const STATE_WORDS: usize = 8;
 /// Words of the options before the mask of stop tokens.
 pub(crate) const OPTION_WORDS: usize = 8;
 
-/// Invocations of a small workgroup: mostly those of a subgroup, which barriers cost little.
-const LANES: usize = 32;
 /// `vec4`s of a row of x, times taps, that an invocation keeps in registers; wider rows are read again.
 const MOST_TAPS_HELD: usize = 16;
 /// `vec4`s of logits that an invocation keeps in registers while it draws; longer rows are read again.
@@ -37,14 +35,7 @@ impl Taps {
         target: Target,
     ) -> Kernel {
         let used = x.cols().div_ceil(4);
-        let (lanes, rows) = match target.barrier_free {
-            true => row_lanes(used, x.rows(), target),
-            // Two `vec4`s each: their loads wait together, and fewer invocations wait for each other.
-            false => {
-                let lanes = used.div_ceil(2).next_power_of_two().clamp(8, 256);
-                (lanes, (LANES / lanes).max(1))
-            }
-        };
+        let (lanes, rows) = row_lanes(used, x.rows(), target);
         let each = used.div_ceil(lanes);
         let held = match each * self.taps <= MOST_TAPS_HELD {
             true => each,
@@ -86,6 +77,9 @@ pub(crate) struct Sample {
     /// Tokens that the state keeps.
     pub steps: usize,
 }
+
+/// Invocations per part of a row of logits: those of a subgroup, mostly, which barriers cost little.
+const LANES: usize = 32;
 
 /// What [`Sample`] reads.
 #[derive(Clone, Copy, Debug)]
