@@ -239,45 +239,48 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     var few = false;
     if (top_k <= {{ parts }}u) {
         let own = key_of((value_of(part.z) - top) * inverse);
-        if (lid < {{ parts }}u) {
-            found[lid] = vec2<u32>(own, lid);
-        }
+        order[lid] = select(0u, own, lid < {{ parts }}u);
         workgroupBarrier();
         var larger = 0u;
         var place = 0u;
-        for (var i = 0u; i < {{ parts }}u; i++) {
-            let other = found[i];
-            larger += select(0u, 1u, other.x > own);
-            place += select(0u, 1u, before(other, vec2<u32>(own, lid)));
-        }
         if (lid < {{ parts }}u) {
-            order[place] = select({{ parts }}u, lid, larger < top_k);
+            for (var i = 0u; i < {{ parts }}u; i += 8u) {
+{% for k in range(8) %}
+                let other{{ k }} = order[i + {{ k }}u];
+{% endfor %}
+{% for k in range(8) %}
+                larger += select(0u, 1u, other{{ k }} > own);
+                place += select(0u, 1u, other{{ k }} > own || (other{{ k }} == own && i + {{ k }}u < lid));
+{% endfor %}
+            }
+            found[place] = vec2<u32>(own, select({{ parts }}u, lid, larger < top_k));
         }
         workgroupBarrier();
-        let bound = found[order[top_k - 1u]].x;
+        let bound = found[top_k - 1u].x;
+        if (lid < {{ parts }}u) {
+            order[lid] = found[lid].y;
+        }
+        workgroupBarrier();
         var count = 0u;
 {% call every_ordered() %}
                     count += sum_of(select(vec4<u32>(), vec4<u32>(1u), s >= vec4<u32>(bound)));
 {% endcall %}
         scratch[lid] = vec4<u32>(count, 0u, 0u, 0u);
         workgroupBarrier();
+        let column = lid % {{ groups }}u;
+        var to = 0u;
         if (lid < {{ groups }}u) {
-            var sum = 0u;
-            for (var i = 0u; i < {{ fold }}u; i++) {
-                sum += scratch[lid * {{ fold }}u + i].x;
-            }
-            folded[lid] = vec4<u32>(sum, 0u, 0u, 0u);
+            folded[lid] = {% for k in range(fold) %}{{ " + " if k }}scratch[lid + {{ k * groups }}u]{% endfor %};
         }
         workgroupBarrier();
-        var to = 0u;
         var n = 0u;
-        for (var i = 0u; i < {{ groups }}u; i++) {
-            to += select(0u, folded[i].x, i < lid / {{ fold }}u);
-            n += folded[i].x;
-        }
-        for (var i = lid - lid % {{ fold }}u; i < lid; i++) {
-            to += scratch[i].x;
-        }
+{% for k in range(groups) %}
+        n += folded[{{ k }}].x;
+        to += select(0u, folded[{{ k }}].x, {{ k }}u < column);
+{% endfor %}
+{% for k in range(fold - 1) %}
+        to += select(0u, scratch[column + {{ k * groups }}u].x, {{ (k + 1) * groups }}u <= lid);
+{% endfor %}
         few = n >= top_k && n <= {{ size }}u;
         if (few) {
 {% call every_ordered() %}
@@ -290,11 +293,11 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
 {% endcall %}
             workgroupBarrier();
             let given = found[min(lid, n - 1u)];
-            place = 0u;
-            for (var i = 0u; i < n; i++) {
-                place += select(0u, 1u, before(found[i], given));
-            }
             if (lid < n) {
+                place = 0u;
+                for (var i = 0u; i < n; i++) {
+                    place += select(0u, 1u, before(found[i], given));
+                }
                 scratch[place] = vec4<u32>(given, 0u, 0u);
             }
             if (lid == 0u) {
@@ -314,8 +317,10 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
                 scratch[lid] = vec4<u32>(weight, 0u, 0u, 0u);
                 workgroupBarrier();
                 var above = 0u;
-                for (var i = 0u; i < min(lid, n); i++) {
-                    above += scratch[i].x;
+                if (inside) {
+                    for (var i = 0u; i < lid; i++) {
+                        above += scratch[i].x;
+                    }
                 }
                 if (inside && above < top_p && above + weight >= top_p) {
                     order[0] = token.x;
