@@ -3,7 +3,9 @@
 // Logits are compared as integers of the same order, NaN above all. Counts and probabilities that thresholds depend on are added up as
 // integers, so that their order does not matter.
 {# Inside: row < rows, col < used of logits, table and condition, token < vocabulary. Word token / 32 of a row of seen and of the mask of stop
-   tokens exist, and the words of a row of state: 8, then {{ steps }} tokens and {{ steps }} logarithms. lid + k * (size / fold) < size. #}
+   tokens exist, and the words of a row of state: 8, then {{ steps }} tokens and {{ steps }} logarithms. lid + k * (size / fold) < size.
+   Parts, rounded up to a multiple of 8, are at most `size`; places among them and among n candidates are below parts and n; n <= size; 0 <
+   top_k. Numbers in `order` are below parts, or parts, which ends it. #}
 {% set fold = 16 if size >= 256 else 8 %}
 {% set groups = size // fold %}
 {% include "shared/group" %}
