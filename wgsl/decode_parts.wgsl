@@ -1,5 +1,5 @@
-// A part of a row of logits, {{ size }} `vec4`s: its largest logit, the sum of exp(logit - it), its largest score and the first index of that. For a
-// few rows, which otherwise as few workgroups would read.
+// A part of a row of logits, {{ span }} `vec4`s: its largest logit, the sum of exp(logit - it), its largest score and the first index of that. A
+// workgroup per part: without parts, as few workgroups as there are rows would read the logits.
 {# Inside: row < rows, col is clamped to the {{ used }} columns of logits; {{ parts }} parts are stored per row. Words of options and seen as in
    decode_sample. #}
 {% set fold = 16 if size >= 256 else 8 %}
@@ -14,9 +14,9 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
         return;
     }
     let row = number / {{ parts }}u;
-    let col = number % {{ parts }}u * {{ size }}u + lid;
+    let begin = number % {{ parts }}u * {{ span }}u;
     var part = beginning();
-    if (col < {{ used }}u) {
+    for (var col = begin + lid; col < min(begin + {{ span }}u, {{ used }}u); col += {{ size }}u) {
         let x = logits_of(row, col);
         part = with_four(part, x, scores_of(x, row, col), col);
     }

@@ -3,7 +3,9 @@
 // Logits are compared as integers of the same order, NaN above all. Counts and probabilities that thresholds depend on are added up as
 // integers, so that their order does not matter.
 {# Inside: row < rows, col < used of logits, table and condition, token < vocabulary. Word token / 32 of a row of seen and of the mask of stop
-   tokens exist, and the words of a row of state: 8, then {{ steps }} tokens and {{ steps }} logarithms. lid + k * (size / fold) < size. #}
+   tokens exist, and the words of a row of state: 8, then {{ steps }} tokens and {{ steps }} logarithms. lid + k * (size / fold) < size.
+   Parts, rounded up to a multiple of 8, are at most `size`; places among them and among n candidates are below parts and n; n <= size; 0 <
+   top_k. Numbers in `order` are below parts, or parts, which ends it. #}
 {% set fold = 16 if size >= 256 else 8 %}
 {% set groups = size // fold %}
 {% include "shared/group" %}
@@ -12,6 +14,10 @@
 {% endif %}
 
 {% include "shared/scores" %}
+{% if quick %}
+var<workgroup> order: array<u32, {{ size }}>;
+var<workgroup> found: array<vec2<u32>, {{ size }}>;
+{% endif %}
 {% if sampled %}
 
 // The larger score, of equal ones the first.
@@ -111,6 +117,13 @@ fn noise(bits: u32) -> f32 {
     return -log(select(-log(1.0 - rest), series, rest < 0.01));
 }
 
+{% if quick %}
+// Whether a token comes before another, by key, then by number.
+fn before(a: vec2<u32>, b: vec2<u32>) -> bool {
+    return a.x > b.x || (a.x == b.x && a.y < b.y);
+}
+
+{% endif %}
 // With the scores of four tokens and their noise.
 fn drawn(choice: vec4<u32>, s: vec4<u32>, least: u32, bits: vec4<u32>, col: u32) -> vec4<u32> {
     let u = values_of(s) + vec4<f32>(noise(bits.x), noise(bits.y), noise(bits.z), noise(bits.w));
@@ -168,6 +181,21 @@ fn drawn(choice: vec4<u32>, s: vec4<u32>, least: u32, bits: vec4<u32>, col: u32)
         }
 {% endmacro %}
 
+{# Runs the statements of the caller for every `vec4` of the parts in `order`, a few of them for an invocation. #}
+{% macro every_ordered() %}
+            for (var i = lid; i < {{ parts * span }}u; i += {{ size }}u) {
+                let number = order[i / {{ span }}u];
+                if (number == {{ parts }}u) {
+                    break;
+                }
+                let col = number * {{ span }}u + i % {{ span }}u;
+                if (col < {{ used }}u) {
+                    let s = scaled(keys_of(scores_of(logits_of(row, col), row, col)), top, inverse);
+{{ caller() }}
+                }
+            }
+{% endmacro %}
+
 @compute @workgroup_size({{ size }})
 fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
     let row = group_id(wid);
@@ -186,10 +214,6 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
         part = join(part, parts_load(row * parts_stride + i));
     }
     let whole = all_join(part, lid);
-{% if held > 0 %}
-{% call every(false) %}
-{% endcall %}
-{% endif %}
 {% else %}
     var part = beginning();
 {% call every(false) %}
@@ -204,12 +228,124 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
 {% if sampled %}
     let top = value_of(whole.z);
     let inverse = bitcast<f32>(options[0]);
+    let top_k = options[2];
+    let top_p = options[3];
+    let at = row * state_stride;
+    let draw = vec3<u32>(state_at(at + 1u), state_at(at + 3u), state_at(at + 4u));
     // Keys below this are out.
     var least = 1u;
+    var choice = vec4<u32>();
+{% if quick %}
+    // As many parts as tokens are wanted, those of the largest scores, and what reaches the last of these scores: few tokens, which are
+    // put in order, one for each invocation. Where they are too many, everything is searched.
+    var few = false;
+    if (top_k <= {{ parts }}u) {
+        let own = key_of((value_of(part.z) - top) * inverse);
+        order[lid] = select(0u, own, lid < {{ parts }}u);
+        workgroupBarrier();
+        var larger = 0u;
+        var place = 0u;
+        if (lid < {{ parts }}u) {
+            for (var i = 0u; i < {{ parts }}u; i += 8u) {
+{% for k in range(8) %}
+                let other{{ k }} = order[i + {{ k }}u];
+{% endfor %}
+{% for k in range(8) %}
+                larger += select(0u, 1u, other{{ k }} > own);
+                place += select(0u, 1u, other{{ k }} > own || (other{{ k }} == own && i + {{ k }}u < lid));
+{% endfor %}
+            }
+            found[place] = vec2<u32>(own, select({{ parts }}u, lid, larger < top_k));
+        }
+        workgroupBarrier();
+        let bound = found[top_k - 1u].x;
+        if (lid < {{ parts }}u) {
+            order[lid] = found[lid].y;
+        }
+        workgroupBarrier();
+        var count = 0u;
+{% call every_ordered() %}
+                    count += sum_of(select(vec4<u32>(), vec4<u32>(1u), s >= vec4<u32>(bound)));
+{% endcall %}
+        scratch[lid] = vec4<u32>(count, 0u, 0u, 0u);
+        workgroupBarrier();
+        let column = lid % {{ groups }}u;
+        var to = 0u;
+        if (lid < {{ groups }}u) {
+            folded[lid] = {% for k in range(fold) %}{{ " + " if k }}scratch[lid + {{ k * groups }}u]{% endfor %};
+        }
+        workgroupBarrier();
+        var n = 0u;
+{% for k in range(groups) %}
+        n += folded[{{ k }}].x;
+        to += select(0u, folded[{{ k }}].x, {{ k }}u < column);
+{% endfor %}
+{% for k in range(fold - 1) %}
+        to += select(0u, scratch[column + {{ k * groups }}u].x, {{ (k + 1) * groups }}u <= lid);
+{% endfor %}
+        few = n >= top_k && n <= {{ size }}u;
+        if (few) {
+{% call every_ordered() %}
+{% for e in range(4) %}
+                    if (s[{{ e }}] >= bound) {
+                        found[to] = vec2<u32>(s[{{ e }}], 4u * col + {{ e }}u);
+                        to += 1u;
+                    }
+{% endfor %}
+{% endcall %}
+            workgroupBarrier();
+            let given = found[min(lid, n - 1u)];
+            if (lid < n) {
+                place = 0u;
+                for (var i = 0u; i < n; i++) {
+                    place += select(0u, 1u, before(found[i], given));
+                }
+                scratch[place] = vec4<u32>(given, 0u, 0u);
+            }
+            if (lid == 0u) {
+                order[0] = 1u;
+            }
+            workgroupBarrier();
+            least = scratch[top_k - 1u].x;
+            let token = scratch[min(lid, n - 1u)].xy;
+            workgroupBarrier();
+            let inside = lid < n && token.x >= least;
+            let value = value_of(token.x);
+            if (top_p < 0x80000000u) {
+                let e = select(0.0, exp(value), inside);
+                // Probabilities in units of 2^-31.
+                let unit = 2147483648.0 / bitcast<f32>(all_plus_float(vec4<u32>(bitcast<u32>(e), 0u, 0u, 0u), lid).x);
+                let weight = u32(e * unit);
+                scratch[lid] = vec4<u32>(weight, 0u, 0u, 0u);
+                workgroupBarrier();
+                var above = 0u;
+                if (inside) {
+                    for (var i = 0u; i < lid; i++) {
+                        above += scratch[i].x;
+                    }
+                }
+                if (inside && above < top_p && above + weight >= top_p) {
+                    order[0] = token.x;
+                }
+                workgroupBarrier();
+                least = max(least, order[0]);
+            }
+            if (inside && token.x >= least) {
+                let bits = pcg4d(vec4<u32>(token.y / 4u, draw));
+                choice = vec4<u32>(key_of(value + noise(bits[token.y % 4u])), token.y, 0u, 0u);
+            }
+        }
+    }
+    if (!few) {
+        workgroupBarrier();
+{% if held > 0 %}
+{% call every(false) %}
+{% endcall %}
+{% endif %}
+{% endif %}
 {% for h in range(held) %}
     s{{ h }} = scaled(s{{ h }}, top, inverse);
 {% endfor %}
-    let top_k = options[2];
     if (top_k < {{ cols }}u) {
 {% if held > 0 %}
         // As many tokens as invocations whose own largest is there: a bound that leaves little to search.
@@ -229,7 +365,6 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
         s{{ h }} = select(vec4<u32>(), s{{ h }}, s{{ h }} >= vec4<u32>(least));
 {% endfor %}
     }
-    let top_p = options[3];
     if (top_p < 0x80000000u) {
         var mass = 0.0;
 {% call every(true) %}
@@ -240,17 +375,37 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
         let unit = 2147483648.0 / bitcast<f32>(all_plus_float(vec4<u32>(bitcast<u32>(mass), 0u, 0u, 0u), lid).x);
 {{ search("top_p", "mass") }}
     }
-    let at = row * state_stride;
-    let draw = vec3<u32>(state_at(at + 1u), state_at(at + 3u), state_at(at + 4u));
-    var choice = vec4<u32>();
 {% call every(true) %}
         if (any(s >= vec4<u32>(least))) {
             choice = drawn(choice, s, least, pcg4d(vec4<u32>(col, draw)), col);
         }
 {% endcall %}
+{% if quick %}
+    }
+{% endif %}
     token = all_best(choice, lid).y;
 {% endif %}
     token = min(token, {{ cols - 1 }}u);
+{% if sampled or parts == 0 %}
+    // Others have read what is written below.
+    storageBarrier();
+{% endif %}
+    // What depends on the token is asked for at once.
+    let to = row * state_stride;
+    let word = token / 32u;
+    let bit = 1u << (token % 32u);
+    var position = 0u;
+    var doing = 0u;
+    var logit = 0.0;
+    var marks = 0u;
+    var stops = 0u;
+    if (lid == 0u) {
+        position = state_at(to + 1u);
+        doing = state_at(to + 2u);
+        logit = logits_load(row * logits_stride + token / 4u)[token % 4u];
+        marks = seen_at(row * seen_stride + word);
+        stops = options[8u + word];
+    }
     for (var col = lid; col < x_stride; col += {{ size }}u) {
         var v = vec4<f32>();
         if (col < {{ width }}u) {
@@ -258,24 +413,18 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
         }
         x_store(row * x_stride + col, v);
     }
-    // Others have read what is written now.
-    storageBarrier();
     if (lid == 0u) {
-        let to = row * state_stride;
-        let position = state_at(to + 1u);
         var written = options[4];
         var log_probability = 0.0;
-        if (state_at(to + 2u) == 0u) {
+        if (doing == 0u) {
             if (bad) {
                 state_put(to + 2u, 2u);
             } else {
                 written = token;
                 // Relative to the maximum, so that large logits do not swallow it.
-                log_probability = (logits_load(row * logits_stride + token / 4u)[token % 4u] - value_of(whole.x)) - log(total);
-                let word = token / 32u;
-                let bit = 1u << (token % 32u);
-                seen_put(row * seen_stride + word, seen_at(row * seen_stride + word) | bit);
-                if ((options[8u + word] & bit) != 0u) {
+                log_probability = (logit - value_of(whole.x)) - log(total);
+                seen_put(row * seen_stride + word, marks | bit);
+                if ((stops & bit) != 0u) {
                     state_put(to + 2u, 1u);
                 }
             }

@@ -32,13 +32,8 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
     let gamma{{ h }} = gamma_load(min(lane + {{ h * lanes }}u, {{ used - 1 }}u));
     let beta{{ h }} = beta_load(min(lane + {{ h * lanes }}u, {{ used - 1 }}u));
 {% for tap in range(taps - 1) %}
-    var past{{ h }}_{{ tap }} = vec4<f32>();
-    {
-        let col = min(lane + {{ h * lanes }}u, {{ used - 1 }}u);
-        var v = vec4<f32>();
-{{ past(tap) }}
-        past{{ h }}_{{ tap }} = v;
-    }
+{% set back = (taps - 1 - tap) * dilation %}
+    let past{{ h }}_{{ tap }} = select(vec4<f32>(), ring_load((slots + (position + {{ ring - back }}u) % {{ ring }}u) * ring_stride + min(lane + {{ h * lanes }}u, {{ used - 1 }}u)), position >= {{ back }}u);
 {% endfor %}
 {% endfor %}
 {% for h in range(held) %}

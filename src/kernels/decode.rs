@@ -78,8 +78,8 @@ pub(crate) struct Sample {
     pub steps: usize,
 }
 
-/// `vec4`s of logits of a part, each of which an invocation takes.
-const PART: usize = 256;
+/// Invocations per part of a row of logits: those of a subgroup, mostly, which barriers cost little.
+const LANES: usize = 32;
 
 /// What [`Sample`] reads.
 #[derive(Clone, Copy, Debug)]
@@ -102,25 +102,42 @@ impl Sample {
         STATE_WORDS + 2 * self.steps
     }
 
-    /// Parts of a row that are worth a kernel of their own, where there are few rows.
-    pub fn parts(rows: usize, vocabulary: usize, target: Target) -> Option<usize> {
+    /// Parts of a row that are worth a kernel of their own: where there are few rows, and where tokens are drawn, since the largest
+    /// scores of the parts say where to search.
+    pub fn parts(self, rows: usize, vocabulary: usize, target: Target) -> Option<usize> {
         /// Rows per core that keep the machine busy without.
         const FEW: usize = 4;
-        let parts = vocabulary.div_ceil(4).div_ceil(PART);
-        let few = FEW * rows <= target.cores && !target.barrier_free;
-        (parts > 2 && few).then_some(parts)
+        let used = vocabulary.div_ceil(4);
+        let parts = used.div_ceil(self.span(used, target));
+        let worth = (self.sampled || FEW * rows <= target.cores) && !target.barrier_free;
+        (parts > 2 && worth).then_some(parts)
+    }
+
+    /// `vec4`s of a part. Where tokens are drawn, there are at most as many parts as invocations that choose among them.
+    fn span(self, used: usize, target: Target) -> usize {
+        match self.sampled {
+            true => used.div_ceil(invocations(used, target).min(256)),
+            false => used.div_ceil(64).min(4 * LANES),
+        }
+        .next_multiple_of(LANES)
     }
 
     /// logits, options, seen → parts u32 [B, 4·P].
-    pub fn parts_kernel([logits, options, seen, parts]: [Layout; 4]) -> Kernel {
+    pub fn parts_kernel(
+        self,
+        [logits, options, seen, parts]: [Layout; 4],
+        target: Target,
+    ) -> Kernel {
         let each = parts.cols() / 4;
+        let used = logits.cols().div_ceil(4);
         Kernel::new("decode_parts")
             .groups(logits.rows() * each)
-            .with("size", PART)
+            .with("size", LANES)
+            .with("span", self.span(used, target))
             .with("rows", logits.rows())
             .with("parts", each)
             .with("cols", logits.cols())
-            .with("used", logits.cols().div_ceil(4))
+            .with("used", used)
             .read("logits", logits, View::Vec4)
             .read("options", options, View::Scalar)
             .read("seen", seen, View::Scalar)
@@ -158,6 +175,8 @@ impl Sample {
             .with("cols", logits.cols())
             .with("used", used)
             .with("parts", parts)
+            .with("quick", self.sampled && parts > 0)
+            .with("span", self.span(used, target))
             .with("width", x.cols().div_ceil(4))
             .read("logits", logits, View::Vec4)
             .read("options", reads.options, View::Scalar)

@@ -1,20 +1,24 @@
-{# Over all invocations of the workgroup, in a fixed order. A second call may begin while others still read the first one's result: it writes
-   `folded` after its first barrier. #}
+{# Over all invocations of the workgroup, in a fixed order, by pairs: the rounds of a tree wait less than a chain does. A second call may begin
+   while others still read the first one's result: it writes `folded` after its first barrier. #}
+{% macro pairs(function, array, first, stride, count) %}
+{% for k in range(count) %}
+    var v{{ k }} = {{ array }}[{{ first }} + {{ k * stride }}u];
+{% endfor %}
+{% for half in [16, 8, 4, 2, 1] if half < count %}
+{% for k in range(half) %}
+    v{{ k }} = {{ function }}(v{{ k }}, v{{ k + half }});
+{% endfor %}
+{% endfor %}
+{% endmacro %}
 
 fn all_{{ function }}(value: vec4<u32>, lid: u32) -> vec4<u32> {
     scratch[lid] = value;
     workgroupBarrier();
     if (lid < {{ groups }}u) {
-        var v = scratch[lid];
-{% for k in range(1, fold) %}
-        v = {{ function }}(v, scratch[lid + {{ k * groups }}u]);
-{% endfor %}
-        folded[lid] = v;
+{{ pairs(function, "scratch", "lid", groups, fold) }}
+        folded[lid] = v0;
     }
     workgroupBarrier();
-    var v = folded[0];
-    for (var k = 1u; k < {{ groups }}u; k++) {
-        v = {{ function }}(v, folded[k]);
-    }
-    return v;
+{{ pairs(function, "folded", "0u", 1, groups) }}
+    return v0;
 }

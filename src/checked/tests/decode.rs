@@ -236,7 +236,7 @@ impl Step {
             condition: matrix(rows, width, dtype).unwrap(),
             parts: None,
         };
-        let parts = Sample::parts(rows, vocabulary, target);
+        let parts = sample.parts(rows, vocabulary, target);
         let parts = parts.map(|parts| matrix(rows, 4 * parts, DType::U32).unwrap());
         let layouts = SampleReads { parts, ..layouts };
         let state = matrix(rows, words, DType::U32).unwrap();
@@ -277,7 +277,8 @@ impl Step {
             Memory::poisoned(x.size_bytes()),
         ];
         if let Some(parts) = parts {
-            let kernel = Sample::parts_kernel([layouts.logits, layouts.options, seen, parts]);
+            let kernel =
+                sample.parts_kernel([layouts.logits, layouts.options, seen, parts], target);
             let mut own = vec![
                 memories.remove(0),
                 memories.remove(0),
@@ -325,8 +326,12 @@ impl Step {
     /// Compares with the definition; scores that differ by less than rounding may be taken for each other.
     fn check(&self, what: &str) {
         let logits = noise(self.rows * self.vocabulary, self.seed as usize);
+        self.check_of(&logits, what);
+    }
+
+    fn check_of(&self, logits: &[f32], what: &str) {
         let doing: Vec<u32> = (0..self.rows).map(|row| u32::from(row == 2)).collect();
-        for (row, after) in self.run(&logits, &doing, what).into_iter().enumerate() {
+        for (row, after) in self.run(logits, &doing, what).into_iter().enumerate() {
             assert_eq!(after.position, self.position + 1, "{what}");
             assert!(after.x.iter().all(|x| x.is_finite()), "{what}");
             if doing[row] != 0 {
@@ -474,7 +479,10 @@ fn next_token_of_many(target: Target, name: &str) {
 #[test]
 fn sets_that_tokens_are_drawn_from() {
     for (name, target) in targets() {
-        for (top_k, top_p) in [(3, 1.0), (40, 1.0), (usize::MAX, 0.033), (5, 0.5)] {
+        let sets = [(3, 1.0), (40, 1.0), (usize::MAX, 0.033), (5, 0.5)];
+        // The second in parts, of which (5, 0.5) takes all and (3, 1.0) some.
+        for ((top_k, top_p), vocabulary) in sets.into_iter().flat_map(|set| [(set, 97), (set, 641)])
+        {
             let sampling = Sampling {
                 temperature: 20.0,
                 top_k,
@@ -484,7 +492,7 @@ fn sets_that_tokens_are_drawn_from() {
             let step = Step {
                 sampling,
                 rows: 64,
-                vocabulary: 97,
+                vocabulary,
                 width: 4,
                 dtype: DType::F32,
                 target,
@@ -492,7 +500,14 @@ fn sets_that_tokens_are_drawn_from() {
                 position: 2,
                 stop: 1,
             };
-            step.check(&format!("{sampling:?}, {name}"));
+            // Hardly two are equal: of equal ones all are in the set.
+            let logits = |i: usize| {
+                let bits = (i as u32).wrapping_mul(0x9e37_79b9);
+                let bits = (bits ^ (bits >> 15)).wrapping_mul(0x85eb_ca6b);
+                (bits >> 8) as f32 / 4194304.0
+            };
+            let logits: Vec<f32> = (0..64 * vocabulary).map(logits).collect();
+            step.check_of(&logits, &format!("{vocabulary} {sampling:?}, {name}"));
         }
     }
 }
@@ -537,6 +552,40 @@ fn logits_that_are_no_numbers_are_no_token() {
             if sampling.temperature == 0.0 {
                 assert_eq!((after[5].doing, after[5].token), (0, 0), "{name}");
             }
+        }
+    }
+}
+
+/// Rows in parts whose candidates are more than a workgroup takes, or no numbers.
+#[test]
+fn parts_without_few_largest() {
+    const VOCABULARY: usize = 2050;
+    for (name, target) in targets() {
+        for top_p in [1.0, 0.5] {
+            let step = Step {
+                sampling: Sampling {
+                    temperature: 1.0,
+                    top_k: 2,
+                    top_p,
+                    ..greedy()
+                },
+                rows: 2,
+                vocabulary: VOCABULARY,
+                width: 4,
+                dtype: DType::F32,
+                target,
+                seed: 5,
+                position: 1,
+                stop: 8,
+            };
+            step.check_of(&[1.5; 2 * VOCABULARY], name);
+            let mut logits = noise(2 * VOCABULARY, 1);
+            logits[700] = f32::NAN;
+            logits[VOCABULARY..].fill(f32::NEG_INFINITY);
+            logits[VOCABULARY + 1999] = -1e30;
+            let after = step.run(&logits, &[0; 2], name);
+            assert_eq!((after[0].doing, after[0].token), (2, 1), "{name}");
+            assert_eq!((after[1].doing, after[1].token), (0, 1999), "{name}");
         }
     }
 }

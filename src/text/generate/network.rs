@@ -151,12 +151,12 @@ impl Network {
             turn = 1 - turn;
         }
         step.product(&x[turn], &w.head, &[], &logits)?;
-        let parts = Sample::parts(batch, w.vocabulary, target);
+        let parts = sample.parts(batch, w.vocabulary, target);
         let parts = parts.map(|parts| tensor(matrix(batch, 4 * parts, DType::U32)?));
         let parts = parts.transpose()?;
         if let Some(parts) = &parts {
             let places = [&logits, &options, &seen, parts];
-            let kernel = Sample::parts_kernel(places.map(|tensor| *tensor.layout()));
+            let kernel = sample.parts_kernel(places.map(|tensor| *tensor.layout()), target);
             step.push(&kernel, &places)?;
         }
         let reads = SampleReads {
