@@ -194,7 +194,7 @@ fn find_index(
             start.elapsed().as_secs_f64()
         ),
         Err(error) => {
-            eprintln!("warning: the index is not saved: {error}; --index names another file");
+            eprintln!("warning: the index is not saved: {error}; --index chooses another file");
         }
     }
     Ok(index)

@@ -361,7 +361,13 @@ fn name_options(error: energyflow::Error) -> Box<dyn Error> {
         ("options", "optimizer" | "decoder_optimizer") => match parts.next() {
             Some("weight_decay") => "--weight-decay".into(),
             Some("loss_scale") => "--precision and --loss-scale".into(),
-            _ => "--learning-rate, --warmup, --epochs, --train, --samples and --batch".into(),
+            // `schedule`, the kind of schedule, its field.
+            Some("schedule") => match parts.nth(1) {
+                Some("peak" | "end") => "--learning-rate".into(),
+                Some("warmup") => "--warmup, --epochs, --train, --samples and --batch".into(),
+                _ => "--epochs, --train, --samples and --batch".into(),
+            },
+            _ => return error.into(),
         },
         ("encoder" | "decoder" | "options", field) if !field.is_empty() => {
             format!("--{}", field.replace('_', "-"))
@@ -573,99 +579,97 @@ fn fit(
     // Of the epoch, and the last step of each mode.
     let mut seen: Vec<Metrics> = Vec::new();
     let mut failed: Option<Box<dyn Error>> = None;
+    let folder = options.checkpoints.as_deref().unwrap_or(Path::new(""));
+    // A training that diverges goes on if there may be a best model from before.
+    let has_best = options.best_by.is_some();
     let mut epoch_line = String::new();
     // The trainer holds the batches while it trains.
     let mut batches = data.batches.clone();
-    let report = trainer
-        .fit(&mut batches, options, |event| {
-            match event {
-                Event::Step { step, metrics, .. } => {
-                    seen.push(*metrics);
-                    failed = failed
-                        .take()
-                        .or(boxed(record_step(recorders, step, metrics, joint)));
-                    trained += 1;
-                    last = Instant::now();
-                    let seconds = (start.elapsed() - checking).as_secs_f64();
-                    let left = seconds / trained as f64 * all.saturating_sub(step) as f64;
-                    bar.set_position(step);
-                    let what = match metrics.mode {
-                        TrainingMode::A => format!("cos {:.4}", metrics.cosine),
-                        TrainingMode::B => format!("ce {:.4}", metrics.cross_entropy),
-                    };
-                    bar.set_message(format!(
-                        "loss {:.4} {what} {:.1}k tokens/s {} left",
-                        metrics.loss,
-                        trained as f64 * tokens / seconds / 1e3,
-                        HumanDuration(Duration::from_secs_f64(left))
-                    ));
-                }
-                Event::Epoch { epoch, .. } => {
-                    epoch_line = format!("epoch {epoch}: {}", means(&seen));
-                    for (mode, name) in MODES {
-                        let mut losses = seen
-                            .iter()
-                            .filter(|metrics| metrics.mode == mode)
-                            .peekable();
-                        if losses.peek().is_some()
-                            && losses.all(|metrics| !metrics.loss.is_finite())
-                        {
-                            let what = format!("no loss of {name} in epoch {epoch} is finite");
-                            let checkpoints = options.checkpoints.as_deref();
-                            let error = diverged(&what, checkpoints.unwrap_or(Path::new("")));
-                            failed = failed.take().or(Some(error));
-                        }
-                        let last = seen.iter().rfind(|metrics| metrics.mode == mode);
-                        if let Some(last) = last.filter(|last| last.skipped > 0.0) {
-                            let (skipped, scale) = (last.skipped, last.loss_scale);
-                            epoch_line +=
-                                &format!("; {name} skipped {skipped} steps, loss scale {scale}");
-                        }
+    let report = trainer.fit(&mut batches, options, |event| {
+        match event {
+            Event::Step { step, metrics, .. } => {
+                seen.push(*metrics);
+                failed = failed
+                    .take()
+                    .or(boxed(record_step(recorders, step, metrics, joint)));
+                trained += 1;
+                last = Instant::now();
+                let seconds = (start.elapsed() - checking).as_secs_f64();
+                let left = seconds / trained as f64 * all.saturating_sub(step) as f64;
+                bar.set_position(step);
+                let what = match metrics.mode {
+                    TrainingMode::A => format!("cos {:.4}", metrics.cosine),
+                    TrainingMode::B => format!("ce {:.4}", metrics.cross_entropy),
+                };
+                bar.set_message(format!(
+                    "loss {:.4} {what} {:.1}k tokens/s {} left",
+                    metrics.loss,
+                    trained as f64 * tokens / seconds / 1e3,
+                    HumanDuration(Duration::from_secs_f64(left))
+                ));
+            }
+            Event::Epoch { epoch, .. } => {
+                epoch_line = format!("epoch {epoch}: {}", means(&seen));
+                for (mode, name) in MODES {
+                    let of_mode = || seen.iter().filter(|metrics| metrics.mode == mode);
+                    let none = of_mode().all(|metrics| !metrics.loss.is_finite());
+                    if none && of_mode().next().is_some() && !has_best {
+                        let what = format!("no loss of {name} in epoch {epoch} is finite");
+                        failed = failed.take().or(Some(diverged(&what, folder)));
                     }
-                    seen.clear();
-                    if options.validate_every.is_some() {
-                        say(format!(
-                            "{epoch_line}; {:.1} s",
-                            start.elapsed().as_secs_f64()
-                        ));
+                    let last = seen.iter().rfind(|metrics| metrics.mode == mode);
+                    if let Some(last) = last.filter(|last| last.skipped > 0.0) {
+                        let (skipped, scale) = (last.skipped, last.loss_scale);
+                        epoch_line +=
+                            &format!("; {name} skipped {skipped} steps, loss scale {scale}");
                     }
                 }
-                Event::Validation {
-                    trainer,
-                    step,
-                    evaluation,
-                    ..
-                } => {
-                    match more(trainer, data) {
-                        Ok(more) => add(evaluation, more),
-                        Err(error) => failed = failed.take().or(Some(error)),
-                    }
-                    checking += last.elapsed();
-                    let before = match options.validate_every {
-                        None => std::mem::take(&mut epoch_line),
-                        Some(_) => format!("step {step}"),
-                    };
-                    let seconds = start.elapsed().as_secs_f64();
+                seen.clear();
+                if options.validate_every.is_some() {
                     say(format!(
-                        "{before}; validation {}; {seconds:.1} s",
-                        short(evaluation)
+                        "{epoch_line}; {:.1} s",
+                        start.elapsed().as_secs_f64()
                     ));
-                    let named: Vec<(String, f64)> = evaluation
-                        .values()
-                        .map(|(name, value)| (format!("validation/{name}"), value))
-                        .collect();
-                    failed = failed.take().or(boxed(record(recorders, step, &named)));
                 }
-                // The records reach at least as far as the checkpoint.
-                Event::Checkpoint { .. } => failed = failed.take().or(boxed(recorders.flush())),
-                _ => {}
             }
-            match failed.is_some() || interrupted.load(Ordering::SeqCst) {
-                true => ControlFlow::Break(()),
-                false => ControlFlow::Continue(()),
+            Event::Validation {
+                trainer,
+                step,
+                evaluation,
+                ..
+            } => {
+                let diverged = divergence(evaluation).map(|what| diverged(&what, folder));
+                match (diverged, more(trainer, data)) {
+                    (Some(error), Err(_)) => failed = failed.take().or(Some(error)),
+                    (Some(error), Ok(_)) if !has_best => failed = failed.take().or(Some(error)),
+                    (_, Ok(more)) => add(evaluation, more),
+                    (None, Err(error)) => failed = failed.take().or(Some(error)),
+                }
+                checking += last.elapsed();
+                let before = match options.validate_every {
+                    None => std::mem::take(&mut epoch_line),
+                    Some(_) => format!("step {step}"),
+                };
+                let seconds = start.elapsed().as_secs_f64();
+                say(format!(
+                    "{before}; validation {}; {seconds:.1} s",
+                    short(evaluation)
+                ));
+                let named: Vec<(String, f64)> = evaluation
+                    .values()
+                    .map(|(name, value)| (format!("validation/{name}"), value))
+                    .collect();
+                failed = failed.take().or(boxed(record(recorders, step, &named)));
             }
-        })
-        .map_err(name_options)?;
+            // The records reach at least as far as the checkpoint.
+            Event::Checkpoint { .. } => failed = failed.take().or(boxed(recorders.flush())),
+            _ => {}
+        }
+        match failed.is_some() || interrupted.load(Ordering::SeqCst) {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
+    });
     bar.finish_and_clear();
     let seconds = (start.elapsed() - checking).as_secs_f64();
     println!(
@@ -675,7 +679,7 @@ fn fit(
     recorders.flush()?;
     match failed {
         Some(error) => Err(error),
-        None => Ok(report),
+        None => report.map_err(name_options),
     }
 }
 
