@@ -208,21 +208,7 @@ fn reduced_angle(x: vec4<f32>) -> vec4<f32> {
 ";
 
 /// Hashes four numbers into four (Jarzynski & Olano, Hash Functions for GPU Rendering, JCGT 9(3), 2020).
-const PCG4D: &str = "\
-fn pcg4d(numbers: vec4<u32>) -> vec4<u32> {
-    var v = numbers * 1664525u + 1013904223u;
-    v.x += v.y * v.w;
-    v.y += v.z * v.x;
-    v.z += v.x * v.y;
-    v.w += v.y * v.z;
-    v ^= v >> vec4<u32>(16u);
-    v.x += v.y * v.w;
-    v.y += v.z * v.x;
-    v.z += v.x * v.y;
-    v.w += v.y * v.z;
-    return v;
-}
-";
+const PCG4D: &str = include_str!("../../wgsl/shared/pcg4d.wgsl");
 
 /// A WGSL f32 literal. WGSL has no literals for infinities and NaN, so these are written as their bits.
 pub(super) fn literal(number: f32) -> String {
