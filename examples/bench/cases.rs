@@ -31,10 +31,11 @@ const fn case(name: &'static str, build: fn(&mut Workload, DType) -> Result<()>)
 }
 
 /// All cases.
-pub static CASES: [Case; 23] = [
+pub static CASES: [Case; 24] = [
     case("gemm_4096", |w, dtype| gemm(w, dtype, 4096)),
     case("gemm_1024", |w, dtype| gemm(w, dtype, 1024)),
     case("gemm_512", |w, dtype| gemm(w, dtype, 512)),
+    case("gemm_long_k", gemm_long_k),
     case("linear_vocab", linear_vocab),
     case("ln_gelu_gemm", ln_gelu_gemm),
     case("gelu_gemm", gelu_gemm),
@@ -82,6 +83,16 @@ fn gemm(w: &mut Workload, dtype: DType, n: usize) -> Result<()> {
     let b = w.weight("b", &[n, n], n, dtype)?;
     let c = w.graph.matmul(a, b, Trans::NN)?;
     w.flops = 2.0 * (n as f64).powi(3);
+    w.output("c", c)
+}
+
+/// A weight gradient of 16 384 tokens, D 768 and H 3072, whose sums are long enough to be taken in blocks.
+fn gemm_long_k(w: &mut Workload, dtype: DType) -> Result<()> {
+    let (k, m, n) = (16_384, 3072, 768);
+    let a = w.uniform("a", &[k, m], dtype)?;
+    let b = w.weight("b", &[k, n], k, dtype)?;
+    let c = w.graph.matmul(a, b, Trans::TN)?;
+    w.flops = 2.0 * (m * n * k) as f64;
     w.output("c", c)
 }
 
