@@ -59,6 +59,44 @@ const PINNED_EPOCH_0: [usize; 10] = [7, 6, 5, 1, 0, 4, 8, 9, 2, 3];
 const PINNED_EPOCH_1: [usize; 10] = [8, 2, 7, 0, 4, 6, 9, 3, 1, 5];
 
 #[test]
+fn every_chunk_sees_every_sample_equally_often() {
+    // 1000 samples make 20 batches of 48 = 4 · 12; 250 samples per class, of which 240 fill batches.
+    let mut batches = Batches::training(validation(), 48, 8, 3)
+        .unwrap()
+        .chunks(4)
+        .unwrap();
+    let mut orders = Vec::new();
+    for round in 0..2 {
+        // How often each sample was in each chunk of its batch.
+        let mut seen = vec![[0; 4]; 1000];
+        for turn in 0..4 {
+            let batches = epoch(&mut batches, 4 * round + turn);
+            assert_eq!(batches.len(), 20);
+            let mut order = Vec::new();
+            for batch in &batches {
+                for (i, &sample) in batch.samples.iter().enumerate() {
+                    seen[sample][i / 12] += 1;
+                    order.push(sample);
+                }
+            }
+            let mut distinct = order.clone();
+            distinct.sort_unstable();
+            distinct.dedup();
+            assert_eq!(distinct.len(), 960, "no sample twice in an epoch");
+            orders.push(order);
+        }
+        assert!(seen.iter().flatten().all(|&times| times <= 1));
+        let all: i32 = seen.iter().flatten().sum();
+        assert_eq!(all, 4 * 960);
+    }
+    for (i, order) in orders.iter().enumerate() {
+        assert!(!orders[..i].contains(order), "each epoch has its own order");
+    }
+    assert!(batches.clone().chunks(0).is_err());
+    assert!(batches.chunks(5).is_err());
+}
+
+#[test]
 fn batches_hold_the_samples_cut_and_padded() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("a.efb");

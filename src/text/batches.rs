@@ -39,6 +39,8 @@ pub struct Batches {
     recipe: Recipe,
     /// Seed of the shuffles; `None` in evaluation, which keeps the order of the file.
     seed: Option<u64>,
+    /// See [`Batches::chunks`].
+    chunks: usize,
     epoch: u64,
     /// Number of batches of this epoch that were given out.
     position: usize,
@@ -100,6 +102,7 @@ impl Batches {
             .map_err(|_| config("dataset", "has more than 2^32 - 1 samples"))?;
         Ok(Self {
             seed,
+            chunks: 1,
             epoch: 0,
             position: 0,
             batch: Batch {
@@ -127,6 +130,32 @@ impl Batches {
         self.recipe.padding = id;
         self.background = None;
         self
+    }
+
+    /// In training, orders the samples such that in `chunks` epochs (numbers n·`chunks` to (n + 1)·`chunks` − 1) each sample is once in
+    /// each of the `chunks` equal parts of its batch. Where parts train different networks, as in joint training, each network then sees
+    /// each sample equally often. A random order shows a network some samples many times and others never. Starts the current epoch
+    /// again. [`Trainer::fit`](super::Trainer::fit) calls this by itself.
+    ///
+    /// In an epoch, up to `chunks` − 1 samples are left out in addition to those that do not fill a last batch.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if `chunks` does not divide the number of samples per batch.
+    pub fn chunks(mut self, chunks: usize) -> Result<Self> {
+        self.set_chunks(chunks)?;
+        self.start_epoch(self.epoch);
+        Ok(self)
+    }
+
+    /// As [`Batches::chunks`], from the next start of an epoch on.
+    pub(super) fn set_chunks(&mut self, chunks: usize) -> Result<()> {
+        let batch = self.recipe.batch;
+        if chunks == 0 || !batch.is_multiple_of(chunks) {
+            let reason = format!("is {chunks}, but must divide the batch of {batch}");
+            return Err(config("chunks", reason));
+        }
+        self.chunks = chunks;
+        Ok(())
     }
 
     /// The dataset.
@@ -176,7 +205,20 @@ impl Batches {
         if let Some(seed) = self.seed {
             // Not copied: the threads that shared it have ended.
             let order: &mut Vec<u32> = Arc::make_mut(&mut self.recipe.order);
-            shuffle(order, seed, epoch);
+            for (i, slot) in order.iter_mut().enumerate() {
+                *slot = i as u32;
+            }
+            match self.chunks {
+                1 => shuffle(order, [seed, epoch, 0, 0]),
+                chunks => {
+                    *order = in_turn(
+                        std::mem::take(order),
+                        chunks,
+                        self.recipe.batch,
+                        [seed, epoch],
+                    )
+                }
+            }
         }
     }
 
@@ -257,16 +299,38 @@ impl Recipe {
     }
 }
 
-/// Fisher–Yates shuffle of 0..n by a generator keyed with seed and epoch. It is written out here so that no other crate can change
-/// the order.
-fn shuffle(order: &mut [u32], seed: u64, epoch: u64) {
-    let mut key = [0; 32];
-    key[..8].copy_from_slice(&seed.to_le_bytes());
-    key[8..16].copy_from_slice(&epoch.to_le_bytes());
-    let mut random = ChaCha8Rng::from_seed(key);
-    for (i, slot) in order.iter_mut().enumerate() {
-        *slot = i as u32;
+/// An order in which each sample is once in each of the `chunks` parts of its batch in `chunks` epochs. For so many epochs the samples
+/// belong to as many classes, and in each epoch a part of the batches takes another class.
+fn in_turn(
+    mut samples: Vec<u32>,
+    chunks: usize,
+    batch: usize,
+    [seed, epoch]: [u64; 2],
+) -> Vec<u32> {
+    let count = chunks as u64;
+    let len = samples.len();
+    shuffle(&mut samples, [seed, epoch / count, 1, count]);
+    let mut classes: Vec<&mut [u32]> = samples.chunks_exact_mut(len / chunks).collect();
+    for (class, samples) in (0..count).zip(&mut classes) {
+        shuffle(samples, [seed, epoch, 2, class]);
     }
+    let part = batch / chunks;
+    let turn = (epoch % count) as usize;
+    let mut order = Vec::with_capacity(len);
+    for number in 0..len / batch {
+        for chunk in 0..chunks {
+            let class = &classes[(chunk + turn) % chunks];
+            order.extend_from_slice(&class[number * part..(number + 1) * part]);
+        }
+    }
+    // What fills no batch is not read, but counts.
+    order.resize(len, 0);
+    order
+}
+
+/// Fisher–Yates shuffle by a generator with this key. It is written out here so that no other crate can change the order.
+fn shuffle(order: &mut [u32], key: [u64; 4]) {
+    let mut random = ChaCha8Rng::from_seed(bytemuck::cast(key.map(u64::to_le)));
     for i in (1..order.len()).rev() {
         // The high half of a 64 × 64-bit product: uniform in 0..=i up to 2^-64 (i + 1).
         let product = u128::from(random.next_u64()) * (i as u128 + 1);

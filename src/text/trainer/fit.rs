@@ -228,6 +228,9 @@ impl Trainer {
             cancelled: false,
             saved: None,
         };
+        // Each mode sees each sample equally often.
+        let joint = self.a.is_some() && self.b.is_some();
+        batches.set_chunks(if joint { self.options.chunks } else { 1 })?;
         batches.seek(self.progress.epoch, self.progress.batch);
         let mut early = run.is_early(self);
         while self.progress.epoch < options.epochs && !early && !run.cancelled {
