@@ -14,7 +14,10 @@ fn cosines(precision: Precision) -> (f64, f64) {
     let dataset = concat!(env!("CARGO_MANIFEST_DIR"), "/data/wordnet_val.safetensors");
     let dataset = Dataset::open(dataset).unwrap();
     let samples: Vec<_> = dataset.iter().map(Result::unwrap).collect();
-    let texts: Vec<&str> = samples.iter().map(|sample| sample.text().unwrap()).collect();
+    let texts: Vec<&str> = samples
+        .iter()
+        .map(|sample| sample.text().unwrap())
+        .collect();
     assert_eq!(texts.len(), 1000);
     let options = TextEncoderOptions::default().precision(precision);
     let gpu = common::gpu();
@@ -32,7 +35,11 @@ fn cosines(precision: Precision) -> (f64, f64) {
     let cosines: Vec<f64> = embeddings.iter().zip(targets).map(cosine).collect();
     let mean = cosines.iter().sum::<f64>() / cosines.len() as f64;
     let least = cosines.iter().copied().fold(f64::INFINITY, f64::min);
-    println!("{precision:?}: 1 - cosine is {:.2e} in the mean, {:.2e} at most", 1.0 - mean, 1.0 - least);
+    println!(
+        "{precision:?}: 1 - cosine is {:.2e} in the mean, {:.2e} at most",
+        1.0 - mean,
+        1.0 - least
+    );
     (mean, least)
 }
 
