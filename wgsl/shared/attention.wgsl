@@ -110,13 +110,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         {
 {% for r in range(from, [from + 8, loads]|min) %}
             let t{{ r }} = {% if (r + 1) * size <= tile * d %}lid + {{ r * size }}u{% else %}min(lid + {{ r * size }}u, {{ tile * d - 1 }}u){% endif %};
-            let other{{ r }} = other0 + t{{ r }} / {{ d }}u;
-            let other_row{{ r }} = batch * {{ other_len }}u + min(other{{ r }}, {{ other_len - 1 }}u);
+            let to{{ r }} = other0 + t{{ r }} / {{ d }}u;
+            let other_row{{ r }} = batch * {{ other_len }}u + min(to{{ r }}, {{ other_len - 1 }}u);
             let at{{ r }} = column + t{{ r }} % {{ d }}u;
             let x{{ r }} = {{ x }}_load(other_row{{ r }} * {{ x }}_stride + {{ x_first }}u + at{{ r }});
             let y{{ r }} = {{ y }}_load(other_row{{ r }} * {{ y }}_stride + {{ y_first }}u + at{{ r }});
 {% if hidden %}
-            let there{{ r }} = other{{ r }} < {{ other_len }}u{% if masked and not key %} && mask_at(other_row{{ r }}) != 0.0{% endif %};
+            let there{{ r }} = to{{ r }} < {{ other_len }}u{% if masked and not key %} && mask_at(other_row{{ r }}) != 0.0{% endif %};
 {% endif %}
 {% endfor %}
 {% for r in range(from, [from + 8, loads]|min) %}

@@ -299,7 +299,11 @@ fn accumulated(update: bool) -> Result<Graph> {
 #[test]
 fn zz_attention() {
     for (dims, masked, causal) in ATTENTIONS {
-        every_target(|dtype| attention(dims, masked, causal, dtype), "attention", &[]);
+        every_target(
+            |dtype| attention(dims, masked, causal, dtype),
+            "attention",
+            &[],
+        );
     }
 }
 
