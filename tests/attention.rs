@@ -87,7 +87,16 @@ fn turn(i: usize) -> DType {
 
 #[test]
 fn every_width_of_a_head() {
-    let widths = [(16, 3), (24, 1), (32, 1), (32, 12), (64, 3), (80, 1), (128, 1), (4, 5)];
+    let widths = [
+        (16, 3),
+        (24, 1),
+        (32, 1),
+        (32, 12),
+        (64, 3),
+        (80, 1),
+        (128, 1),
+        (4, 5),
+    ];
     for (i, (d, heads)) in widths.into_iter().enumerate() {
         let kind = [Mask::None, Mask::Random][i % 2];
         let options = AttentionOptions::new(heads).causal(i % 3 == 1);

@@ -35,12 +35,12 @@ var<workgroup> there: array<u32, {{ tile }}>;
 {% macro put(name, at, value) %}
 {% if scalar %}
         {
-            let at = {{ at }};
-            let value = {{ value }};
-            {{ name }}[at] = value.x;
-            {{ name }}[at + 1u] = value.y;
-            {{ name }}[at + 2u] = value.z;
-            {{ name }}[at + 3u] = value.w;
+            let place = {{ at }};
+            let four = {{ value }};
+            {{ name }}[place] = four.x;
+            {{ name }}[place + 1u] = four.y;
+            {{ name }}[place + 2u] = four.z;
+            {{ name }}[place + 3u] = four.w;
         }
 {% else %}
         {{ name }}[({{ at }}) / 4u] = {{ value }};

@@ -1,7 +1,7 @@
 //! Attention and its gradients: scores, softmax and weighted sum in one kernel, and no matrix of scores in memory.
 
 use super::{Kernel, Program, Target, View};
-use crate::gpu::{Layout, MatrixUnits};
+use crate::gpu::Layout;
 use crate::types::DType;
 
 /// Bytes of workgroup memory of a pair of tiles: WebGPU's baseline limit.
@@ -9,8 +9,8 @@ const STORAGE: usize = 16 << 10;
 /// Most `vec4`s of one of its own rows that an invocation has in registers, and of one row of sums.
 const RESIDENT: usize = 16;
 
-/// Number of keys per step on matrix units.
-const KEYS: usize = 32;
+/// Number of rows of the other kind, keys or queries, per step on matrix units.
+const OTHERS: usize = 32;
 /// Widest head on matrix units: an invocation has the sums of a row of it in registers.
 const MOST_WIDE: usize = 128;
 /// Number of unused elements between two rows in workgroup memory.
@@ -53,11 +53,7 @@ pub(crate) struct Operands {
 impl AttentionKernel {
     /// q, (kv,) (mask) → statistics, program(y).
     pub fn forward(&self, of: Operands, stats: Layout, program: Program, target: Target) -> Kernel {
-        let kernel = match self.cooperative(of, target) {
-            Some((units, subgroups)) => self.matrices(of, units, subgroups),
-            None => self.kernel("attention", Kind::Forward, of, target),
-        };
-        kernel
+        self.kernel(Kind::Forward, of, target)
             .with("width", program.width())
             .write("stats", stats, View::Scalar)
             .flops(4.0 * self.pairs())
@@ -72,7 +68,7 @@ impl AttentionKernel {
         [dq, dots]: [Layout; 2],
         target: Target,
     ) -> Kernel {
-        self.kernel("attention_grad_query", Kind::Query, of, target)
+        self.kernel(Kind::Query, of, target)
             .read("out", y, View::Vec4)
             .read("dy", dy, View::Vec4)
             .read("stats", stats, View::Scalar)
@@ -89,7 +85,7 @@ impl AttentionKernel {
         dkv: Layout,
         target: Target,
     ) -> Kernel {
-        self.kernel("attention_grad_key", Kind::Key, of, target)
+        self.kernel(Kind::Key, of, target)
             .read("dy", dy, View::Vec4)
             .read("stats", stats, View::Scalar)
             .read("dots", dots, View::Scalar)
@@ -112,44 +108,57 @@ impl AttentionKernel {
         self.batch * self.heads * self.queries
     }
 
-    /// Matrix units that compute products of the operands, and number of subgroups per workgroup. None where they are not used.
-    fn cooperative(&self, of: Operands, target: Target) -> Option<(MatrixUnits, usize)> {
+    /// The kernel on matrix units, where there are any for the operands.
+    fn cooperative(&self, kind: Kind, of: Operands, target: Target) -> Option<Kernel> {
         let units = target.matrix_units?;
         if !units.f16 || of.q.dtype() != DType::F16 || !units.lanes.is_multiple_of(units.size) {
             return None;
         }
         let wide = self.columns.next_multiple_of(units.size);
-        if wide > MOST_WIDE {
-            return None;
-        }
+        let (own, most, name) = match kind {
+            Kind::Forward => (self.queries, MOST_WIDE, "attention_cooperative"),
+            Kind::Query => (self.queries, MOST_WIDE / 2, "attention_grad_cooperative"),
+            Kind::Key => (self.keys, MOST_WIDE / 2, "attention_grad_cooperative"),
+        };
+        // Both kinds of sums, or probabilities and derivatives.
+        let pairs = if kind == Kind::Forward { 1 } else { 2 };
         let storage = |subgroups: usize| {
             let rows = subgroups * units.lanes;
-            let keys = 2 * KEYS * (wide + PAD) * 2;
-            let probabilities = rows * (wide.max(KEYS) + PAD) * 2;
-            keys + probabilities + rows * (KEYS + 4) * 4 + 4 * KEYS
+            let others = 2 * OTHERS * (wide + PAD) * 2 + 3 * OTHERS * 4;
+            others + pairs * rows * ((wide.max(OTHERS) + PAD) * 2 + (OTHERS + 4) * 4)
         };
-        let wanted = self.queries.div_ceil(units.lanes);
         let fits = |subgroups: &usize| {
             storage(*subgroups) <= units.storage && subgroups * units.lanes <= units.invocations
         };
-        let subgroups = (1..=wanted.min(4)).rev().find(fits)?;
-        Some((units, subgroups))
-    }
-
-    fn matrices(&self, of: Operands, units: MatrixUnits, subgroups: usize) -> Kernel {
+        let wanted = own.div_ceil(units.lanes).min(4);
+        let subgroups = (1..=wanted).rev().find(fits).filter(|_| wide <= most)?;
         let rows = subgroups * units.lanes;
-        self.described("attention_cooperative", of)
+        let kernel = self
+            .described(name, of)
             .cooperative()
-            .tiles([self.queries.div_ceil(rows), self.heads, self.batch])
+            .tiles([own.div_ceil(rows), self.heads, self.batch])
             .with("size", units.size)
             .with("lanes", units.lanes)
             .with("scalar", units.scalar)
             .with("subgroups", subgroups)
-            .with("tile", KEYS)
-            .with("pad", PAD)
+            .with("tile", OTHERS)
+            .with("pad", PAD);
+        Some(match kind {
+            Kind::Forward => kernel,
+            Kind::Query => kernel.with("kind", "query"),
+            Kind::Key => kernel.with("kind", "key"),
+        })
     }
 
-    fn kernel(&self, template: &'static str, kind: Kind, of: Operands, target: Target) -> Kernel {
+    fn kernel(&self, kind: Kind, of: Operands, target: Target) -> Kernel {
+        if let Some(kernel) = self.cooperative(kind, of, target) {
+            return kernel;
+        }
+        let template = match kind {
+            Kind::Forward => "attention",
+            Kind::Query => "attention_grad_query",
+            Kind::Key => "attention_grad_key",
+        };
         let d = self.columns / 4;
         let own = match kind {
             Kind::Key => self.keys,

@@ -17,6 +17,7 @@ const TEMPLATES: &[(&str, &str)] = templates![
     "adamw",
     "attention",
     "attention_cooperative",
+    "attention_grad_cooperative",
     "attention_grad_key",
     "attention_grad_query",
     "col2im",

@@ -96,6 +96,15 @@ fn norms(rows: usize, width: usize, dtype: DType) -> Result<Graph> {
     Ok(graph)
 }
 
+/// Around the tiles, with heads that end inside a matrix, and with one that is too wide for matrices.
+const ATTENTIONS: [([usize; 5], bool, bool); 5] = [
+    ([1, 1, 1, 1, 4], false, false),
+    ([2, 5, 37, 3, 12], true, false),
+    ([1, 67, 33, 1, 32], false, true),
+    ([1, 3, 9, 2, 80], true, true),
+    ([1, 9, 3, 1, 132], true, false),
+];
+
 /// Attention to itself and to others, with its gradients, and softmax. `dims`: batch, queries, keys, heads, columns per head.
 fn attention(dims: [usize; 5], masked: bool, causal: bool, dtype: DType) -> Result<Graph> {
     let [batch, queries, keys, heads, d] = dims;
@@ -309,13 +318,7 @@ fn every_kernel_stays_inside_its_memory() {
             &format!("norms {rows}x{width}"),
         );
     }
-    for (dims, masked, causal) in [
-        ([1, 1, 1, 1, 4], false, false),
-        ([2, 5, 37, 3, 12], true, false),
-        ([1, 67, 33, 1, 32], false, true),
-        ([1, 3, 9, 2, 80], true, true),
-        ([1, 9, 3, 1, 132], true, false),
-    ] {
+    for (dims, masked, causal) in ATTENTIONS {
         run(
             &|dtype| attention(dims, masked, causal, dtype),
             &format!("attention {dims:?}"),
