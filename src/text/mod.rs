@@ -20,6 +20,8 @@ pub mod encoder;
 mod engine;
 mod engine_methods;
 mod generate;
+#[cfg(feature = "hub")]
+pub mod hub;
 mod index;
 mod index_file;
 pub mod jsonl;
