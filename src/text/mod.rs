@@ -63,7 +63,8 @@ pub use sample::{OpenOptions, Sample};
 pub use text_encoder::{TextEncoder, TextEncoderOptions};
 pub use tokenizer::{Tokenizer, Tokens, Whitespace};
 pub use trainer::{
-    Condition, Evaluation, FitOptions, InfoNce, Metrics, Trainer, TrainerOptions, TrainingMode,
+    Condition, Contrastive, Evaluation, FitOptions, InfoNce, Metrics, PairLoss, Trainer,
+    TrainerOptions, TrainingMode,
 };
 #[cfg(feature = "tokenizer")]
 pub use word_piece::WordPiece;

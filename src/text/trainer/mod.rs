@@ -5,6 +5,7 @@ mod fit;
 mod metrics;
 mod objective;
 mod options;
+mod pairs;
 mod progress;
 mod step;
 
@@ -15,7 +16,9 @@ pub use evaluation::{DecoderScores, EncoderScores, Evaluation};
 pub use fit::{Best, Event, FitOptions, FitReport, Stop};
 pub use metrics::Metrics;
 use objective::{Objective, Pass};
-pub use options::{Condition, InfoNce, TrainerOptions, TrainingMode};
+pub use options::{Condition, Contrastive, InfoNce, PairLoss, TrainerOptions, TrainingMode};
+use pairs::Labels;
+pub use pairs::PairScores;
 use progress::Progress;
 use step::{Step, Whole, check_length};
 
@@ -57,6 +60,8 @@ pub struct Trainer {
     order: Gate,
     embed: Option<Arc<Executable>>,
     score: Option<Arc<Executable>>,
+    /// Of training on pairs.
+    labels: Option<Labels>,
     /// Samples of a run of `score`.
     scored: usize,
     /// Next tokens of the chunk at hand.
@@ -213,7 +218,9 @@ impl Trainer {
         let embed = match &model.encoder {
             Some(_) => {
                 let mut graph = Graph::new();
-                let pass = Pass::evaluate(options.batch, dtype);
+                let each = options.pair_loss.map_or(1, |loss| loss.texts());
+                // A batch for training is as large.
+                let pass = Pass::evaluate(options.batch * each, dtype);
                 objective::embed(&mut graph, &model, pass)?;
                 Some(session.compile(&graph)?)
             }
@@ -245,6 +252,7 @@ impl Trainer {
             order: Gate::default(),
             embed,
             score,
+            labels: Labels::new(options),
             scored,
             targets: Mutex::new(vec![0; targets]),
             progress: Progress::default(),
@@ -304,7 +312,7 @@ impl Trainer {
     }
 
     /// Runs the step of chunk number `chunk` of a batch of texts [B, L] and teacher's embeddings [B, E]; its metrics arrive later. Without
-    /// chunks the number is 0.
+    /// chunks the number is 0. A batch of pairs has k texts per sample [B, k·L], one after the other, and scores [B, 1].
     ///
     /// # Errors
     /// [`Error::Config`] for a chunk that there is not; [`Error::Data`] for a batch of another shape or an id outside the vocabulary;
@@ -319,7 +327,7 @@ impl Trainer {
             });
         };
         let (size, step) = (self.options.batch, self.options.step());
-        let [length, width] = self.sizes();
+        let [length, width] = self.sample();
         check_length("ids", batch.ids.len(), size * length)?;
         check_length("mask", batch.mask.len(), size * length)?;
         check_length("target", batch.targets.len(), size * width)?;
@@ -334,8 +342,9 @@ impl Trainer {
         let [ids_input, mask_input] = ids_and_mask;
         let submit =
             |inputs: &[Whole<'_>]| training.step.submit(&self.session, &self.order, inputs);
-        let pending = match (mode, &self.model.decoder) {
-            (TrainingMode::B, Some(decoder)) => {
+        let pending = match (mode, &self.model.decoder, &self.labels) {
+            (TrainingMode::A, _, Some(labels)) => labels.with(ids_and_mask, teacher, submit)?,
+            (TrainingMode::B, Some(decoder), _) => {
                 let mut targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
                 next_tokens(ids, mask, length, decoder.ignored_target(), &mut targets)?;
                 let targets = ("targets", Host::from(&*targets), length);
@@ -396,6 +405,15 @@ impl Trainer {
             report(&metrics);
         }
         Ok(())
+    }
+
+    /// Tokens of a sample, and values of its target.
+    fn sample(&self) -> [usize; 2] {
+        let [length, width] = self.sizes();
+        match self.options.pair_loss {
+            Some(loss) => [length * loss.texts(), 1],
+            None => [length, width],
+        }
     }
 
     /// Length of the texts and width of the embeddings.

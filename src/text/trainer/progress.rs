@@ -162,13 +162,14 @@ impl Trainer {
                 reason: "are for evaluation, in the order of the file and filled up; use Batches::training".into(),
             });
         }
-        if data.batch != self.options.batch || data.length != self.sizes()[0] {
+        let [length, _] = self.sample();
+        if data.batch != self.options.batch || data.length != length {
             return Err(Error::Config {
                 field: "batch",
                 reason: format!(
                     "is {} of {} tokens, but the batches are {} of {}",
                     self.options.batch,
-                    self.sizes()[0],
+                    length,
                     data.batch,
                     data.length
                 ),
