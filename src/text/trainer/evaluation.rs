@@ -266,7 +266,7 @@ impl Trainer {
         embed.run(&inputs)?.wait()?.get("z")
     }
 
-    fn padding(&self) -> u32 {
+    pub(super) fn padding(&self) -> u32 {
         let encoder = self.model.encoder.as_ref().map(|encoder| encoder.padding);
         let decoder = self.model.decoder.as_ref().map(|decoder| decoder.padding);
         encoder.or(decoder).flatten().unwrap_or(0)
