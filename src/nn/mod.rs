@@ -13,6 +13,7 @@ mod embedding;
 mod linear;
 mod mode;
 mod norm;
+mod pooling;
 mod tcn;
 
 pub use conv::{Conv1d, ConvMethod};
@@ -21,6 +22,7 @@ pub use embedding::Embedding;
 pub use linear::Linear;
 pub use mode::Mode;
 pub use norm::LayerNorm;
+pub use pooling::{AttentionPooling, first_step, normalize};
 pub use tcn::{Tcn, TcnBlock, TcnOptions};
 
 use crate::error::Result;

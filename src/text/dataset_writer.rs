@@ -161,7 +161,7 @@ impl DatasetWriter {
 }
 
 /// Integers of -127 to 127 and their scale.
-fn quantize(target: &[f32], bytes: &mut Vec<u8>) -> f32 {
+pub(super) fn quantize(target: &[f32], bytes: &mut Vec<u8>) -> f32 {
     let largest = target
         .iter()
         .fold(0.0_f32, |most, value| most.max(value.abs()));

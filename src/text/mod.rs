@@ -31,6 +31,7 @@ mod rows;
 mod sample;
 mod samples;
 mod store;
+mod teacher_table;
 pub mod tensors;
 mod text_encoder;
 mod text_lines;
@@ -48,7 +49,7 @@ pub use decoder::{Decoder, DecoderOptions, next_tokens};
 pub use efb1::Efb1Writer;
 pub use efb2::Efb2Writer;
 pub use embeddings::{Embeddings, Truncation};
-pub use encoder::{Encoder, EncoderOptions};
+pub use encoder::{Encoder, EncoderOptions, EncoderPooling};
 pub use generate::{
     DecodeOptions, Finish, Generation, Piece, Stop, Stream, TextDecoder, TextDecoderOptions,
     TokenStep,
@@ -60,11 +61,12 @@ pub use npy::{NpyReader, NpyWriter};
 pub use record_writer::{DatasetFormat, RecordWriter};
 pub use records::Records;
 pub use sample::{OpenOptions, Sample};
+pub use teacher_table::TeacherTable;
 pub use text_encoder::{TextEncoder, TextEncoderOptions};
 pub use tokenizer::{Tokenizer, Tokens, Whitespace};
 pub use trainer::{
-    Condition, Contrastive, Evaluation, FitOptions, InfoNce, Metrics, PairLoss, Trainer,
-    TrainerOptions, TrainingMode,
+    Condition, Contrastive, Evaluation, FitOptions, InfoNce, Metrics, PairLoss, StartOptions,
+    Trainer, TrainerOptions, TrainingMode,
 };
 #[cfg(feature = "tokenizer")]
 pub use word_piece::WordPiece;

@@ -7,6 +7,7 @@ mod objective;
 mod options;
 mod pairs;
 mod progress;
+mod start;
 mod step;
 
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -20,6 +21,7 @@ pub use options::{Condition, Contrastive, InfoNce, PairLoss, TrainerOptions, Tra
 use pairs::Labels;
 pub use pairs::PairScores;
 use progress::Progress;
+pub use start::StartOptions;
 use step::{Step, Whole, check_length};
 
 use super::batches::{Batch, Batches};
@@ -190,11 +192,7 @@ impl Trainer {
             if [of_a == 0, of_a == options.chunks][mode] {
                 continue;
             }
-            let dropout = match mode {
-                0 => model.encoder.as_ref().map(|encoder| encoder.dropout),
-                _ => model.decoder.as_ref().map(|decoder| decoder.dropout),
-            };
-            *graph = Some(graph_of(&model, options, dtype, (mode, dropout))?);
+            *graph = Some(graph_of(&model, options, dtype, mode)?);
         }
         check_freeze(&graphs, &options.freeze)?;
         let mut session = Session::new(gpu, options.seed);
@@ -489,14 +487,16 @@ fn graph_of(
     model: &Model,
     options: &TrainerOptions,
     dtype: DType,
-    (mode, dropout): (usize, Option<f32>),
+    mode: usize,
 ) -> Result<(Graph, Objective)> {
     let mut graph = Graph::new();
+    let with_encoder = mode == 0 || options.condition == Condition::TrainedStudent;
+    let encoder = model.encoder.as_ref().filter(|_| with_encoder);
+    let decoder = model.decoder.as_ref().filter(|_| mode == 1);
     // A rate of 0 needs no draws.
-    let student = options.condition == Condition::TrainedStudent;
-    let of_student = model.encoder.as_ref().filter(|_| mode == 1 && student);
-    let rates = [dropout, of_student.map(|encoder| encoder.dropout)];
-    let draws = match rates.into_iter().flatten().any(|rate| rate != 0.0) {
+    let drops = encoder.is_some_and(EncoderOptions::drops)
+        || decoder.is_some_and(|decoder| decoder.dropout != 0.0);
+    let draws = match drops {
         true => Some(Draws::new(&mut graph, options.seed)?),
         false => None,
     };

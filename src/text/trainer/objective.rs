@@ -84,6 +84,16 @@ pub(super) fn embed(graph: &mut Graph, model: &Model, pass: Pass) -> Result<()> 
     graph.output("z", z)
 }
 
+/// The operand of the encoder's last linear layer, with the output features. Returns its width.
+pub(super) fn features(graph: &mut Graph, model: &Model, pass: Pass) -> Result<usize> {
+    let encoder = model.build_encoder(graph)?;
+    let options = options_of(&model.encoder, "encoder")?;
+    let [ids, mask] = texts(graph, pass, options.vocabulary, options.length)?;
+    let features = encoder.features(graph, ids, mask, pass.dtype)?;
+    graph.output("features", features)?;
+    Ok(graph.value(features)?.shape.cols())
+}
+
 /// Mode A: z against the teacher's embedding, or the embeddings of pairs against each other.
 pub(super) fn distill(
     graph: &mut Graph,
