@@ -16,6 +16,7 @@ pub mod efb1;
 pub mod efb2;
 mod embeddings;
 pub mod encoder;
+mod fingerprint;
 mod generate;
 mod index;
 mod index_file;
@@ -24,16 +25,20 @@ pub mod metrics;
 mod model;
 pub mod npy;
 mod offsets;
+mod pairs;
 mod prefetch;
 mod record_writer;
 mod records;
 mod rows;
 mod sample;
 mod samples;
+mod split;
 mod store;
+mod teacher_cache;
 mod teacher_table;
 pub mod tensors;
 mod text_encoder;
+mod text_file;
 mod text_lines;
 pub mod tokenizer;
 pub mod trainer;
@@ -50,6 +55,7 @@ pub use efb1::Efb1Writer;
 pub use efb2::Efb2Writer;
 pub use embeddings::{Embeddings, Truncation};
 pub use encoder::{Encoder, EncoderOptions, EncoderPooling};
+pub use fingerprint::fingerprint;
 pub use generate::{
     DecodeOptions, Finish, Generation, Piece, Stop, Stream, TextDecoder, TextDecoderOptions,
     TokenStep,
@@ -58,11 +64,15 @@ pub use index::{Hit, Index, IndexOptions};
 pub use jsonl::{JsonLines, JsonLinesWriter, Record};
 pub use model::Model;
 pub use npy::{NpyReader, NpyWriter};
+pub use pairs::{PairOptions, Pairs};
 pub use record_writer::{DatasetFormat, RecordWriter};
 pub use records::Records;
 pub use sample::{OpenOptions, Sample};
+pub use split::{Split, ValidationSize, normalized, split_key};
+pub use teacher_cache::{CacheState, TeacherCache};
 pub use teacher_table::TeacherTable;
 pub use text_encoder::{TextEncoder, TextEncoderOptions};
+pub use text_file::TextFile;
 pub use tokenizer::{Tokenizer, Tokens, Whitespace};
 pub use trainer::{
     Condition, Contrastive, Evaluation, FitOptions, InfoNce, Metrics, PairLoss, StartOptions,

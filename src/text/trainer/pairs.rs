@@ -122,8 +122,8 @@ impl Trainer {
     /// Embeds all texts of a dataset of pairs.
     pub(super) fn evaluate_pairs(&self, dataset: &Dataset, loss: PairLoss) -> Result<PairScores> {
         let ([length, width], [tokens, _]) = (self.sizes(), self.sample());
-        let mut batches =
-            Batches::evaluation(dataset.clone(), self.options.batch, tokens)?.padding(self.padding());
+        let mut batches = Batches::evaluation(dataset.clone(), self.options.batch, tokens)?
+            .padding(self.padding());
         let mut anchors = Vec::with_capacity(dataset.len() * width);
         // Equal texts are one candidate.
         let mut numbers: HashMap<Vec<u32>, usize> = HashMap::new();

@@ -168,10 +168,7 @@ impl Trainer {
                 field: "batch",
                 reason: format!(
                     "is {} of {} tokens, but the batches are {} of {}",
-                    self.options.batch,
-                    length,
-                    data.batch,
-                    data.length
+                    self.options.batch, length, data.batch, data.length
                 ),
             });
         }
