@@ -8,10 +8,11 @@ use std::time::Instant;
 
 use clap::Parser;
 use energyflow::text::metrics::nearest;
-use energyflow::text::{Card, EncoderOptions, Evaluation, InfoNce, Tokenizer, Trainer};
+use energyflow::text::{Card, Evaluation, InfoNce, Tokenizer, Trainer};
 
 mod shared {
     pub mod device;
+    pub mod network;
     pub mod program;
     pub mod training;
 }
@@ -33,42 +34,8 @@ struct Options {
         help_heading = "Training"
     )]
     info_nce: f32,
-    /// Width of the network
-    #[arg(
-        long,
-        value_name = "D",
-        default_value_t = 128,
-        help_heading = "Network"
-    )]
-    width: usize,
-    /// Width inside a block
-    #[arg(
-        long,
-        value_name = "H",
-        default_value_t = 256,
-        help_heading = "Network"
-    )]
-    hidden: usize,
-    /// Taps of the convolutions
-    #[arg(long, value_name = "K", default_value_t = 3, help_heading = "Network")]
-    kernel: usize,
-    /// Dilation of each block
-    #[arg(
-        long,
-        value_name = "LIST",
-        value_delimiter = ',',
-        default_value = "1,2",
-        help_heading = "Network"
-    )]
-    dilations: Vec<usize>,
-    /// The token table starts uniform in ± this
-    #[arg(
-        long,
-        value_name = "BOUND",
-        default_value_t = 0.05,
-        help_heading = "Network"
-    )]
-    table_bound: f32,
+    #[command(flatten)]
+    network: shared::network::Network,
     #[command(flatten)]
     output: Output,
     /// Ask this instead of the built-in questions (repeat for more)
@@ -92,15 +59,12 @@ fn main() -> ExitCode {
 fn distill(options: Options) -> Result<(), Box<dyn Error>> {
     let gpu = options.device.open()?;
     let mut data = options.data.open(&options.training)?;
-    let encoder = EncoderOptions::default()
+    let encoder = options
+        .network
+        .options()
         .vocabulary(data.tokenizer.vocab_size() as usize)
         .length(options.data.length)
-        .width(options.width)
-        .hidden(options.hidden)
-        .kernel(options.kernel)
-        .dilations(options.dilations.clone())
         .embedding(data.batches.dataset().width())
-        .table_bound(options.table_bound)
         .dropout(options.training.dropout)
         .padding(data.tokenizer.padding_id());
     let info_nce = (options.info_nce > 0.0).then(|| InfoNce::new(options.info_nce));
@@ -108,9 +72,11 @@ fn distill(options: Options) -> Result<(), Box<dyn Error>> {
         .training
         .options(&data.batches, 1)?
         .info_nce(info_nce);
+    let training = options.network.rates(training);
     let start = Instant::now();
     let mut trainer = Trainer::distill(&gpu, &encoder, &training)?;
     options.training.describe(&trainer, start);
+    options.network.start(&mut trainer, data.batches.dataset())?;
     let card = Card::default()
         .name("Sentence encoder")
         .description("Sentence embeddings, distilled from those of a transformer.");

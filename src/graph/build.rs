@@ -523,16 +523,6 @@ impl Graph {
         self.apply1(Op::SumAll, &[x])
     }
 
-    /// Sum over the time steps: x [B, L, C] → [B, C] like x.
-    pub fn sum_over_time(&mut self, x: ValueId) -> Result<ValueId> {
-        let shape = &self.value(x)?.shape;
-        let [_, period, _] = *shape.dims() else {
-            let reason = "x must be [B, L, C]";
-            return Err(Error::shape("sum_over_time", &[shape], reason));
-        };
-        self.apply1(Op::SumGroups { period }, &[x])
-    }
-
     /// Mean of the time steps where `mask` [B·L] is 1: [B, L, C] → [B, C].
     pub fn masked_mean(&mut self, x: ValueId, mask: ValueId) -> Result<ValueId> {
         self.apply1(Op::MaskedMean, &[x, mask])

@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::graph::{Graph, Init, ValueId};
 use crate::nn::{
     AttentionPooling, Dropout, Embedding, Gelu, LayerNorm, Linear, Mode, Tcn, TcnOptions,
+    weighted_sum,
 };
 use crate::setters::setters;
 use crate::types::{DType, UnaryOp};
@@ -340,10 +341,7 @@ impl Encoder {
             x = graph.reshape(wide, &[dims[0], dims[1], columns])?;
         }
         match weights {
-            Some(weights) => {
-                let x = graph.mul_rows(x, weights)?;
-                graph.sum_over_time(x)
-            }
+            Some(weights) => weighted_sum(graph, x, weights),
             None => graph.masked_mean(x, mask),
         }
     }
