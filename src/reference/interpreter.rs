@@ -339,6 +339,7 @@ fn evaluate(op: &Op, operands: &[&Array]) -> Result<Vec<Vec<f64>>> {
         (Op::RowMax, [x]) => reduce::row_max(x).to_vec(),
         (Op::SumAll, [x]) => vec![vec![reduce::sum_all(x)]],
         (Op::SumGroups { period }, [x]) => vec![reduce::sum_groups(*period, x)],
+        (Op::SumTiles { period, rows }, [x]) => vec![reduce::sum_tiles(*period, *rows, x)],
         (Op::MaskedMean, [x, mask]) => {
             let &[_, time, _] = x.shape().dims() else {
                 return Err(operand_error(op));
@@ -409,6 +410,7 @@ fn evaluate(op: &Op, operands: &[&Array]) -> Result<Vec<Vec<f64>>> {
             | Op::RowMax
             | Op::SumAll
             | Op::SumGroups { .. }
+            | Op::SumTiles { .. }
             | Op::MaskedMean
             | Op::MaskedMeanGrad { .. }
             | Op::KdLoss { .. }

@@ -16,6 +16,8 @@ pub mod efb1;
 pub mod efb2;
 mod embeddings;
 pub mod encoder;
+mod engine;
+mod engine_methods;
 mod fingerprint;
 mod generate;
 mod index;

@@ -18,6 +18,8 @@ pub(crate) struct Parts {
     pub first: usize,
     /// Their number.
     pub parts: usize,
+    /// Rows of the result that have parts; the rest becomes zero.
+    pub rows: usize,
     /// Where the sum goes.
     pub to: Place,
     pub result: Layout,
@@ -106,6 +108,7 @@ impl Lowering<'_> {
                 source,
                 first: parts.first,
                 parts: parts.parts,
+                rows: parts.rows,
                 result,
                 offset,
                 layout: parts.result,
@@ -277,6 +280,8 @@ mod tests {
             gelu: Gelu::Tanh,
             eps: 1e-5,
             dropout: 0.0,
+            centred: false,
+            gated: false,
         };
         let mut graph = Graph::new();
         let tcn = Tcn::new(&mut graph, "blocks", &options)?;
