@@ -7,6 +7,7 @@
 //! A layer computes in the element type of its input: f32 weights are cast where the input is f16, biases stay f32.
 //! Nodes of a layer and errors carry its name, see [`Graph::scoped`].
 
+mod attention;
 mod conv;
 mod dropout;
 mod embedding;
@@ -15,7 +16,9 @@ mod mode;
 mod norm;
 mod pooling;
 mod tcn;
+mod transformer;
 
+pub use attention::MultiHeadAttention;
 pub use conv::{Conv1d, ConvMethod};
 pub use dropout::{Draws, Dropout};
 pub use embedding::Embedding;
@@ -24,6 +27,9 @@ pub use mode::Mode;
 pub use norm::LayerNorm;
 pub use pooling::{AttentionPooling, first_step, normalize, weighted_sum};
 pub use tcn::{Tcn, TcnBlock, TcnOptions};
+pub use transformer::{
+    Activation, NormOrder, TransformerEncoder, TransformerEncoderLayer, TransformerEncoderOptions,
+};
 
 use crate::error::Result;
 use crate::graph::{Graph, Init, ValueId};

@@ -128,11 +128,7 @@ impl TransformerEncoderLayer {
     /// # Errors
     /// [`Error::Config`](crate::Error::Config) for heads that do not divide the width, or a rate of dropout outside of [0, 1);
     /// [`Error::Graph`](crate::Error::Graph) for a taken name, [`Error::Shape`](crate::Error::Shape) for an extent of zero.
-    pub fn new(
-        graph: &mut Graph,
-        name: &str,
-        options: &TransformerEncoderOptions,
-    ) -> Result<Self> {
+    pub fn new(graph: &mut Graph, name: &str, options: &TransformerEncoderOptions) -> Result<Self> {
         let (width, hidden) = (options.width, options.hidden);
         let part = |part: &str| format!("{name}.{part}");
         Ok(Self {
@@ -218,11 +214,7 @@ impl TransformerEncoder {
     ///
     /// # Errors
     /// As [`TransformerEncoderLayer::new`].
-    pub fn new(
-        graph: &mut Graph,
-        name: &str,
-        options: &TransformerEncoderOptions,
-    ) -> Result<Self> {
+    pub fn new(graph: &mut Graph, name: &str, options: &TransformerEncoderOptions) -> Result<Self> {
         check_heads(options.width, options.heads)?;
         let layers = (0..options.layers)
             .map(|i| TransformerEncoderLayer::new(graph, &format!("{name}.layers.{i}"), options));

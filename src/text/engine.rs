@@ -27,6 +27,9 @@ pub(super) trait Network: std::fmt::Debug + Send + Sync {
     /// Width of an embedding, E.
     fn width(&self) -> usize;
 
+    /// Columns of its widest value: what bounds the tokens of a batch.
+    fn widest(&self) -> usize;
+
     /// The id that fills texts up.
     fn padding(&self) -> Option<u32>;
 
@@ -93,11 +96,15 @@ impl Engine {
             wgpu::DeviceType::Cpu => 2,
             _ => 4,
         };
+        // A value is one binding.
+        let binding = gpu.capabilities().limits.max_storage_buffer_binding_size;
+        let most = binding / (4 * network.widest().max(1)) as u64;
+        let most = usize::try_from(most).unwrap_or(usize::MAX);
         let buckets = Buckets::new(
             &options.lengths,
             network.length(),
             &options.batches,
-            options.most_tokens,
+            options.most_tokens.min(most),
             sparse,
         )?;
         let mut engine = Self {

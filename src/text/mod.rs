@@ -5,6 +5,7 @@
 //! The mask of a text says which of its positions count. Where it is 0, the token id has no influence.
 
 pub mod batches;
+mod bert;
 mod buckets;
 mod card;
 pub mod dataset;
@@ -35,6 +36,7 @@ mod rows;
 mod sample;
 mod samples;
 mod split;
+mod sentence_transformer;
 mod store;
 mod teacher_cache;
 mod teacher_table;
@@ -44,6 +46,8 @@ mod text_file;
 mod text_lines;
 pub mod tokenizer;
 pub mod trainer;
+pub mod transformer;
+mod transformer_model;
 #[cfg(feature = "tokenizer")]
 mod word_piece;
 
@@ -73,6 +77,7 @@ pub use sample::{OpenOptions, Sample};
 pub use split::{Split, ValidationSize, normalized, split_key};
 pub use teacher_cache::{CacheState, TeacherCache};
 pub use teacher_table::TeacherTable;
+pub use sentence_transformer::SentenceTransformer;
 pub use text_encoder::{TextEncoder, TextEncoderOptions};
 pub use text_file::TextFile;
 pub use tokenizer::{Tokenizer, Tokens, Whitespace};
@@ -80,5 +85,7 @@ pub use trainer::{
     Condition, Contrastive, Evaluation, FitOptions, InfoNce, Metrics, PairLoss, StartOptions,
     Trainer, TrainerOptions, TrainingMode,
 };
+pub use transformer::{Pooling, Transformer, TransformerOptions};
+pub use transformer_model::TransformerModel;
 #[cfg(feature = "tokenizer")]
 pub use word_piece::WordPiece;

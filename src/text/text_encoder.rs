@@ -27,7 +27,8 @@ pub struct TextEncoderOptions {
     pub lengths: Vec<usize>,
     /// Batch sizes in texts.
     pub batches: Vec<usize>,
-    /// Most tokens of a batch, padding included: larger batch sizes are not used for long texts. The smallest batch size is always used.
+    /// Most tokens of a batch, padding included: larger batch sizes are not used for long texts, nor such whose values would exceed the
+    /// adapter's largest binding. The smallest batch size is always used.
     pub most_tokens: usize,
     /// Threads that tokenise. `None`: one per core.
     pub threads: Option<usize>,
@@ -158,6 +159,10 @@ impl Network for EncoderOptions {
 
     fn width(&self) -> usize {
         self.embedding
+    }
+
+    fn widest(&self) -> usize {
+        self.hidden.max(self.width)
     }
 
     fn padding(&self) -> Option<u32> {
