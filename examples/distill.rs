@@ -1,27 +1,56 @@
 //! Mode A: distils a sentence encoder from a teacher's embeddings, entirely on the GPU, then answers questions with it.
 //!
 //! Without arguments: 12 000 WordNet sentences with MiniLM embeddings, a small encoder, six epochs.
+//!
+//! From a text file to a model:
+//!
+//! ```text
+//! cargo run --release --example distill -- --texts my.txt --teacher all-MiniLM-L6-v2
+//! ```
 
 use std::error::Error;
+use std::io::IsTerminal;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
+use energyflow::Gpu;
 use energyflow::text::metrics::nearest;
-use energyflow::text::{Card, Evaluation, InfoNce, Tokenizer, Trainer};
+use energyflow::text::{
+    Card, Evaluation, Index, IndexOptions, InfoNce, TeacherTable, TextEncoder, TextFile, Tokenizer,
+    Trainer,
+};
 
 mod shared {
+    pub mod data;
     pub mod device;
+    pub mod fit;
     pub mod network;
+    pub mod options;
     pub mod program;
+    pub mod questions;
+    pub mod report;
+    pub mod teacher;
+    pub mod texts;
     pub mod training;
+    pub mod validation;
 }
-use shared::training::{Data, Opened, Output, Training, run};
+use shared::data::{Data, Opened};
+use shared::options::{Output, Training};
+use shared::questions::converse;
+use shared::texts::Texts;
+use shared::training::run;
 
 /// Distil a sentence encoder from a teacher's embeddings on the GPU.
+///
+/// With --texts and --teacher a text file is all there is: the teacher embeds it, the encoder starts from the teacher, learns, is
+/// written to OUT/model, and answers questions about the file.
 #[derive(Parser)]
 #[command(version)]
 struct Options {
+    #[command(flatten)]
+    texts: Texts,
     #[command(flatten)]
     data: Data,
     #[command(flatten)]
@@ -38,7 +67,7 @@ struct Options {
     network: shared::network::Network,
     #[command(flatten)]
     output: Output,
-    /// Ask this instead of the built-in questions (repeat for more)
+    /// Ask this instead of the built-in questions (repeat for more). With --texts, questions are read from the terminal without it
     #[arg(long, value_name = "TEXT", help_heading = "Questions")]
     ask: Vec<String>,
     #[command(flatten)]
@@ -56,9 +85,14 @@ fn main() -> ExitCode {
     shared::program::main(distill)
 }
 
-fn distill(options: Options) -> Result<(), Box<dyn Error>> {
+fn distill(mut options: Options) -> Result<(), Box<dyn Error>> {
     let gpu = options.device.open()?;
-    let mut data = options.data.open(&options.training)?;
+    let length = options.data.length;
+    let from_texts = options.texts.open(&gpu, length, &mut options.training)?;
+    let mut data = match &from_texts {
+        Some(from_texts) => from_texts.data.clone(),
+        None => options.data.open(&options.training)?,
+    };
     let encoder = options
         .network
         .options()
@@ -76,17 +110,62 @@ fn distill(options: Options) -> Result<(), Box<dyn Error>> {
     let start = Instant::now();
     let mut trainer = Trainer::distill(&gpu, &encoder, &training)?;
     options.training.describe(&trainer, start);
+    let table = from_texts.as_ref().map(|from_texts| || from_texts.table());
+    let table = table
+        .as_ref()
+        .map(|table| table as &dyn Fn() -> Result<TeacherTable, Box<dyn Error>>);
     options
         .network
-        .start(&mut trainer, data.batches.dataset())?;
+        .start(&mut trainer, data.batches.dataset(), table)?;
     let card = Card::default()
         .name("Sentence encoder")
         .description("Sentence embeddings, distilled from those of a transformer.");
     let none = |_: &Trainer, _: &Opened| Ok(Vec::new());
     let (how, output) = (&options.training, &options.output);
     let evaluation = run(&mut trainer, &mut data, how, output, card, &none)?;
-    answer(&options.ask, &trainer, &data, &evaluation)
+    match from_texts {
+        Some(from_texts) => search(
+            &gpu,
+            &output.out.join("model"),
+            &from_texts.texts,
+            &options.ask,
+        ),
+        None => answer(&options.ask, &trainer, &data, &evaluation),
+    }
 }
+
+/// Answers questions with the nearest lines of the text file, by the model that was written.
+fn search(gpu: &Gpu, model: &Path, texts: &TextFile, ask: &[String]) -> Result<(), Box<dyn Error>> {
+    if ask.is_empty() && !std::io::stdin().is_terminal() {
+        println!(
+            "ask it: cargo run --release --example search -- --model {} {}",
+            model.display(),
+            texts.path().display()
+        );
+        return Ok(());
+    }
+    let encoder = TextEncoder::load(gpu, model)?;
+    let mut index = Index::new(gpu, encoder.width(), &IndexOptions::default())?;
+    let mut lines = texts.read()?;
+    loop {
+        let block: Vec<String> = lines.by_ref().take(BLOCK).collect::<Result<_, _>>()?;
+        if block.is_empty() {
+            break;
+        }
+        let texts = block.into_iter().filter(|line| !line.trim().is_empty());
+        index.add_texts(&encoder, &texts.collect::<Vec<_>>())?;
+    }
+    converse(ask, |question| {
+        for hit in &index.search_texts(&encoder, &[question], 5)?[0] {
+            let text = index.text(hit.index).unwrap_or_default();
+            println!("  {:.3}  {text}", hit.score);
+        }
+        Ok(())
+    })
+}
+
+/// Lines that are encoded at a time.
+const BLOCK: usize = 1 << 17;
 
 /// The validation texts whose embeddings are nearest to each question's.
 fn answer(

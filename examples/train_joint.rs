@@ -14,14 +14,20 @@ use energyflow::text::{
 };
 
 mod shared {
+    pub mod data;
     pub mod decoder;
     pub mod device;
+    pub mod fit;
     pub mod generate;
+    pub mod options;
     pub mod program;
+    pub mod report;
     pub mod training;
 }
+use shared::data::{Data, Opened};
 use shared::generate::{generate, show};
-use shared::training::{Data, Opened, Output, Training, run};
+use shared::options::{Output, Training};
+use shared::training::run;
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Z {

@@ -2,7 +2,8 @@
 
 use energyflow::text::{DecoderOptions, Tokenizer};
 
-use super::training::{Opened, Training};
+use super::data::Opened;
+use super::options::Training;
 
 /// Sizes of the networks.
 #[derive(clap::Args, Clone, Debug)]

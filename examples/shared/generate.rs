@@ -6,7 +6,7 @@ use energyflow::text::{
     DecodeOptions, Generation, TextDecoder, TextDecoderOptions, Tokenizer, Trainer, metrics,
 };
 
-use super::training::Opened;
+use super::data::Opened;
 
 /// Texts that were decoded from the teacher's embeddings of the first validation texts.
 pub struct Generated {

@@ -10,6 +10,12 @@ use energyflow::text::{
 };
 use energyflow::train::ParameterGroup;
 
+/// The table of the bundled data.
+const BUNDLED: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/data/teacher_table.safetensors"
+);
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Pooling {
     Mean,
@@ -61,9 +67,10 @@ pub struct Network {
     /// Without a start from the teacher, the token table is uniform in ± this
     #[arg(long, value_name = "BOUND", default_value_t = 0.05)]
     table_bound: f32,
-    /// The teacher's vectors of single tokens (.npy or safetensors), from which the token table and the head start; "none": random
-    #[arg(long, value_name = "FILE", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/data/teacher_table.safetensors"))]
-    start: PathBuf,
+    /// The teacher's vectors of single tokens (.npy or safetensors), from which the token table and the head start; "none": random.
+    /// Without it those of --teacher, otherwise data/teacher_table.safetensors
+    #[arg(long, value_name = "FILE")]
+    start: Option<PathBuf>,
     /// Standard deviation of the token table when it starts from the teacher
     #[arg(long, value_name = "DEVIATION", default_value_t = StartOptions::default().deviation)]
     start_deviation: f32,
@@ -107,21 +114,27 @@ impl Network {
         options
     }
 
-    /// Starts the encoder from the teacher, unless that is turned off.
-    pub fn start(&self, trainer: &mut Trainer, data: &Dataset) -> Result<(), Box<dyn Error>> {
-        if self.start.as_os_str() == "none" {
-            return Ok(());
-        }
+    /// Starts the encoder from a teacher, unless that is turned off. `own` gives the table of the teacher at hand, if there is one.
+    pub fn start(
+        &self,
+        trainer: &mut Trainer,
+        data: &Dataset,
+        own: Option<&dyn Fn() -> Result<TeacherTable, Box<dyn Error>>>,
+    ) -> Result<(), Box<dyn Error>> {
         let start = Instant::now();
-        let table = TeacherTable::load(&self.start)?;
+        let (name, table) = match (&self.start, own) {
+            (Some(path), _) if path.as_os_str() == "none" => return Ok(()),
+            (Some(path), _) => (path.display().to_string(), TeacherTable::load(path)?),
+            (None, Some(own)) => ("the teacher".to_owned(), own()?),
+            (None, None) => (BUNDLED.to_owned(), TeacherTable::load(BUNDLED)?),
+        };
         let options = StartOptions::default()
             .deviation(self.start_deviation)
             .block_scale(self.start_blocks)
             .ridge(self.start_ridge);
         trainer.start(&table, data, &options)?;
         println!(
-            "start   from {}, {} values per token, in {:.1} s",
-            self.start.display(),
+            "start   from {name}, {} values per token, in {:.1} s",
             table.width(),
             start.elapsed().as_secs_f64()
         );

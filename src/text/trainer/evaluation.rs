@@ -281,7 +281,8 @@ impl Trainer {
     pub(super) fn padding(&self) -> u32 {
         let encoder = self.model.encoder.as_ref().map(|encoder| encoder.padding);
         let decoder = self.model.decoder.as_ref().map(|decoder| decoder.padding);
-        encoder.or(decoder).flatten().unwrap_or(0)
+        let transformer = self.transformer().map(|transformer| transformer.padding);
+        encoder.or(transformer).or(decoder).flatten().unwrap_or(0)
     }
 }
 

@@ -6,7 +6,7 @@ use super::options::{Condition, InfoNce, TrainerOptions};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Op, ValueId};
 use crate::nn::{Draws, Mode};
-use crate::text::{Encoder, Model};
+use crate::text::{Encoder, EncoderOptions, Model, Transformer, TransformerOptions};
 use crate::types::{DType, Trans, UnaryOp, Window};
 
 /// How a forward pass runs.
@@ -33,6 +33,24 @@ impl Pass {
             samples,
             dtype,
             mode: Mode::Eval,
+        }
+    }
+}
+
+/// What makes z of a text.
+#[derive(Clone, Copy)]
+pub(super) enum Network<'a> {
+    /// The encoder of a model that has one.
+    Encoder(&'a Model),
+    Transformer(&'a TransformerOptions),
+}
+
+impl Network<'_> {
+    /// Whether anything is dropped in training.
+    pub fn drops(self) -> bool {
+        match self {
+            Self::Encoder(model) => model.encoder.as_ref().is_some_and(EncoderOptions::drops),
+            Self::Transformer(options) => options.dropout != 0.0,
         }
     }
 }
@@ -68,19 +86,29 @@ fn texts(graph: &mut Graph, pass: Pass, vocabulary: usize, length: usize) -> Res
     Ok([ids, mask])
 }
 
-/// Adds inputs and encoder.
-fn encode(graph: &mut Graph, model: &Model, pass: Pass) -> Result<ValueId> {
-    let encoder = model.build_encoder(graph)?;
-    let options = options_of(&model.encoder, "encoder")?;
-    let [ids, mask] = texts(graph, pass, options.vocabulary, options.length)?;
-    graph.scoped("encoder", |graph| {
-        encoder.forward_in(graph, ids, mask, pass.dtype, pass.mode)
-    })
+/// Adds inputs and network: z [B, E].
+fn encode(graph: &mut Graph, network: Network<'_>, pass: Pass) -> Result<ValueId> {
+    let Pass { dtype, mode, .. } = pass;
+    match network {
+        Network::Encoder(model) => {
+            let encoder = model.build_encoder(graph)?;
+            let options = options_of(&model.encoder, "encoder")?;
+            let [ids, mask] = texts(graph, pass, options.vocabulary, options.length)?;
+            graph.scoped("encoder", |graph| {
+                encoder.forward_in(graph, ids, mask, dtype, mode)
+            })
+        }
+        Network::Transformer(options) => {
+            let transformer = Transformer::new(graph, options)?;
+            let [ids, mask] = texts(graph, pass, options.vocabulary, options.length)?;
+            transformer.forward_in(graph, ids, mask, dtype, mode)
+        }
+    }
 }
 
 /// The forward pass of the encoder, with the output z.
-pub(super) fn embed(graph: &mut Graph, model: &Model, pass: Pass) -> Result<()> {
-    let z = encode(graph, model, pass)?;
+pub(super) fn embed(graph: &mut Graph, network: Network<'_>, pass: Pass) -> Result<()> {
+    let z = encode(graph, network, pass)?;
     graph.output("z", z)
 }
 
@@ -97,15 +125,15 @@ pub(super) fn features(graph: &mut Graph, model: &Model, pass: Pass) -> Result<u
 /// Mode A: z against the teacher's embedding, or the embeddings of pairs against each other.
 pub(super) fn distill(
     graph: &mut Graph,
-    model: &Model,
+    network: Network<'_>,
     options: &TrainerOptions,
     pass: Pass,
 ) -> Result<Objective> {
     if let Some(loss) = options.pair_loss {
-        return pairs::objective(graph, model, loss, pass);
+        return pairs::objective(graph, network, loss, pass);
     }
-    let z = encode(graph, model, pass)?;
-    let width = options_of(&model.encoder, "encoder")?.embedding;
+    let z = encode(graph, network, pass)?;
+    let width = graph.value(z)?.shape.cols();
     let target = graph.input("target", &[pass.samples, width], DType::F32)?;
     let kd = graph.kd_loss(z, target, options.alpha, options.beta)?;
     let mut metrics = vec![("cosine", kd.cosine), ("mse", kd.mse)];

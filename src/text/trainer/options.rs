@@ -231,8 +231,8 @@ impl TrainerOptions {
         self.batch / self.chunks
     }
 
-    /// Checks the numbers, and returns how many chunks are steps of mode A.
-    pub(super) fn check(&self, model: &Model) -> Result<usize> {
+    /// Checks the numbers, and returns how many chunks are steps of mode A. `encodes`: whether there is an encoder or a transformer.
+    pub(super) fn check(&self, model: &Model, encodes: bool) -> Result<usize> {
         let fail = |field, reason: String| Err(Error::Config { field, reason });
         if self.batch == 0 {
             return fail("batch", "must be at least 1".into());
@@ -281,11 +281,7 @@ impl TrainerOptions {
             if self.cycle > 0.0 {
                 return fail("cycle", needs_encoder());
             }
-            return Ok(if model.encoder.is_some() {
-                self.chunks
-            } else {
-                0
-            });
+            return Ok(if encodes { self.chunks } else { 0 });
         };
         let same = [
             ("vocabulary", encoder.vocabulary, decoder.vocabulary),

@@ -150,7 +150,12 @@ impl Trainer {
         let encoder = serde_json::to_value(&self.model.encoder).map_err(not_json)?;
         let decoder = serde_json::to_value(&self.model.decoder).map_err(not_json)?;
         let options = serde_json::to_value(&self.options).map_err(not_json)?;
-        Ok(serde_json::json!({ "encoder": encoder, "decoder": decoder, "options": options }))
+        let mut config =
+            serde_json::json!({ "encoder": encoder, "decoder": decoder, "options": options });
+        if let Some(transformer) = self.transformer() {
+            config["transformer"] = serde_json::to_value(transformer).map_err(not_json)?;
+        }
+        Ok(config)
     }
 
     /// Whether these batches can continue the training.

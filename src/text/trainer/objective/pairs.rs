@@ -2,10 +2,9 @@
 //!
 //! The texts of a sample follow each other: anchor, positive and, if there is one, negative.
 
-use super::{Objective, Pass, encode, normalised};
+use super::{Network, Objective, Pass, encode, normalised};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Op, ValueId};
-use crate::text::Model;
 use crate::text::trainer::options::{Contrastive, PairLoss};
 use crate::types::{DType, Padding, Trans, UnaryOp, Window};
 
@@ -15,7 +14,7 @@ const NEVER: f32 = -1e30;
 /// `pass` counts samples; the network sees their texts.
 pub fn objective(
     graph: &mut Graph,
-    model: &Model,
+    network: Network<'_>,
     loss: PairLoss,
     pass: Pass,
 ) -> Result<Objective> {
@@ -28,7 +27,7 @@ pub fn objective(
         samples: texts,
         ..pass
     };
-    let z = encode(graph, model, of_texts)?;
+    let z = encode(graph, network, of_texts)?;
     let metrics = graph.scoped("pairs", |graph| {
         let z = normalised(graph, z)?;
         let width = graph.value(z)?.shape.cols();

@@ -229,7 +229,12 @@ fn values(name: &str, n: usize) -> Vec<f32> {
 /// The embeddings of texts in f64.
 fn embeddings(data: &Data, texts: usize) -> Vec<f64> {
     let mut graph = Graph::new();
-    embed(&mut graph, &model(false), Pass::evaluate(texts, DType::F32)).unwrap();
+    embed(
+        &mut graph,
+        Network::Encoder(&model(false)),
+        Pass::evaluate(texts, DType::F32),
+    )
+    .unwrap();
     let mut reference = Interpreter::new(&graph);
     for (_, value) in graph.parameters() {
         let data = values(&value.name, value.shape.len());
@@ -290,7 +295,8 @@ fn losses_of_pairs_and_their_gradients() {
         let data = Data::pairs(each as u32);
         let options = TrainerOptions::default().pair_loss(Some(loss)).batch(2);
         let pass = Pass::train(2, DType::F32, None, false);
-        let build = |graph: &mut Graph| distill(graph, &model(false), &options, pass);
+        let build =
+            |graph: &mut Graph| distill(graph, Network::Encoder(&model(false)), &options, pass);
         let what = format!("{loss:?}");
         let got = check_on(&data, build, |_| false, &what);
         let z = embeddings(&data, 2 * each);
@@ -306,7 +312,8 @@ fn losses_of_pairs_and_their_gradients() {
 fn gradients_of_the_contrastive_term() {
     let info_nce = InfoNce::new(0.7).temperature(0.3);
     let options = TrainerOptions::default().info_nce(Some(info_nce));
-    let build = |graph: &mut Graph| distill(graph, &model(false), &options, pass());
+    let build =
+        |graph: &mut Graph| distill(graph, Network::Encoder(&model(false)), &options, pass());
     check(build, |_| false, "InfoNCE");
 }
 
