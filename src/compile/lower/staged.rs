@@ -54,6 +54,7 @@ impl Lowering<'_> {
                 self.total(sums, to, false)?;
             }
             Op::SumTiles { period, .. } => self.sum_tiles(node, *period)?,
+            Op::AttentionGrad(_) | Op::CrossAttentionGrad(_) => self.attention_grad(node)?,
             Op::LayerNormParamGrad => self.layer_norm_params(node)?,
             Op::GatherGrad { padding, .. } => self.gather_grad(node, *padding)?,
             Op::Stack => {
