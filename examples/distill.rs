@@ -18,8 +18,7 @@ use clap::Parser;
 use energyflow::Gpu;
 use energyflow::text::metrics::nearest;
 use energyflow::text::{
-    Card, Evaluation, Index, IndexOptions, InfoNce, TeacherTable, TextEncoder, TextFile, Tokenizer,
-    Trainer,
+    Card, Evaluation, Index, IndexOptions, InfoNce, TeacherTable, TextEncoder, TextFile, Trainer,
 };
 
 mod shared {
@@ -27,6 +26,7 @@ mod shared {
     pub mod device;
     pub mod fit;
     pub mod network;
+    pub mod opened;
     pub mod options;
     pub mod program;
     pub mod questions;
@@ -36,7 +36,8 @@ mod shared {
     pub mod training;
     pub mod validation;
 }
-use shared::data::{Data, Opened};
+use shared::data::Data;
+use shared::opened::Opened;
 use shared::options::{Output, Training};
 use shared::questions::converse;
 use shared::texts::Texts;
@@ -48,7 +49,7 @@ use shared::training::run;
 /// written to OUT/model, and answers questions about the file.
 #[derive(Parser)]
 #[command(version)]
-struct Options {
+pub struct Options {
     #[command(flatten)]
     texts: Texts,
     #[command(flatten)]
@@ -85,7 +86,8 @@ fn main() -> ExitCode {
     shared::program::main(distill)
 }
 
-fn distill(mut options: Options) -> Result<(), Box<dyn Error>> {
+/// The whole example.
+pub fn distill(mut options: Options) -> Result<(), Box<dyn Error>> {
     let gpu = options.device.open()?;
     let length = options.data.length;
     let from_texts = options.texts.open(&gpu, length, &mut options.training)?;

@@ -18,20 +18,20 @@ use energyflow::text::{
 };
 
 mod shared {
-    pub mod data;
     pub mod device;
     pub mod fit;
+    pub mod opened;
     pub mod options;
     pub mod program;
     pub mod report;
     pub mod training;
     pub mod validation;
 }
-use shared::data::Opened;
+use shared::opened::Opened;
 use shared::options::{Output, Training};
 use shared::report::figures;
 use shared::training::run;
-use shared::validation::Validation;
+use shared::validation::{Validation, limit_batch};
 
 /// Fine-tune a sentence encoder on pairs of texts on the GPU.
 ///
@@ -48,7 +48,7 @@ use shared::validation::Validation;
     mut_arg("dropout", |arg| arg.default_value("0.1").help("Share of the elements that are dropped in training")),
     mut_arg("out", |arg| arg.default_value("out-finetune"))
 )]
-struct Options {
+pub struct Options {
     /// What to fine-tune: a folder of sentence-transformers, or a model folder of this crate
     #[arg(long, value_name = "DIR", help_heading = "Data")]
     model: PathBuf,
@@ -184,7 +184,8 @@ fn main() -> ExitCode {
     shared::program::main(finetune)
 }
 
-fn finetune(mut options: Options) -> Result<(), Box<dyn Error>> {
+/// The whole example.
+pub fn finetune(mut options: Options) -> Result<(), Box<dyn Error>> {
     let gpu = options.device.open()?;
     let mut network = Network::load(&options.model)?;
     let length = network.length(options.length)?;
@@ -270,7 +271,7 @@ fn open(
         train.len(),
         validation.len()
     );
-    options.training.limit_batch(train.len());
+    limit_batch(&mut options.training, train.len());
     let name = options.pairs.file_name().unwrap_or_default();
     let description = format!("{} pairs of `{}`.", train.len(), name.to_string_lossy());
     let (batch, seed) = (options.training.batch, options.training.seed);

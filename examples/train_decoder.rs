@@ -16,13 +16,15 @@ mod shared {
     pub mod device;
     pub mod fit;
     pub mod generate;
+    pub mod opened;
     pub mod options;
     pub mod program;
     pub mod report;
     pub mod training;
 }
-use shared::data::{Data, Opened};
+use shared::data::Data;
 use shared::generate::{generate, show};
+use shared::opened::Opened;
 use shared::options::{Output, Training};
 use shared::training::run;
 

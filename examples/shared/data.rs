@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use energyflow::text::{Batches, Dataset, OpenOptions, Tokenizer, WordPiece};
 
+use super::opened::Opened;
 use super::options::Training;
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
@@ -30,17 +31,6 @@ pub struct Data {
     /// Tokens per text; longer texts are cut
     #[arg(long, value_name = "L", default_value_t = 32)]
     pub length: usize,
-}
-
-/// The data of a training, open.
-#[derive(Clone)]
-pub struct Opened {
-    pub batches: Batches,
-    pub validation: Dataset,
-    pub tokenizer: Arc<dyn Tokenizer>,
-    pub tokenizer_json: Vec<u8>,
-    /// What the data are, for the card.
-    pub description: String,
 }
 
 impl Data {

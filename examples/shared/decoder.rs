@@ -1,8 +1,8 @@
 //! The options of networks with a decoder.
 
-use energyflow::text::{DecoderOptions, Tokenizer};
+use energyflow::text::DecoderOptions;
 
-use super::data::Opened;
+use super::opened::Opened;
 use super::options::Training;
 
 /// Sizes of the networks.

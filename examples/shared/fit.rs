@@ -12,7 +12,7 @@ use energyflow::text::{Evaluation, FitOptions, Metrics, Trainer, TrainingMode};
 use energyflow::train::record::{Recorder, Recorders};
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 
-use super::data::Opened;
+use super::opened::Opened;
 use super::options::{MODES, Training};
 use super::report::{diverged, divergence, means, name_options, short};
 use super::training::More;
@@ -30,13 +30,18 @@ pub fn fit(
 ) -> Outcome<FitReport> {
     let interrupted = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&interrupted);
-    ctrlc::set_handler(move || {
+    let handler = ctrlc::set_handler(move || {
         if flag.swap(true, Ordering::SeqCst) {
             // The second time: at once.
             std::process::exit(130);
         }
         eprintln!("finishing the step and saving; once more to stop at once");
-    })?;
+    });
+    match handler {
+        // Of an earlier training of the same process, which it is meant for.
+        Ok(()) | Err(ctrlc::Error::MultipleHandlers) => {}
+        Err(error) => return Err(error.into()),
+    }
     let joint = trainer.encoder().is_some() && trainer.decoder().is_some();
     let per_batch = trainer.options().chunks as u64;
     let all = u64::from(training.epochs) * data.batches.per_epoch() as u64 * per_batch;

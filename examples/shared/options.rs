@@ -25,7 +25,7 @@ pub struct Training {
     pub epochs: u32,
     /// Highest learning rate
     #[arg(long, value_name = "RATE", default_value_t = 4e-3)]
-    learning_rate: f32,
+    pub learning_rate: f32,
     /// Steps until the learning rate is at its highest
     #[arg(long, value_name = "STEPS", default_value_t = 100)]
     warmup: u32,
@@ -34,7 +34,7 @@ pub struct Training {
     pub batch: usize,
     /// Split every step into this many parts whose gradients are added up, to save memory
     #[arg(long, value_name = "N", default_value_t = 1)]
-    micro_batches: usize,
+    pub micro_batches: usize,
     /// Decoupled weight decay
     #[arg(long, value_name = "RATE", default_value_t = 0.01)]
     weight_decay: f32,
@@ -95,19 +95,6 @@ pub struct Output {
 }
 
 impl Training {
-    /// Makes the batch smaller if there are fewer samples.
-    pub fn limit_batch(&mut self, samples: usize) {
-        if self.batch > samples && samples > 0 {
-            println!(
-                "batch   {samples} instead of {}: there are no more samples to train on",
-                self.batch
-            );
-            self.batch = samples;
-            // A part of a step is whole samples.
-            self.micro_batches = 1;
-        }
-    }
-
     /// The options that all modes share, with `chunks` steps per batch.
     pub fn options(&self, batches: &Batches, chunks: usize) -> Outcome<TrainerOptions> {
         if self.epochs == 0 {
@@ -117,7 +104,7 @@ impl Training {
             .batch(self.batch)
             .chunks(chunks)
             .micro_batches(self.micro_batches)
-            .optimizer(self.optimizer(batches, chunks)?)
+            .optimizer(self.optimizer(batches, chunks, self.learning_rate)?)
             .precision(match self.precision {
                 Storage::F32 => Precision::F32,
                 Storage::F16 => Precision::Mixed,
@@ -127,16 +114,21 @@ impl Training {
             .freeze(self.freeze.clone()))
     }
 
-    /// The optimizer of a mode with so many steps per batch.
-    pub fn optimizer(&self, batches: &Batches, steps_per_batch: usize) -> Outcome<AdamW> {
+    /// The optimizer of a mode with so many steps per batch, and this highest learning rate.
+    pub fn optimizer(
+        &self,
+        batches: &Batches,
+        steps_per_batch: usize,
+        learning_rate: f32,
+    ) -> Outcome<AdamW> {
         let per_epoch = u32::try_from(batches.per_epoch() * steps_per_batch).ok();
         let steps = per_epoch.and_then(|per_epoch| self.epochs.checked_mul(per_epoch));
         let steps = steps
             .ok_or("too many steps: fewer --epochs, fewer --samples or larger batches (--batch)")?;
         Ok(AdamW::default()
             .schedule(Schedule::WarmupCosine {
-                peak: self.learning_rate,
-                end: 1e-5_f32.min(self.learning_rate),
+                peak: learning_rate,
+                end: 1e-5_f32.min(learning_rate),
                 warmup: self.warmup.min(steps / 2),
                 total: steps.max(1),
             })

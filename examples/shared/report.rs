@@ -7,7 +7,7 @@ use std::path::Path;
 
 use energyflow::text::{Evaluation, Metrics, PairLoss, Trainer, TrainingMode};
 
-use super::data::Opened;
+use super::opened::Opened;
 use super::training::More;
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
@@ -122,6 +122,9 @@ pub fn name_options(error: energyflow::Error) -> Box<dyn Error> {
             Some("loss_scale") => "--precision and --loss-scale".into(),
             // `schedule`, the kind of schedule, its field.
             Some("schedule") => match parts.nth(1) {
+                Some("peak" | "end") if field == "decoder_optimizer" => {
+                    "--decoder-learning-rate".into()
+                }
                 Some("peak" | "end") => "--learning-rate".into(),
                 Some("warmup") => "--warmup, --epochs, --train, --samples and --batch".into(),
                 _ => "--epochs, --train, --samples and --batch".into(),

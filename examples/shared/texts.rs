@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use energyflow::Gpu;
 use energyflow::text::{Batches, TeacherTable, TextFile, Tokenizer, WordPiece};
 
-use super::data::Opened;
+use super::opened::Opened;
 use super::options::Training;
 use super::teacher::{Storage, Teacher};
-use super::validation::Validation;
+use super::validation::{Validation, limit_batch};
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
@@ -88,7 +88,7 @@ impl Texts {
             train.len(),
             folder.file_name().unwrap_or_default().to_string_lossy()
         );
-        training.limit_batch(train.len());
+        limit_batch(training, train.len());
         let batches = Batches::training(train, training.batch, length, training.seed)?
             .padding(tokenizer.padding_id().unwrap_or(0));
         let data = Opened {

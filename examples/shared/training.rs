@@ -10,8 +10,8 @@ use energyflow::text::{Card, Evaluation, FitOptions, Trainer};
 use energyflow::train::record::{Curves, JsonLinesLog, Recorders, TensorBoard};
 use energyflow::train::{Checkpoint, WeightType};
 
-use super::data::Opened;
 use super::fit::{PANELS, add, fit};
+use super::opened::Opened;
 use super::options::{Output, Storage, Training};
 use super::report::{check_best_by, check_output, diverged, divergence, figures, name_options};
 

@@ -1,6 +1,8 @@
-//! How much of a file is for validation.
+//! How much of a file is for validation, and for a batch.
 
 use energyflow::text::ValidationSize;
+
+use super::options::Training;
 
 /// Texts for validation, if the share is not given.
 const USUAL: f64 = 1000.0;
@@ -25,5 +27,18 @@ impl Validation {
             (None, Some(share)) => ValidationSize::Share(share),
             (None, None) => ValidationSize::Share((USUAL / samples as f64).min(0.05)),
         }
+    }
+}
+
+/// Makes the batch smaller if there are fewer samples to train on.
+pub fn limit_batch(training: &mut Training, samples: usize) {
+    if training.batch > samples && samples > 0 {
+        println!(
+            "batch   {samples} instead of {}: there are no more samples to train on",
+            training.batch
+        );
+        training.batch = samples;
+        // A part of a step is whole samples.
+        training.micro_batches = 1;
     }
 }

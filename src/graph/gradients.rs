@@ -329,9 +329,7 @@ impl Backward<'_> {
                 let dx = self.graph.apply(op, &[node.outputs[0], d])?[0];
                 self.accumulate(x[0], dx)
             }
-            Op::Attention(options) => {
-                self.attention(node, 1, Op::AttentionGrad(*options), d)
-            }
+            Op::Attention(options) => self.attention(node, 1, Op::AttentionGrad(*options), d),
             Op::CrossAttention(options) => {
                 self.attention(node, 2, Op::CrossAttentionGrad(*options), d)
             }
