@@ -78,71 +78,56 @@ fn cross(
 
 fn check(case: &Case, dtype: DType) {
     case.check(bound(dtype));
-    if dtype == DType::F16 {
-        case.check_on(&packed_gpu(), bound(dtype));
-    }
+}
+
+/// Shapes are many and shaders take long to compile, so element types take turns.
+fn turn(i: usize) -> DType {
+    [DType::F32, DType::F16][i % 2]
 }
 
 #[test]
 fn every_width_of_a_head() {
-    let widths = [
-        (16, 3),
-        (24, 1),
-        (32, 12),
-        (64, 3),
-        (80, 1),
-        (128, 1),
-        (4, 5),
-    ];
+    let widths = [(16, 3), (24, 1), (32, 1), (32, 12), (64, 3), (80, 1), (128, 1), (4, 5)];
     for (i, (d, heads)) in widths.into_iter().enumerate() {
-        for dtype in [DType::F32, DType::F16] {
-            let kind = [Mask::None, Mask::Random][i % 2];
-            let options = AttentionOptions::new(heads).causal(i % 3 == 1);
-            check(&packed(dtype, [2, 21, heads, d], kind, options), dtype);
-        }
+        let kind = [Mask::None, Mask::Random][i % 2];
+        let options = AttentionOptions::new(heads).causal(i % 3 == 1);
+        check(&packed(turn(i), [2, 21, heads, d], kind, options), turn(i));
     }
 }
 
 /// One, primes, and around the tiles.
 #[test]
 fn every_length() {
-    for (i, time) in [1, 2, 7, 31, 33, 63, 64, 65, 97, 128, 129]
-        .into_iter()
-        .enumerate()
-    {
-        for dtype in [DType::F32, DType::F16] {
-            let kind = [Mask::Random, Mask::None, Mask::One][i % 3];
-            let options = AttentionOptions::new(3).causal(i % 2 == 1);
-            check(&packed(dtype, [2, time, 3, 16], kind, options), dtype);
-        }
+    for (i, time) in [1, 7, 31, 63, 64, 65, 129].into_iter().enumerate() {
+        let kind = [Mask::Random, Mask::None, Mask::One][i % 3];
+        let options = AttentionOptions::new(3).causal(i % 2 == 1);
+        check(&packed(turn(i), [2, time, 3, 16], kind, options), turn(i));
     }
 }
 
 #[test]
 fn masks_of_nothing_and_of_one_key() {
-    for kind in [Mask::Zero, Mask::One] {
+    for (i, kind) in [Mask::Zero, Mask::One].into_iter().enumerate() {
         for causal in [false, true] {
             let options = AttentionOptions::new(2).causal(causal).scale(Some(0.3));
-            for dtype in [DType::F32, DType::F16] {
-                check(&packed(dtype, [3, 35, 2, 24], kind, options), dtype);
-            }
+            let dtype = turn(i + usize::from(causal));
+            check(&packed(dtype, [3, 35, 2, 8], kind, options), dtype);
         }
     }
 }
 
 #[test]
 fn two_sequences() {
-    for (dims, kind) in [
+    for (i, (dims, kind)) in [
         ([2, 5, 70, 3, 16], Mask::Random),
         ([1, 66, 1, 1, 64], Mask::None),
         ([3, 33, 17, 2, 12], Mask::One),
-    ] {
-        for dtype in [DType::F32, DType::F16] {
-            for causal in [false, true] {
-                let options = AttentionOptions::new(dims[3]).causal(causal);
-                check(&cross(dtype, dims, kind, options), dtype);
-            }
-        }
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let options = AttentionOptions::new(dims[3]).causal(i == 2);
+        check(&cross(turn(i + 1), dims, kind, options), turn(i + 1));
     }
 }
 
@@ -168,7 +153,7 @@ fn gradients_agree_with_finite_differences() {
 /// One key takes all of the probability, and the exponentials of the others would overflow.
 #[test]
 fn scores_of_ten_thousand() {
-    for (dtype, low) in [(DType::F32, -1e4), (DType::F16, -1e4)] {
+    for dtype in [DType::F32, DType::F16] {
         let mut case = Case::new(9, dtype);
         let (time, d) = (37, 16);
         let mut data = case.uniform(time * 3 * d, -1.0, 1.0);
@@ -178,7 +163,6 @@ fn scores_of_ten_thousand() {
             row[0] = if t % 2 == 0 { 100.0 } else { -100.0 };
             row[d] = ((t * 11) % time) as f32 * 5.0 - 90.0;
         }
-        assert!(low < -9000.0);
         let qkv = case.input_of(&[1, time, 3 * d], dtype, data);
         let options = AttentionOptions::new(1).scale(Some(1.0));
         let y = case.graph.attention(qkv, None, options).unwrap();
@@ -309,7 +293,7 @@ fn operands_that_do_not_fit() {
         graph.attention(qkv, None, with(0)),
         graph.attention(qkv, None, with(5)),
         graph.attention(qkv, None, with(2)),
-        graph.attention(q, None, with(1)),
+        graph.attention(kv, None, with(5)),
         graph.attention(qkv, Some(mask), with(1)),
         graph.attention(qkv, None, with(1).scale(Some(f32::NAN))),
         graph.cross_attention(q, kv, None, with(1)),

@@ -9,9 +9,7 @@ use std::fs;
 use std::path::Path;
 
 use bert::{Bert, WIDTH};
-use energyflow::text::{
-    Precision, SentenceTransformer, TextEncoderOptions, Tokenizer, TransformerModel,
-};
+use energyflow::text::{Precision, SentenceTransformer, TextEncoderOptions, TransformerModel};
 use energyflow::train::WeightType;
 use energyflow::{Error, Result};
 use serde_json::{Value, json};

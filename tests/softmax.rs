@@ -20,14 +20,14 @@ fn both(dtype: DType, dims: &[usize], low: f32, high: f32) -> Case {
 
 #[test]
 fn values_and_gradients() {
-    for dtype in [DType::F32, DType::F16] {
-        for (i, &cols) in SIZES.iter().enumerate() {
-            if cols == 1 {
-                continue;
-            }
-            let rows = SIZES[(i + 5) % SIZES.len()];
-            both(dtype, &[rows, cols], -3.0, 3.0).check(tolerance(dtype));
-        }
+    // Shaders take long to compile: element types take turns.
+    let types = [DType::F32, DType::F16];
+    for (i, &cols) in SIZES.iter().enumerate().skip(1) {
+        let rows = SIZES[(i + 5) % SIZES.len()];
+        let dtype = types[i % 2];
+        both(dtype, &[rows, cols], -3.0, 3.0).check(tolerance(dtype));
+    }
+    for dtype in types {
         both(dtype, &[2, 3, 769], -1.0, 3.0).check(tolerance(dtype));
         both(dtype, &[40], -1.0, 3.0).check(tolerance(dtype));
         both(dtype, &[1025, 9], -1.0, 3.0).check(tolerance(dtype));
@@ -38,7 +38,7 @@ fn values_and_gradients() {
 #[test]
 fn wide_rows() {
     for dtype in [DType::F32, DType::F16] {
-        for cols in [4096, 8192, 8197] {
+        for cols in [4093, 8197] {
             // Probabilities are small: in f16 they have few digits.
             let bound = match dtype {
                 DType::F16 => Tolerance {

@@ -1,6 +1,6 @@
 //! The cases: names, shapes, work.
 
-use energyflow::graph::{Init, Op};
+use energyflow::graph::{AttentionOptions, Init, Op};
 use energyflow::nn::{Draws, Embedding, Linear, Mode, Tcn, TcnOptions};
 use energyflow::text::{Encoder, EncoderOptions};
 use energyflow::train::{AdamW, LossScale};
@@ -32,7 +32,7 @@ const fn case(name: &'static str, build: fn(&mut Workload, DType) -> Result<()>)
 }
 
 /// All cases.
-pub static CASES: [Case; 30] = [
+pub static CASES: [Case; 33] = [
     case("gemm_4096", |w, dtype| gemm(w, dtype, 4096)),
     case("gemm_1024", |w, dtype| gemm(w, dtype, 1024)),
     case("gemm_512", |w, dtype| gemm(w, dtype, 512)),
@@ -41,7 +41,10 @@ pub static CASES: [Case; 30] = [
     case("gelu_gemm", gelu_gemm),
     case("layer_norm", layer_norm),
     case("gelu", gelu),
+    case("softmax", softmax),
     case("softmax_ce", softmax_ce),
+    case("attention_fwd", |w, dtype| attention(w, dtype, false)),
+    case("attention_fwdbwd", |w, dtype| attention(w, dtype, true)),
     case("adamw", adamw),
     case("conv1d", |w, dtype| {
         conv(w, dtype, [32, 128, 768], [512, 3, 2])
@@ -136,6 +139,31 @@ fn gelu(w: &mut Workload, dtype: DType) -> Result<()> {
     let x = w.uniform("x", &[16_384, 4096], dtype)?;
     let y = w.gelu(x)?;
     w.output("y", y)
+}
+
+fn softmax(w: &mut Workload, dtype: DType) -> Result<()> {
+    let x = w.uniform("x", &[4096, 4096], dtype)?;
+    let y = w.graph.softmax(x)?;
+    w.output("y", y)
+}
+
+/// Self-attention of 64 texts of 128 tokens, 12 heads of 32 columns; with the gradients of queries, keys and values, where every ∂/∂y is 0.01.
+fn attention(w: &mut Workload, dtype: DType, backward: bool) -> Result<()> {
+    let (heads, columns) = (12, 32);
+    let qkv = w.uniform("qkv", &[BATCH, LENGTH, 3 * heads * columns], dtype)?;
+    let y = w.graph.attention(qkv, None, AttentionOptions::new(heads))?;
+    w.output("y", y)?;
+    let product = 2.0 * (BATCH * heads * LENGTH * LENGTH * columns) as f64;
+    w.flops = 2.0 * product;
+    if backward {
+        // Only its gradient is wanted: the sum itself is not computed. The scores are computed again.
+        w.flops += 5.0 * product;
+        let loss = w.graph.affine(y, 1e-2, 0.0)?;
+        let loss = w.graph.sum_all(loss)?;
+        let gradient = w.graph.gradients(loss, &[qkv])?[0];
+        w.output("gradient", gradient)?;
+    }
+    Ok(())
 }
 
 /// Value and gradient.

@@ -1,12 +1,20 @@
 //! Attention and its gradients: scores, softmax and weighted sum in one kernel, and no matrix of scores in memory.
 
 use super::{Kernel, Program, Target, View};
-use crate::gpu::Layout;
+use crate::gpu::{Layout, MatrixUnits};
+use crate::types::DType;
 
 /// Bytes of workgroup memory of a pair of tiles: WebGPU's baseline limit.
 const STORAGE: usize = 16 << 10;
 /// Most `vec4`s of one of its own rows that an invocation has in registers, and of one row of sums.
 const RESIDENT: usize = 16;
+
+/// Number of keys per step on matrix units.
+const KEYS: usize = 32;
+/// Widest head on matrix units: an invocation has the sums of a row of it in registers.
+const MOST_WIDE: usize = 128;
+/// Number of unused elements between two rows in workgroup memory.
+const PAD: usize = 8;
 
 /// Everything that an attention is, but its operands' storage. All columns are counted in `vec4`s.
 #[derive(Clone, Copy, Debug)]
@@ -45,7 +53,11 @@ pub(crate) struct Operands {
 impl AttentionKernel {
     /// q, (kv,) (mask) → statistics, program(y).
     pub fn forward(&self, of: Operands, stats: Layout, program: Program, target: Target) -> Kernel {
-        self.kernel("attention", Kind::Forward, of, target)
+        let kernel = match self.cooperative(of, target) {
+            Some((units, subgroups)) => self.matrices(of, units, subgroups),
+            None => self.kernel("attention", Kind::Forward, of, target),
+        };
+        kernel
             .with("width", program.width())
             .write("stats", stats, View::Scalar)
             .flops(4.0 * self.pairs())
@@ -100,6 +112,43 @@ impl AttentionKernel {
         self.batch * self.heads * self.queries
     }
 
+    /// Matrix units that compute products of the operands, and number of subgroups per workgroup. None where they are not used.
+    fn cooperative(&self, of: Operands, target: Target) -> Option<(MatrixUnits, usize)> {
+        let units = target.matrix_units?;
+        if !units.f16 || of.q.dtype() != DType::F16 || !units.lanes.is_multiple_of(units.size) {
+            return None;
+        }
+        let wide = self.columns.next_multiple_of(units.size);
+        if wide > MOST_WIDE {
+            return None;
+        }
+        let storage = |subgroups: usize| {
+            let rows = subgroups * units.lanes;
+            let keys = 2 * KEYS * (wide + PAD) * 2;
+            let probabilities = rows * (wide.max(KEYS) + PAD) * 2;
+            keys + probabilities + rows * (KEYS + 4) * 4 + 4 * KEYS
+        };
+        let wanted = self.queries.div_ceil(units.lanes);
+        let fits = |subgroups: &usize| {
+            storage(*subgroups) <= units.storage && subgroups * units.lanes <= units.invocations
+        };
+        let subgroups = (1..=wanted.min(4)).rev().find(fits)?;
+        Some((units, subgroups))
+    }
+
+    fn matrices(&self, of: Operands, units: MatrixUnits, subgroups: usize) -> Kernel {
+        let rows = subgroups * units.lanes;
+        self.described("attention_cooperative", of)
+            .cooperative()
+            .tiles([self.queries.div_ceil(rows), self.heads, self.batch])
+            .with("size", units.size)
+            .with("lanes", units.lanes)
+            .with("scalar", units.scalar)
+            .with("subgroups", subgroups)
+            .with("tile", KEYS)
+            .with("pad", PAD)
+    }
+
     fn kernel(&self, template: &'static str, kind: Kind, of: Operands, target: Target) -> Kernel {
         let d = self.columns / 4;
         let own = match kind {
@@ -134,11 +183,7 @@ impl AttentionKernel {
             true => 16,
             false => own.next_power_of_two().clamp(32, 64),
         };
-        let [k_first, v_first] = match self.packed {
-            true => [self.heads * d, 2 * self.heads * d],
-            false => [0, self.heads * d],
-        };
-        let kernel = Kernel::new(template)
+        self.described(template, of)
             .tiles([own.div_ceil(size * each), self.heads * parts, self.batch])
             .with("size", size)
             .with("each", each)
@@ -147,6 +192,16 @@ impl AttentionKernel {
             .with("parts", parts)
             .with("held", d.div_ceil(parts))
             .with("resident", resident)
+    }
+
+    /// A kernel with the numbers that all have, and its first operands.
+    fn described(&self, template: &'static str, of: Operands) -> Kernel {
+        let d = self.columns / 4;
+        let [k_first, v_first] = match self.packed {
+            true => [self.heads * d, 2 * self.heads * d],
+            false => [0, self.heads * d],
+        };
+        let kernel = Kernel::new(template)
             .with("d", d)
             .with("heads", self.heads)
             .with("q_len", self.queries)

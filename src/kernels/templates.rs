@@ -16,6 +16,7 @@ macro_rules! templates {
 const TEMPLATES: &[(&str, &str)] = templates![
     "adamw",
     "attention",
+    "attention_cooperative",
     "attention_grad_key",
     "attention_grad_query",
     "col2im",
