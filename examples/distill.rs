@@ -76,7 +76,9 @@ fn distill(options: Options) -> Result<(), Box<dyn Error>> {
     let start = Instant::now();
     let mut trainer = Trainer::distill(&gpu, &encoder, &training)?;
     options.training.describe(&trainer, start);
-    options.network.start(&mut trainer, data.batches.dataset())?;
+    options
+        .network
+        .start(&mut trainer, data.batches.dataset())?;
     let card = Card::default()
         .name("Sentence encoder")
         .description("Sentence embeddings, distilled from those of a transformer.");

@@ -27,6 +27,13 @@ pub enum Storage {
     F16,
 }
 
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Weights {
+    F32,
+    F16,
+    Int8,
+}
+
 /// What to train on.
 #[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "Data")]
@@ -105,7 +112,7 @@ pub struct Output {
     out: PathBuf,
     /// Storage of the model's weights
     #[arg(long, value_enum, default_value = "f32")]
-    weights: Storage,
+    weights: Weights,
     /// Validate after every N steps instead of after every epoch
     #[arg(long, value_name = "N")]
     validate_every: Option<u64>,
@@ -523,8 +530,9 @@ pub fn run(
         .tokenizer(Some(data.tokenizer_json.clone()))
         .card(card);
     let dtype = match output.weights {
-        Storage::F32 => WeightType::F32,
-        Storage::F16 => WeightType::F16,
+        Weights::F32 => WeightType::F32,
+        Weights::F16 => WeightType::F16,
+        Weights::Int8 => WeightType::Int8,
     };
     model.save(&path, dtype)?;
     curves.draw_svg(&picture)?;
