@@ -16,6 +16,14 @@ pub enum Storage {
     F16,
 }
 
+/// Storage of the weights of a model.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Weights {
+    F32,
+    F16,
+    Int8,
+}
+
 /// How to train.
 #[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "Training")]
@@ -73,7 +81,7 @@ pub struct Output {
     pub out: PathBuf,
     /// Storage of the model's weights
     #[arg(long, value_enum, default_value = "f32")]
-    pub weights: Storage,
+    pub weights: Weights,
     /// Validate after every N steps instead of after every epoch
     #[arg(long, value_name = "N")]
     pub validate_every: Option<u64>,

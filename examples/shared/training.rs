@@ -12,7 +12,7 @@ use energyflow::train::{Checkpoint, WeightType};
 
 use super::fit::{PANELS, add, fit};
 use super::opened::Opened;
-use super::options::{Output, Storage, Training};
+use super::options::{Output, Training, Weights};
 use super::report::{check_best_by, check_output, diverged, divergence, figures, name_options};
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
@@ -134,8 +134,9 @@ pub fn run(
         .figures(figures.collect())
         .seed(Some(training.seed));
     let dtype = match output.weights {
-        Storage::F32 => WeightType::F32,
-        Storage::F16 => WeightType::F16,
+        Weights::F32 => WeightType::F32,
+        Weights::F16 => WeightType::F16,
+        Weights::Int8 => WeightType::Int8,
     };
     match trainer.transformer() {
         // Its folder has no place for a card.

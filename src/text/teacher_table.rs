@@ -6,12 +6,12 @@ use std::path::Path;
 use nalgebra::{DMatrix, SymmetricEigen};
 use safetensors::Dtype;
 
-use super::dataset_writer::{EmbeddingType, quantize};
+use super::dataset_writer::EmbeddingType;
 use super::npy::encode;
 use super::records::Embeddings;
 use super::sample::OpenOptions;
 use crate::error::{Error, Result};
-use crate::file::{AtomicFile, TensorOut, write_tensors};
+use crate::file::{AtomicFile, TensorOut, quantize, write_tensors};
 use crate::types::DType;
 
 const FORMAT: &str = "table";

@@ -18,8 +18,6 @@ pub(crate) struct Parts {
     pub first: usize,
     /// Their number.
     pub parts: usize,
-    /// Rows of the result that have parts; the rest becomes zero.
-    pub rows: usize,
     /// Where the sum goes.
     pub to: Place,
     pub result: Layout,
@@ -108,7 +106,6 @@ impl Lowering<'_> {
                 source,
                 first: parts.first,
                 parts: parts.parts,
-                rows: parts.rows,
                 result,
                 offset,
                 layout: parts.result,
@@ -217,7 +214,7 @@ mod tests {
     use crate::gpu::MatrixUnits;
     use crate::graph::{Graph, ValueId};
     use crate::kernels::Target;
-    use crate::nn::{Gelu, Linear, Tcn, TcnOptions};
+    use crate::nn::{Linear, Tcn, TcnOptions};
     use crate::train::AdamW;
 
     /// Parameters one behind the other.
@@ -272,17 +269,8 @@ mod tests {
 
     /// Dispatches of a stack on a large GPU, which splits most of its products; and kernels by name.
     fn dispatches(blocks: usize, dtype: DType, train: bool) -> Result<(usize, Vec<&'static str>)> {
-        let options = TcnOptions {
-            width: 256,
-            hidden: 512,
-            kernel: 5,
-            dilations: (0..blocks).map(|i| 1 << i).collect(),
-            gelu: Gelu::Tanh,
-            eps: 1e-5,
-            dropout: 0.0,
-            centred: false,
-            gated: false,
-        };
+        let dilations: Vec<usize> = (0..blocks).map(|i| 1 << i).collect();
+        let options = TcnOptions::new(256, 512, &dilations).kernel(5);
         let mut graph = Graph::new();
         let tcn = Tcn::new(&mut graph, "blocks", &options)?;
         let x = graph.input("x", &[64, 128, 256], dtype)?;
