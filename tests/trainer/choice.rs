@@ -7,7 +7,7 @@ use energyflow::text::{FitOptions, Trainer};
 use energyflow::train::Checkpoint;
 use tempfile::TempDir;
 
-use super::{batches, fit, options, texts, trainer};
+use super::{batches, fit, texts, trainer};
 
 #[test]
 fn another_figure_looks_for_the_best_anew() {

@@ -10,7 +10,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use common::gpu;
-use energyflow::text::trainer::{Event, FitReport, Stop};
+use energyflow::text::trainer::{Event, FitReport};
 use energyflow::text::{
     Batches, Card, Condition, Dataset, DecoderOptions, Efb1Writer, EncoderOptions, FitOptions,
     InfoNce, Metrics, Precision, Trainer, TrainerOptions, TrainingMode,
