@@ -308,29 +308,21 @@ fn fine_tuning_goes_on_bit_for_bit() {
 }
 
 #[test]
-fn micro_batches_and_recomputation_change_nothing_but_rounding() {
+fn micro_batches_change_nothing_but_rounding() {
     let folder = tempfile::tempdir().unwrap();
     let pairs = pairs(folder.path(), Third::Score, 12);
-    let model = transformer_model();
-    let weights = |change: fn(TrainerOptions) -> TrainerOptions| {
-        let mut model = model.clone();
-        model.options.dropout = 0.0;
-        let options = change(options(pairs.loss()));
+    let mut model = transformer_model();
+    // Other parts of a step draw other numbers.
+    model.options.dropout = 0.0;
+    let [whole, parts] = [1, 3].map(|micro_batches| {
+        let options = options(pairs.loss()).micro_batches(micro_batches);
         let trainer = Trainer::from_transformer(&gpu(), &model, LENGTH, &options).unwrap();
         trainer.epoch(&mut batches(&pairs), |_| ()).unwrap();
-        trainer.session().get("encoder.layers.0.output.weight")
-    };
-    let plain = weights(|options| options);
-    let names = model.weights.names().collect::<Vec<_>>();
-    let plain = plain.unwrap_or_else(|error| panic!("{error}: {names:?}"));
-    for change in [
-        (|options: TrainerOptions| options.micro_batches(3)) as fn(_) -> _,
-        |options: TrainerOptions| options.recompute(true),
-    ] {
-        let other = weights(change).unwrap();
-        for (a, b) in plain.iter().zip(&other) {
-            assert!((a - b).abs() < 1e-4, "{a} {b}");
-        }
+        let session = trainer.session();
+        session.get("encoder.layers.0.linear2.weight").unwrap()
+    });
+    for (a, b) in whole.iter().zip(&parts) {
+        assert!((a - b).abs() < 1e-4, "{a} {b}");
     }
 }
 
