@@ -136,6 +136,7 @@ fn elements(dtype: DType, width: usize) -> Graph {
         (Broadcast::Rows, vec![BATCH * TIME]),
         (Broadcast::Scalar, vec![1]),
         (Broadcast::Groups { period: TIME }, vec![BATCH, width]),
+        (Broadcast::Tiles { period: TIME }, vec![TIME, width]),
     ]
     .into_iter()
     .enumerate()

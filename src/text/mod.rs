@@ -21,6 +21,8 @@ mod engine;
 mod engine_methods;
 mod fingerprint;
 mod generate;
+#[cfg(feature = "hub")]
+pub mod hub;
 mod index;
 mod index_file;
 pub mod jsonl;

@@ -228,6 +228,16 @@ fn broadcasts(rows: usize, cols: usize, dtype: DType) -> Result<Graph> {
     let add = |broadcast| Op::Binary(BinaryOp::Add, broadcast);
     let a = graph.add(x, y)?;
     let a = graph.apply(add(Broadcast::Groups { period: rows }), &[a, groups])?[0];
+    let tiles = graph.parameter("tiles", &[8, cols], Init::Uniform(1.0))?;
+    let tiles = graph.cast(tiles, dtype)?;
+    let tiles = match dtype {
+        DType::F32 => tiles,
+        _ => groups,
+    };
+    let a = graph.apply(add(Broadcast::Tiles { period: 6 }), &[a, tiles])?[0];
+    let sums = Op::SumTiles { period: 6, rows: 8 };
+    let tile_sums = graph.apply(sums, &[a])?[0];
+    graph.output("tile sums", tile_sums)?;
     let a = graph.add_bias(a, column)?;
     let a = graph.mul_rows(a, row)?;
     // Moves the elements, since rows are padded.
