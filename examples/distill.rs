@@ -25,6 +25,7 @@ mod shared {
     pub mod data;
     pub mod device;
     pub mod fit;
+    pub mod hub;
     pub mod network;
     pub mod opened;
     pub mod options;

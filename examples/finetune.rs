@@ -20,6 +20,7 @@ use energyflow::text::{
 mod shared {
     pub mod device;
     pub mod fit;
+    pub mod hub;
     pub mod opened;
     pub mod options;
     pub mod program;
@@ -27,6 +28,7 @@ mod shared {
     pub mod training;
     pub mod validation;
 }
+use shared::hub::folder;
 use shared::opened::Opened;
 use shared::options::{Output, Training};
 use shared::report::figures;
@@ -49,9 +51,10 @@ use shared::validation::{Validation, limit_batch};
     mut_arg("out", |arg| arg.default_value("out-finetune"))
 )]
 pub struct Options {
-    /// What to fine-tune: a folder of sentence-transformers, or a model folder of this crate
+    /// What to fine-tune: a folder of sentence-transformers, a model folder of this crate, or with --features hub the name of a model on
+    /// the Hugging Face hub, such as sentence-transformers/all-MiniLM-L6-v2
     #[arg(long, value_name = "DIR", help_heading = "Data")]
-    model: PathBuf,
+    model: String,
     /// Pairs of texts, as JSON lines or tab-separated values
     #[arg(long, value_name = "FILE", help_heading = "Data")]
     pairs: PathBuf,
@@ -187,7 +190,7 @@ fn main() -> ExitCode {
 /// The whole example.
 pub fn finetune(mut options: Options) -> Result<(), Box<dyn Error>> {
     let gpu = options.device.open()?;
-    let mut network = Network::load(&options.model)?;
+    let mut network = Network::load(&folder(&options.model)?)?;
     let length = network.length(options.length)?;
     let (tokenizer, json) = network.tokenizer(length)?;
     let (mut data, loss) = open(&mut options, length, tokenizer, json)?;

@@ -12,6 +12,8 @@ use energyflow::text::{
 };
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::hub::folder;
+
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
 /// Element type of the teacher's activations.
@@ -27,7 +29,7 @@ pub struct Teacher<'a> {
     pub model: TransformerModel,
     precision: Storage,
     /// Its name in the names of files.
-    name: String,
+    pub name: String,
     /// What its embeddings depend on.
     source: String,
 }
@@ -43,11 +45,13 @@ const FILES: [&str; 6] = [
 ];
 
 impl<'a> Teacher<'a> {
-    /// Loads a folder of sentence-transformers.
-    pub fn load(gpu: &'a Gpu, folder: &Path, precision: Storage) -> Outcome<Self> {
+    /// Loads a teacher by its folder or its name on the hub.
+    pub fn load(gpu: &'a Gpu, teacher: &str, precision: Storage) -> Outcome<Self> {
+        let folder = &folder(teacher)?;
         let model = TransformerModel::load(folder)?;
-        let name = std::fs::canonicalize(folder)?;
-        let name = name.file_name().unwrap_or_default().to_string_lossy();
+        let name = teacher.trim_end_matches(['/', '\\']);
+        let name = Path::new(name).file_name();
+        let name = name.map_or("teacher".into(), |name| name.to_string_lossy());
         let source = fingerprint(&FILES.map(|file| folder.join(file)))?;
         Ok(Self {
             gpu,

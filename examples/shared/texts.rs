@@ -25,9 +25,10 @@ pub struct Texts {
         conflicts_with_all = ["train", "validation", "tokenizer", "samples"]
     )]
     texts: Option<PathBuf>,
-    /// The teacher: a folder of sentence-transformers (BERT family, with model.safetensors)
+    /// The teacher: a folder of sentence-transformers (BERT family, with model.safetensors), or with --features hub the name of a model
+    /// on the Hugging Face hub, such as sentence-transformers/all-MiniLM-L6-v2
     #[arg(long, value_name = "DIR", requires = "texts")]
-    teacher: Option<PathBuf>,
+    teacher: Option<String>,
     /// Storage of the teacher's activations; sums are f32
     #[arg(long, value_enum, default_value = "f32")]
     teacher_precision: Storage,
@@ -60,15 +61,15 @@ impl Texts {
         length: usize,
         training: &mut Training,
     ) -> Outcome<Option<FromTexts<'a>>> {
-        let (Some(path), Some(folder)) = (&self.texts, &self.teacher) else {
+        let (Some(path), Some(teacher)) = (&self.texts, &self.teacher) else {
             return Ok(None);
         };
         let texts = TextFile::open(path)?;
         // Before the teacher works for nothing.
         let split = texts.split(self.validation.of(texts.texts()))?;
-        let teacher = Teacher::load(gpu, folder, self.teacher_precision)?;
+        let teacher = Teacher::load(gpu, teacher, self.teacher_precision)?;
         let Some(json) = &teacher.model.tokenizer else {
-            return Err(format!("{}: the teacher has no tokenizer.json", folder.display()).into());
+            return Err(format!("the teacher {} has no tokenizer.json", teacher.name).into());
         };
         let tokenizer = WordPiece::from_bytes(json, length)?;
         let embeddings = teacher.embed(&texts, self.cache.as_deref())?;
@@ -86,7 +87,7 @@ impl Texts {
         let description = format!(
             "{} texts of `{name}`, embedded by `{}`.",
             train.len(),
-            folder.file_name().unwrap_or_default().to_string_lossy()
+            teacher.name
         );
         limit_batch(training, train.len());
         let batches = Batches::training(train, training.batch, length, training.seed)?

@@ -9,12 +9,17 @@ use crate::error::Result;
 use crate::runtime::Host;
 use crate::text::{Batches, Dataset, metrics};
 
+/// The score of a text that is no candidate: its share of the softmax is 0.
+const NEVER: f32 = -1e30;
+
 /// What a step on pairs is given beside tokens and scores. It is the same for every micro-batch, and so for every step.
 #[derive(Debug)]
 pub(super) struct Labels {
     loss: PairLoss,
     /// The number of each sample's positive among the texts of its micro-batch.
     positives: Vec<u32>,
+    /// Added to the score of each text: 0 for positives and negatives, [`NEVER`] for anchors.
+    candidates: Vec<f32>,
     /// The number of each positive's sample in its micro-batch; for texts that are no positives, the number of samples in a micro-batch.
     anchors: Vec<u32>,
 }
@@ -26,6 +31,10 @@ impl Labels {
         let (each, part) = (loss.texts(), options.step() / options.micro_batches);
         let sample = |i: usize| i % part;
         let positives = (0..options.step()).map(|i| (sample(i) * each + 1) as u32);
+        let candidates = (0..options.step() * each).map(|text| match text % each {
+            0 => NEVER,
+            _ => 0.0,
+        });
         let anchors = (0..options.step() * each).map(|text| match text % each {
             1 => sample(text / each) as u32,
             _ => part as u32,
@@ -33,6 +42,7 @@ impl Labels {
         Some(Self {
             loss,
             positives: positives.collect(),
+            candidates: candidates.collect(),
             anchors: anchors.collect(),
         })
     }
@@ -44,15 +54,17 @@ impl Labels {
         scores: &[f32],
         submit: impl FnOnce(&[Whole<'_>]) -> R,
     ) -> R {
+        let each = self.loss.texts();
         let labels = ("labels", Host::from(&self.positives), 1);
+        let candidates = ("candidates", Host::from(&self.candidates), each);
         match self.loss {
             PairLoss::Cosine => submit(&[ids, mask, ("score", Host::from(scores), 1)]),
             PairLoss::Contrastive(Contrastive {
                 symmetric: false, ..
-            }) => submit(&[ids, mask, labels]),
+            }) => submit(&[ids, mask, labels, candidates]),
             PairLoss::Contrastive(_) => {
-                let anchors = ("anchors", Host::from(&self.anchors), self.loss.texts());
-                submit(&[ids, mask, labels, anchors])
+                let anchors = ("anchors", Host::from(&self.anchors), each);
+                submit(&[ids, mask, labels, candidates, anchors])
             }
         }
     }

@@ -8,9 +8,6 @@ use crate::graph::{Graph, Op, ValueId};
 use crate::text::trainer::options::{Contrastive, PairLoss};
 use crate::types::{DType, Padding, Trans, UnaryOp, Window};
 
-/// Added to the score of a text that is no candidate: its share of the softmax is 0.
-const NEVER: f32 = -1e30;
-
 /// `pass` counts samples; the network sees their texts.
 pub fn objective(
     graph: &mut Graph,
@@ -51,8 +48,9 @@ pub fn objective(
 
 type Metrics = Vec<(&'static str, ValueId)>;
 
-/// z [n·k, E] and anchors [n, E], both of norm 1. Inputs: `labels` `[n]`, the number of each anchor's positive among the n·k texts, and in the
-/// symmetric form `anchors` `[n·k]`, the number of each positive's anchor, and n for texts that are no positives.
+/// z [n·k, E] and anchors [n, E], both of norm 1. Inputs: `labels` `[n]`, the number of each anchor's positive among the n·k texts;
+/// `candidates` `[n·k]`, 0 for a positive or negative, and for an anchor a number that makes its share of the softmax 0; and in the symmetric
+/// form `anchors` `[n·k]`, the number of each positive's anchor, and n for texts that are no positives.
 fn contrastive(
     graph: &mut Graph,
     z: ValueId,
@@ -63,15 +61,8 @@ fn contrastive(
     let samples = graph.value(anchors)?.shape.rows();
     let scores = graph.matmul(anchors, z, Trans::NT)?;
     let scores = graph.affine(scores, options.scale, 0.0)?;
-    // Of the texts of each sample, the anchor is no candidate.
-    let never = graph.constant(&[1], NEVER)?;
-    let always = graph.constant(&[1], 0.0)?;
-    let mut of_sample = vec![always; texts / samples];
-    of_sample[0] = never;
-    let of_sample = graph.stack(&of_sample)?;
-    let scores = graph.reshape(scores, &[samples * samples, texts / samples])?;
-    let scores = graph.add_bias(scores, of_sample)?;
-    let scores = graph.reshape(scores, &[samples, texts])?;
+    let candidates = graph.input("candidates", &[texts], DType::F32)?;
+    let scores = graph.add_bias(scores, candidates)?;
     let labels = graph.index_input("labels", samples, index(texts)?)?;
     let forward = graph.cross_entropy(scores, labels, None, 0.0)?.loss;
     // A row's loss is its logsumexp less the score of its label.

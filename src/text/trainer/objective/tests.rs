@@ -49,6 +49,7 @@ struct Data {
     /// Of pairs.
     labels: Vec<u32>,
     anchors: Vec<u32>,
+    candidates: Vec<f32>,
     score: Vec<f32>,
 }
 
@@ -70,6 +71,7 @@ impl Data {
             z: z.collect(),
             labels: Vec::new(),
             anchors: Vec::new(),
+            candidates: Vec::new(),
             score: Vec::new(),
         }
     }
@@ -83,6 +85,10 @@ impl Data {
                 2 => vec![none, 0, none, 1],
                 _ => vec![none, 0, none, none, 1, none],
             },
+            candidates: match each {
+                2 => vec![-1e30, 0.0, -1e30, 0.0],
+                _ => vec![-1e30, 0.0, 0.0, -1e30, 0.0, 0.0],
+            },
             score: vec![0.9, -0.3],
             ..Self::new(2 * each as usize)
         }
@@ -95,6 +101,7 @@ impl Data {
             "targets" => Host::from(&self.targets),
             "labels" => Host::from(&self.labels),
             "anchors" => Host::from(&self.anchors),
+            "candidates" => Host::from(&self.candidates),
             "score" => Host::from(&self.score),
             _ => Host::from(&self.z),
         }
@@ -107,6 +114,7 @@ impl Data {
             "targets" => Array::from_u32(dims, &self.targets).unwrap(),
             "labels" => Array::from_u32(dims, &self.labels).unwrap(),
             "anchors" => Array::from_u32(dims, &self.anchors).unwrap(),
+            "candidates" => Array::from_f32(dims, &self.candidates).unwrap(),
             "score" => Array::from_f32(dims, &self.score).unwrap(),
             _ => Array::from_f32(dims, &self.z).unwrap(),
         }
