@@ -5,14 +5,14 @@
 //! cargo run --release --example search -- --model out/model texts.txt --ask "a large animal" -k 3
 //! ```
 
-use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, ErrorKind, IsTerminal, Write};
+use std::fs;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::{Parser, ValueEnum};
-use energyflow::text::{Index, IndexOptions, TextEncoder};
+use energyflow::text::{Index, IndexOptions, TextEncoder, fingerprint};
 use energyflow::{DType, Gpu};
 use serde::{Deserialize, Serialize};
 
@@ -22,9 +22,11 @@ mod shared {
     pub mod lines;
     pub mod model;
     pub mod program;
+    pub mod questions;
 }
 use shared::lines::Lines;
 use shared::program::Outcome;
+use shared::questions::converse;
 
 /// Find the lines of a text file that are nearest to a question in meaning.
 ///
@@ -91,25 +93,7 @@ fn run(options: Options) -> Outcome {
         eprintln!("{milliseconds:.1} ms");
         Ok(())
     };
-    for question in &options.ask {
-        println!("{question}");
-        answer(question)?;
-    }
-    if options.ask.is_empty() {
-        let terminal = io::stdin().is_terminal();
-        let mut questions = io::stdin().lock().lines();
-        loop {
-            if terminal {
-                print!("? ");
-                io::stdout().flush()?;
-            }
-            let Some(question) = questions.next().transpose()? else {
-                break;
-            };
-            answer(&question)?;
-        }
-    }
-    Ok(())
+    converse(&options.ask, answer)
 }
 
 /// What an index was made of. It is kept as JSON beside the index, in INDEX.json.
@@ -123,7 +107,7 @@ struct Source {
 }
 
 impl Source {
-    fn of(options: &Options) -> Result<Self, String> {
+    fn of(options: &Options) -> energyflow::Result<Self> {
         let folder = &options.encoder.model;
         let files = ["config.json", "model.safetensors", "tokenizer.json"];
         Ok(Self {
@@ -231,39 +215,4 @@ fn save(index: &Index, path: &Path, source: &Source, path_of_source: &Path) -> O
     }
     index.save(path)?;
     Ok(fs::write(path_of_source, serde_json::to_vec(source)?).map_err(fail)?)
-}
-
-/// A hash (FNV-1a) of the contents of files; a missing file counts as an empty one.
-fn fingerprint(paths: &[PathBuf]) -> Result<String, String> {
-    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-    let mut add = |bytes: &[u8]| {
-        for &byte in bytes {
-            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-        }
-    };
-    for path in paths {
-        let fail = |error: io::Error| format!("{}: {error}", path.display());
-        let mut reader = match File::open(path) {
-            Ok(file) => BufReader::with_capacity(1 << 20, file),
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                add(&0_u64.to_le_bytes());
-                continue;
-            }
-            Err(error) => return Err(fail(error)),
-        };
-        let mut length = 0_u64;
-        loop {
-            let bytes = reader.fill_buf().map_err(fail)?;
-            if bytes.is_empty() {
-                break;
-            }
-            add(bytes);
-            let read = bytes.len();
-            length += read as u64;
-            reader.consume(read);
-        }
-        // So that what moves from one file to the next makes a difference.
-        add(&length.to_le_bytes());
-    }
-    Ok(format!("{hash:016x}"))
 }

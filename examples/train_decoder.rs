@@ -11,14 +11,22 @@ use clap::Parser;
 use energyflow::text::{Card, Trainer};
 
 mod shared {
+    pub mod data;
     pub mod decoder;
     pub mod device;
+    pub mod fit;
     pub mod generate;
+    pub mod opened;
+    pub mod options;
     pub mod program;
+    pub mod report;
     pub mod training;
 }
+use shared::data::Data;
 use shared::generate::{generate, show};
-use shared::training::{Data, Opened, Output, Training, run};
+use shared::opened::Opened;
+use shared::options::{Output, Training};
+use shared::training::run;
 
 /// Train a decoder from sentence embeddings back to text on the GPU.
 ///

@@ -9,19 +9,25 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::{Parser, ValueEnum};
-use energyflow::text::{
-    Card, Condition, EncoderOptions, InfoNce, Tokenizer, Trainer, TrainingMode,
-};
+use energyflow::text::{Card, Condition, EncoderOptions, InfoNce, Trainer, TrainingMode};
 
 mod shared {
+    pub mod data;
     pub mod decoder;
     pub mod device;
+    pub mod fit;
     pub mod generate;
+    pub mod opened;
+    pub mod options;
     pub mod program;
+    pub mod report;
     pub mod training;
 }
+use shared::data::Data;
 use shared::generate::{generate, show};
-use shared::training::{Data, Opened, Output, Training, run};
+use shared::opened::Opened;
+use shared::options::{Output, Training};
+use shared::training::run;
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Z {
@@ -86,6 +92,14 @@ struct Options {
         help_heading = "Joint training"
     )]
     cycle: f32,
+    /// Highest learning rate of the decoder's steps. Without it --learning-rate
+    #[arg(
+        long,
+        visible_alias = "decoder-lr",
+        value_name = "RATE",
+        help_heading = "Joint training"
+    )]
+    decoder_learning_rate: Option<f32>,
     #[command(flatten)]
     decoder: shared::decoder::Decoder,
     #[command(flatten)]
@@ -121,12 +135,15 @@ fn train(options: Options) -> Result<(), Box<dyn Error>> {
     let of_b = options.chunks.saturating_sub(of_a);
     let info_nce = (options.info_nce > 0.0).then(|| InfoNce::new(options.info_nce));
     // Each mode has its own schedule over its own steps.
-    let optimizer = |steps: usize| options.training.optimizer(&data.batches, steps);
+    let rate = options.training.learning_rate;
+    let of_decoder = options.decoder_learning_rate.unwrap_or(rate);
+    let optimizer =
+        |steps: usize, rate: f32| options.training.optimizer(&data.batches, steps, rate);
     let training = options
         .training
         .options(&data.batches, options.chunks)?
-        .optimizer(optimizer(of_a)?)
-        .decoder_optimizer(Some(optimizer(of_b)?))
+        .optimizer(optimizer(of_a, rate)?)
+        .decoder_optimizer(Some(optimizer(of_b, of_decoder)?))
         .ab_ratio(options.ab_ratio)
         .shared_last_block(!options.apart)
         .condition(match options.z {

@@ -100,6 +100,43 @@ fn f16_files_are_rounded_to_nearest() {
 }
 
 #[test]
+fn int8_files_have_a_scale_per_row() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("weights");
+    let weights = distiller(1, &options()).weights().unwrap();
+    weights.save(&path, WeightType::Int8).unwrap();
+    let back = Weights::load(&path).unwrap();
+    assert!(back.names().eq(weights.names()));
+    assert_eq!(back.skipped().count(), 0);
+    for name in weights.names() {
+        let (shape, exact) = weights.get(name).unwrap();
+        let (same, found) = back.get(name).unwrap();
+        assert_eq!(shape, same, "{name}");
+        let width = exact.len() / shape[0];
+        for (exact, found) in exact.chunks(width).zip(found.chunks(width)) {
+            let largest = exact.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
+            // Half a step; vectors are exact.
+            let bound = if shape.len() > 1 {
+                largest / 253.9
+            } else {
+                0.0
+            };
+            let near = exact.iter().zip(found).all(|(a, b)| (a - b).abs() <= bound);
+            assert!(near, "{name}");
+        }
+    }
+    let exact = folder.path().join("exact");
+    weights.save(&exact, WeightType::F32).unwrap();
+    let bytes = |path| std::fs::metadata(path).unwrap().len();
+    assert!(bytes(&path) < bytes(&exact) / 2);
+    // Names can be mapped, and a tensor of integers without scales is skipped.
+    let table = Weights::load_with(&path, |name| {
+        name.strip_prefix("embedding.").map(String::from)
+    });
+    assert!(table.unwrap().names().eq(["weight"]));
+}
+
+#[test]
 fn weights_of_another_network_are_refused_by_name() {
     let weights = distiller(1, &options()).weights().unwrap();
     let wider = options().hidden(8);

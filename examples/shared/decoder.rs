@@ -1,8 +1,9 @@
 //! The options of networks with a decoder.
 
-use energyflow::text::{DecoderOptions, Tokenizer};
+use energyflow::text::DecoderOptions;
 
-use super::training::{Opened, Training};
+use super::opened::Opened;
+use super::options::Training;
 
 /// Sizes of the networks.
 #[derive(clap::Args, Clone, Debug)]

@@ -3,10 +3,10 @@
 use std::error::Error;
 
 use energyflow::text::{
-    DecodeOptions, Generation, TextDecoder, TextDecoderOptions, Tokenizer, Trainer, metrics,
+    DecodeOptions, Generation, TextDecoder, TextDecoderOptions, Trainer, metrics,
 };
 
-use super::training::Opened;
+use super::opened::Opened;
 
 /// Texts that were decoded from the teacher's embeddings of the first validation texts.
 pub struct Generated {

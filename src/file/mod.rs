@@ -3,12 +3,14 @@
 mod atomic;
 mod folder;
 mod input;
+mod integers;
 mod log;
 mod tensors;
 
 pub(crate) use atomic::AtomicFile;
 pub(crate) use folder::{AtomicFolder, find};
 pub(crate) use input::{InputFile, Sequential};
+pub(crate) use integers::quantize;
 pub(crate) use log::open_log;
 pub(crate) use tensors::{
     TensorFile, TensorOut, TensorPlace, TensorStream, floats, is_tensor_file, newer,

@@ -25,7 +25,7 @@ pub use embedding::Embedding;
 pub use linear::Linear;
 pub use mode::Mode;
 pub use norm::LayerNorm;
-pub use pooling::{AttentionPooling, first_step, normalize};
+pub use pooling::{AttentionPooling, first_step, normalize, weighted_sum};
 pub use tcn::{Tcn, TcnBlock, TcnOptions};
 pub use transformer::{
     Activation, NormOrder, TransformerEncoder, TransformerEncoderLayer, TransformerEncoderOptions,

@@ -37,6 +37,15 @@ impl AttentionPooling {
     /// # Errors
     /// [`Error::Shape`] when the operands do not fit.
     pub fn forward(&self, graph: &mut Graph, x: ValueId, mask: ValueId) -> Result<ValueId> {
+        let weights = self.weights(graph, x, mask)?;
+        graph.scoped_like(self.weight, |graph| weighted_sum(graph, x, weights))
+    }
+
+    /// The weights w alone: x [B, L, C], mask [B·L] → `[B·L]` in f32. Those of a sample add up to 1, or to 0 if no step counts.
+    ///
+    /// # Errors
+    /// As [`AttentionPooling::forward`].
+    pub fn weights(&self, graph: &mut Graph, x: ValueId, mask: ValueId) -> Result<ValueId> {
         graph.scoped_like(self.weight, |graph| {
             let [batch, time, _] = samples("attention_pooling", graph, x)?;
             let weight = weight_like(graph, self.weight, x)?;
@@ -50,11 +59,19 @@ impl AttentionPooling {
             let weights = graph.softmax(scores)?;
             let weights = graph.reshape(weights, &[batch * time])?;
             // For samples of which nothing counts, whose weights are equal otherwise.
-            let weights = graph.mul(weights, mask)?;
-            let x = graph.mul_rows(x, weights)?;
-            Ok(graph.apply(Op::SumGroups { period: time }, &[x])?[0])
+            graph.mul(weights, mask)
         })
     }
+}
+
+/// Σ_t w_t·x_t: x [B, L, C], weights [B·L] → [B, C] like x. The sum is f32.
+///
+/// # Errors
+/// [`Error::Shape`] when the operands do not fit.
+pub fn weighted_sum(graph: &mut Graph, x: ValueId, weights: ValueId) -> Result<ValueId> {
+    let [_, period, _] = samples("weighted_sum", graph, x)?;
+    let x = graph.mul_rows(x, weights)?;
+    Ok(graph.apply(Op::SumGroups { period }, &[x])?[0])
 }
 
 /// Subtracted from the scores of steps that do not count.

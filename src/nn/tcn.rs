@@ -3,6 +3,7 @@
 use super::{Conv1d, Dropout, Gelu, LayerNorm, Mode};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, ValueId};
+use crate::types::{Padding, UnaryOp};
 
 /// Sizes of a [`Tcn`].
 #[derive(Clone, Debug, PartialEq)]
@@ -22,10 +23,14 @@ pub struct TcnOptions {
     pub eps: f32,
     /// Share of the elements that is dropped in training, in [0, 1).
     pub dropout: f32,
+    /// Whether a time step sees as many steps after it as before it, instead of earlier ones only.
+    pub centred: bool,
+    /// Whether a block multiplies the result of its first convolution with the sigmoid of a second one, instead of taking GELU of it.
+    pub gated: bool,
 }
 
 impl TcnOptions {
-    /// Blocks of these widths, one per dilation, with 3 taps, GELU in tanh form, an eps of 1e-5 and no dropout.
+    /// Causal blocks of these widths, one per dilation, with 3 taps, GELU in tanh form, an eps of 1e-5 and no dropout.
     #[must_use]
     pub fn new(width: usize, hidden: usize, dilations: &[usize]) -> Self {
         Self {
@@ -36,6 +41,8 @@ impl TcnOptions {
             gelu: Gelu::Tanh,
             eps: 1e-5,
             dropout: 0.0,
+            centred: false,
+            gated: false,
         }
     }
 
@@ -62,17 +69,36 @@ impl TcnOptions {
     pub fn dropout(self, dropout: f32) -> Self {
         Self { dropout, ..self }
     }
+
+    /// With convolutions that see both sides of a time step, or with causal ones.
+    #[must_use]
+    pub fn centred(self, centred: bool) -> Self {
+        Self { centred, ..self }
+    }
+
+    /// With gates, or with GELU.
+    #[must_use]
+    pub fn gated(self, gated: bool) -> Self {
+        Self { gated, ..self }
+    }
 }
 
-/// y = mask ⊙ (x + Conv2₁ₓ₁(GELU(Conv1(LayerNorm(x))))). In training there is dropout after GELU and after Conv2, as in
+/// y = mask ⊙ (x + Conv2₁ₓ₁(f(LayerNorm(x)))), where f(x) is GELU(Conv1(x)), or in a gated block Conv1(x) ⊙ sigmoid(Gate(x)), as in
+/// Dauphin et al., arXiv:1612.08083. In training there is dropout after f and after Conv2, as in
 /// Bai, Kolter & Koltun, arXiv:1803.01271.
+///
+/// A centred block masks the result of LayerNorm as well, because LayerNorm of a step that does not count is not zero. So the result does
+/// not depend on the number of steps that do not count. Of (kernel − 1)·dilation steps of padding, half lie before the sample, and one more
+/// after it if their number is odd.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct TcnBlock {
     /// Normalises the input.
     pub norm: LayerNorm,
-    /// Causal and dilated, D → H.
+    /// Dilated, D → H.
     pub conv1: Conv1d,
+    /// Of a gated block: like `conv1`.
+    pub gate: Option<Conv1d>,
     /// Pointwise, H → D.
     pub conv2: Conv1d,
     gelu: Gelu,
@@ -80,7 +106,7 @@ pub struct TcnBlock {
 }
 
 impl TcnBlock {
-    /// Declares the parameters `NAME.norm`, `NAME.conv1`, `NAME.conv2`.
+    /// Declares the parameters `NAME.norm`, `NAME.conv1`, `NAME.conv2`, and `NAME.gate` of a gated block.
     ///
     /// # Errors
     /// [`Error::Graph`] for a taken name, [`Error::Shape`] for an extent of zero, [`Error::Config`] for a rate of dropout outside of [0, 1).
@@ -91,13 +117,23 @@ impl TcnBlock {
         dilation: usize,
     ) -> Result<Self> {
         let (width, hidden) = (options.width, options.hidden);
-        let conv1 = format!("{name}.conv1");
-        let conv2 = format!("{name}.conv2");
+        let padding = match options.centred {
+            true => Padding::Same,
+            false => Padding::Causal,
+        };
+        let dilated = |graph: &mut Graph, part: &str| -> Result<Conv1d> {
+            let name = format!("{name}.{part}");
+            let conv = Conv1d::new(graph, &name, width, hidden, options.kernel, true)?;
+            Ok(conv.dilation(dilation).padding(padding))
+        };
         Ok(Self {
             norm: LayerNorm::new(graph, &format!("{name}.norm"), width, options.eps)?,
-            conv1: Conv1d::new(graph, &conv1, width, hidden, options.kernel, true)?
-                .dilation(dilation),
-            conv2: Conv1d::new(graph, &conv2, hidden, width, 1, true)?,
+            conv1: dilated(graph, "conv1")?,
+            gate: match options.gated {
+                true => Some(dilated(graph, "gate")?),
+                false => None,
+            },
+            conv2: Conv1d::new(graph, &format!("{name}.conv2"), hidden, width, 1, true)?,
             gelu: options.gelu,
             dropout: Dropout::new(options.dropout)?,
         })
@@ -125,9 +161,19 @@ impl TcnBlock {
         let name = graph.value(self.norm.weight)?.name.clone();
         let name = name.strip_suffix(".norm.weight").unwrap_or(&name);
         graph.scoped(name, |graph| {
-            let h = self.norm.forward(graph, x)?;
-            let h = self.conv1.forward(graph, h)?;
-            let h = self.gelu.forward(graph, h)?;
+            let mut x_norm = self.norm.forward(graph, x)?;
+            if let (Some(mask), Padding::Same) = (mask, self.conv1.padding) {
+                x_norm = graph.mul_rows(x_norm, mask)?;
+            }
+            let h = self.conv1.forward(graph, x_norm)?;
+            let h = match self.gate {
+                Some(gate) => {
+                    let gate = gate.forward(graph, x_norm)?;
+                    let gate = graph.unary(UnaryOp::Sigmoid, gate)?;
+                    graph.mul(h, gate)?
+                }
+                None => self.gelu.forward(graph, h)?,
+            };
             let h = self.dropout.forward(graph, h, mode)?;
             let h = self.conv2.forward(graph, h)?;
             let h = self.dropout.forward(graph, h, mode)?;

@@ -28,7 +28,7 @@ struct Shared {
     width: usize,
 }
 
-/// Consecutive samples of a file; clones and parts share the open file.
+/// Samples of a file: consecutive ones, or some that were [chosen](Dataset::select). Clones and parts share the open file.
 ///
 /// The content of a file tells its format:
 ///
@@ -47,7 +47,9 @@ struct Shared {
 #[derive(Clone, Debug)]
 pub struct Dataset {
     shared: Arc<Shared>,
+    /// Places in `chosen`, or samples of the file.
     rows: Range<usize>,
+    chosen: Option<Arc<[u32]>>,
 }
 
 impl Dataset {
@@ -85,7 +87,21 @@ impl Dataset {
                 width,
             }),
             rows: 0..samples,
+            chosen: None,
         })
+    }
+
+    /// Samples that were made of a file.
+    pub(super) fn of_store(path: &Path, store: Store) -> Self {
+        Self {
+            rows: 0..store.len(),
+            chosen: None,
+            shared: Arc::new(Shared {
+                path: path.to_owned(),
+                width: store.width(),
+                source: Source::Store(store),
+            }),
+        }
     }
 
     /// Number of samples; a part may have none.
@@ -138,7 +154,7 @@ impl Dataset {
             let reason = format!("is past the end: there are {} samples", self.len());
             return Err(data(&format!("sample {index}"), reason));
         }
-        let index = self.rows.start + index;
+        let index = self.place(index);
         match &self.shared.source {
             Source::Efb(file) => file.read(index, with_text, buffer),
             Source::Tensors(file) => file.read(index, with_text, buffer),
@@ -150,6 +166,38 @@ impl Dataset {
                 rows.read(file, index, bytes, &mut sample.target)
             }
         }
+    }
+
+    /// Where sample number `index` of this part, which exists, is in the file.
+    fn place(&self, index: usize) -> usize {
+        let index = self.rows.start + index;
+        match &self.chosen {
+            Some(chosen) => chosen[index] as usize,
+            None => index,
+        }
+    }
+
+    /// The samples of these numbers, in this order.
+    ///
+    /// # Errors
+    /// [`Error::Data`] for a number past the end, or one that does not fit 32 bits.
+    pub fn select(&self, samples: &[usize]) -> Result<Self> {
+        let place = |&index: &usize| {
+            let inside = index < self.len();
+            let place = inside.then(|| u32::try_from(self.place(index)).ok());
+            place.flatten().ok_or_else(|| {
+                let reason = format!(
+                    "cannot be chosen: there are {} samples, and 2^32 count",
+                    self.len()
+                );
+                data(&format!("sample {index}"), reason)
+            })
+        };
+        Ok(Self {
+            shared: Arc::clone(&self.shared),
+            rows: 0..samples.len(),
+            chosen: Some(samples.iter().map(place).collect::<Result<_>>()?),
+        })
     }
 
     /// The first `samples` samples, or all if there are fewer.
@@ -165,6 +213,7 @@ impl Dataset {
         let part = |rows| Self {
             shared: Arc::clone(&self.shared),
             rows,
+            chosen: self.chosen.clone(),
         };
         (part(self.rows.start..middle), part(middle..self.rows.end))
     }

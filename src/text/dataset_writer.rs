@@ -10,7 +10,7 @@ use super::npy::encode;
 use super::sample::{check_length, check_sample, check_samples, check_width, data};
 use super::tensors::{FORMAT, VERSION};
 use crate::error::{Error, Result};
-use crate::file::{AtomicFile, TensorStream, stream_tensors};
+use crate::file::{AtomicFile, TensorStream, quantize, stream_tensors};
 use crate::types::DType;
 
 /// Bytes that are copied at once; a multiple of every element's size.
@@ -158,21 +158,6 @@ impl DatasetWriter {
         }
         stream_tensors(self.file, (FORMAT, VERSION), &[], tensors)
     }
-}
-
-/// Integers of -127 to 127 and their scale.
-fn quantize(target: &[f32], bytes: &mut Vec<u8>) -> f32 {
-    let largest = target
-        .iter()
-        .fold(0.0_f32, |most, value| most.max(value.abs()));
-    let scale = largest / 127.0;
-    bytes.clear();
-    bytes.extend(target.iter().map(|value| match scale > 0.0 {
-        // Saturates, and both divisors are positive.
-        true => (value / scale).round() as i8 as u8,
-        false => 0,
-    }));
-    scale
 }
 
 /// The values of one tensor so far, in memory while they are few, then in a temporary file.

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::graph::{CrossEntropy, Graph, Init, ValueId};
 use crate::nn::{Embedding, Gelu, Linear, Mode, Tcn, TcnBlock, TcnOptions};
 use crate::setters::setters;
-use crate::types::DType;
+use crate::types::{DType, Padding};
 
 /// Sizes of a [`Decoder`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -93,15 +93,10 @@ impl DecoderOptions {
     /// Sizes of the blocks.
     #[must_use]
     pub fn tcn(&self) -> TcnOptions {
-        TcnOptions {
-            width: self.width,
-            hidden: self.hidden,
-            kernel: self.kernel,
-            dilations: self.dilations.clone(),
-            gelu: self.gelu,
-            eps: 1e-5,
-            dropout: self.dropout,
-        }
+        TcnOptions::new(self.width, self.hidden, &self.dilations)
+            .kernel(self.kernel)
+            .gelu(self.gelu)
+            .dropout(self.dropout)
     }
 }
 
@@ -141,7 +136,8 @@ impl Decoder {
     /// their moments.
     ///
     /// # Errors
-    /// As [`Decoder::new`]; [`Error::Config`] when the block has other taps or another dilation than the last one of `options`.
+    /// As [`Decoder::new`]; [`Error::Config`] when the block has other taps or another dilation than the last one of `options`, is centred, or
+    /// has a gate.
     pub fn sharing(graph: &mut Graph, options: &DecoderOptions, last: TcnBlock) -> Result<Self> {
         Self::build(graph, options, Some(last))
     }
@@ -288,6 +284,12 @@ fn blocks(graph: &mut Graph, mut options: TcnOptions, last: Option<TcnBlock>) ->
                 "and kernel must end with those of the shared block: {} taps, dilation {}",
                 conv.kernel, conv.dilation
             ),
+        });
+    }
+    if conv.padding != Padding::Causal || last.gate.is_some() {
+        return Err(Error::Config {
+            field: "shared_last_block",
+            reason: "must be causal and without a gate: a decoder sees no later tokens, and decodes step by step with blocks of two convolutions".into(),
         });
     }
     // A single block is a shared one.

@@ -49,23 +49,45 @@ pub fn mean_squared_error(embeddings: &[f32], targets: &[f32], width: usize) -> 
 /// [`Data`](crate::Error::Data) if the two are not both `[n, width]` with n ≥ 1.
 pub fn retrieval_ranks(embeddings: &[f32], targets: &[f32], width: usize) -> Result<Vec<usize>> {
     let rows = check(embeddings, targets, width)?;
+    let own: Vec<usize> = (0..rows).collect();
+    ranks_among(embeddings, targets, &own, width)
+}
+
+/// As [`retrieval_ranks`], for `embeddings` `[n, width]` among `candidates` `[m, width]`, where the target of row i is candidate number `own[i]`.
+///
+/// # Errors
+/// [`Data`](crate::Error::Data) if these are not whole rows, n is 0, or a number is not below m.
+pub fn ranks_among(
+    embeddings: &[f32],
+    candidates: &[f32],
+    own: &[usize],
+    width: usize,
+) -> Result<Vec<usize>> {
+    let rows = check(embeddings, embeddings, width)?;
+    let count = check(candidates, candidates, width)?;
+    if own.len() != rows || own.iter().any(|&own| own >= count) {
+        let reason = format!("needs {rows} numbers below {count}");
+        return Err(data("own", reason));
+    }
     // The norm of an embedding scales all of its scores alike, so only the norms of the targets are needed.
-    let inverse_norms: Vec<f64> = targets
+    let inverse_norms: Vec<f64> = candidates
         .chunks_exact(width)
-        .map(|target| 1.0 / norm(target))
+        .map(|candidate| 1.0 / norm(candidate))
         .collect();
-    let own: Vec<f64> = (0..rows)
-        .map(|i| dot(row(embeddings, i, width), row(targets, i, width)) * inverse_norms[i])
+    let scores: Vec<f64> = own
+        .iter()
+        .enumerate()
+        .map(|(i, &j)| dot(row(embeddings, i, width), row(candidates, j, width)) * inverse_norms[j])
         .collect();
     let mut ranks = vec![0; rows];
     for i in (0..rows).step_by(TILE) {
-        for j in (0..rows).step_by(TILE) {
-            let dots = dot_tile(tile(embeddings, i, width), tile(targets, j, width));
+        for j in (0..count).step_by(TILE) {
+            let dots = dot_tile(tile(embeddings, i, width), tile(candidates, j, width));
             for (i, dots) in (i..rows).zip(dots) {
-                for (j, dot) in (j..rows).zip(dots) {
+                for (j, dot) in (j..count).zip(dots) {
                     // Not `>=`, so that a score that is no number counts against the row too.
-                    let own_is_nearer = own[i] > dot * inverse_norms[j];
-                    ranks[i] += usize::from(i != j && !own_is_nearer);
+                    let own_is_nearer = scores[i] > dot * inverse_norms[j];
+                    ranks[i] += usize::from(own[i] != j && !own_is_nearer);
                 }
             }
         }
@@ -172,10 +194,20 @@ pub fn similarity_correlation(embeddings: &[f32], targets: &[f32], width: usize)
         above.map(|(i, j)| all[i * rows + j]).collect::<Vec<f64>>()
     };
     let (ours, theirs) = (pairs(embeddings), pairs(targets));
-    if ours.iter().chain(&theirs).any(|cosine| !cosine.is_finite()) {
+    spearman(&ours, &theirs)
+}
+
+/// Spearman's rank correlation of two lists of as many values: [Pearson's](pearson) of their ranks, where equal values have the mean of their
+/// ranks. It is NaN if a value is not finite, or all values of one side are equal.
+///
+/// # Errors
+/// [`Data`](crate::Error::Data) if the lists differ in length, or are empty.
+pub fn spearman(a: &[f64], b: &[f64]) -> Result<f64> {
+    check_lists(a, b)?;
+    if a.iter().chain(b).any(|value| !value.is_finite()) {
         return Ok(f64::NAN);
     }
-    Ok(pearson(&ranks(&ours), &ranks(&theirs)))
+    pearson(&ranks(a), &ranks(b))
 }
 
 /// Distinct-n: the number of different n-grams of tokens divided by the number of all n-grams, over all texts together. It is 0 if no
@@ -240,8 +272,12 @@ fn ranks(values: &[f64]) -> Vec<f64> {
     ranks
 }
 
-/// Pearson's correlation; NaN where one side is constant.
-fn pearson(a: &[f64], b: &[f64]) -> f64 {
+/// Pearson's correlation of two lists of as many values. It is NaN if a value is not finite, or all values of one side are equal.
+///
+/// # Errors
+/// [`Data`](crate::Error::Data) if the lists differ in length, or are empty.
+pub fn pearson(a: &[f64], b: &[f64]) -> Result<f64> {
+    check_lists(a, b)?;
     let mean = |x: &[f64]| x.iter().sum::<f64>() / x.len() as f64;
     let (mean_a, mean_b) = (mean(a), mean(b));
     let (mut ab, mut aa, mut bb) = (0.0, 0.0, 0.0);
@@ -251,7 +287,17 @@ fn pearson(a: &[f64], b: &[f64]) -> f64 {
         aa += a * a;
         bb += b * b;
     }
-    ab / (aa.sqrt() * bb.sqrt())
+    Ok(ab / (aa.sqrt() * bb.sqrt()))
+}
+
+fn check_lists(a: &[f64], b: &[f64]) -> Result<()> {
+    match a.len() == b.len() && !a.is_empty() {
+        true => Ok(()),
+        false => {
+            let reason = format!("{} values beside {}", a.len(), b.len());
+            Err(data("lists", reason))
+        }
+    }
 }
 
 /// Number of rows.
@@ -308,6 +354,6 @@ fn norm(a: &[f32]) -> f64 {
     if norm < MIN_NORM { MIN_NORM } else { norm }
 }
 
-fn cosine(a: &[f32], b: &[f32]) -> f64 {
+pub(super) fn cosine(a: &[f32], b: &[f32]) -> f64 {
     dot(a, b) / (norm(a) * norm(b))
 }

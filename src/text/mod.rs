@@ -19,6 +19,7 @@ mod embeddings;
 pub mod encoder;
 mod engine;
 mod engine_methods;
+mod fingerprint;
 mod generate;
 #[cfg(feature = "hub")]
 pub mod hub;
@@ -29,6 +30,7 @@ pub mod metrics;
 mod model;
 pub mod npy;
 mod offsets;
+mod pairs;
 mod prefetch;
 mod record_writer;
 mod records;
@@ -36,9 +38,13 @@ mod rows;
 mod sample;
 mod samples;
 mod sentence_transformer;
+mod split;
 mod store;
+mod teacher_cache;
+mod teacher_table;
 pub mod tensors;
 mod text_encoder;
+mod text_file;
 mod text_lines;
 pub mod tokenizer;
 pub mod trainer;
@@ -56,7 +62,8 @@ pub use decoder::{Decoder, DecoderOptions, next_tokens};
 pub use efb1::Efb1Writer;
 pub use efb2::Efb2Writer;
 pub use embeddings::{Embeddings, Truncation};
-pub use encoder::{Encoder, EncoderOptions};
+pub use encoder::{Encoder, EncoderOptions, EncoderPooling};
+pub use fingerprint::fingerprint;
 pub use generate::{
     DecodeOptions, Finish, Generation, Piece, Stop, Stream, TextDecoder, TextDecoderOptions,
     TokenStep,
@@ -65,14 +72,20 @@ pub use index::{Hit, Index, IndexOptions};
 pub use jsonl::{JsonLines, JsonLinesWriter, Record};
 pub use model::Model;
 pub use npy::{NpyReader, NpyWriter};
+pub use pairs::{PairOptions, Pairs};
 pub use record_writer::{DatasetFormat, RecordWriter};
 pub use records::Records;
 pub use sample::{OpenOptions, Sample};
 pub use sentence_transformer::SentenceTransformer;
+pub use split::{Split, ValidationSize, normalized, split_key};
+pub use teacher_cache::{CacheState, TeacherCache};
+pub use teacher_table::TeacherTable;
 pub use text_encoder::{TextEncoder, TextEncoderOptions};
+pub use text_file::TextFile;
 pub use tokenizer::{Tokenizer, Tokens, Whitespace};
 pub use trainer::{
-    Condition, Evaluation, FitOptions, InfoNce, Metrics, Trainer, TrainerOptions, TrainingMode,
+    Condition, Contrastive, Evaluation, FitOptions, InfoNce, Metrics, PairLoss, StartOptions,
+    Trainer, TrainerOptions, TrainingMode,
 };
 pub use transformer::{Pooling, Transformer, TransformerOptions};
 pub use transformer_model::TransformerModel;

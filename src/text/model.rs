@@ -253,6 +253,14 @@ impl Model {
                 "is true, but the last blocks of encoder and decoder differ in width, hidden, kernel, dilation or gelu",
             );
         };
+        for (field, is) in [("centred", of_encoder.centred), ("gated", of_encoder.gated)] {
+            if is {
+                return Err(Error::Config {
+                    field,
+                    reason: "must be false where the decoder shares the encoder's last block, because a decoder is causal and has no gates: set shared_last_block to false, or change the encoder".into(),
+                });
+            }
+        }
         let last = match encoder.and_then(|encoder| encoder.tcn.blocks.last()) {
             Some(&last) => last,
             None => {

@@ -91,7 +91,7 @@ impl Opened {
 }
 
 impl Embeddings {
-    fn open(path: &Path, options: &OpenOptions) -> Result<Self> {
+    pub fn open(path: &Path, options: &OpenOptions) -> Result<Self> {
         let mut file = InputFile::open(path)?;
         let start = file.read_vec(0, START.min(file.len()), "the first bytes")?;
         if start.starts_with(&npy::MAGIC) {

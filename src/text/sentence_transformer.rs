@@ -128,6 +128,27 @@ impl SentenceTransformer {
     engine_methods!();
 }
 
+impl TransformerModel {
+    /// The tokenizer of the model for texts of up to `length` tokens.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the model has none; [`Error::Tokenizer`].
+    #[cfg(feature = "tokenizer")]
+    pub fn word_piece(&self, length: usize) -> Result<Arc<dyn Tokenizer>> {
+        let Some(json) = &self.tokenizer else {
+            return Err(Error::Config {
+                field: "tokenizer",
+                reason: "is missing: the folder has no tokenizer.json".into(),
+            });
+        };
+        let tokenizer = super::WordPiece::from_bytes(json, length)?;
+        Ok(match self.lower_case {
+            true => Arc::new(LowerCase(Arc::new(tokenizer))),
+            false => Arc::new(tokenizer),
+        })
+    }
+}
+
 /// A tokenizer of texts in lower case.
 struct LowerCase(Arc<dyn Tokenizer>);
 

@@ -227,6 +227,7 @@ impl TransformerModel {
         let stored = match dtype {
             WeightType::F32 => "float32",
             WeightType::F16 => "float16",
+            WeightType::Int8 => return fail("dtype", "is Int8"),
         };
         config.insert("torch_dtype".into(), stored.into());
         let mut pooled = json!({

@@ -11,7 +11,9 @@ use safetensors::Dtype;
 use super::mapping::{Fitting, Mapping};
 use super::stored::{self, Kind, Stored, Tensors, fail};
 use crate::error::Result;
-use crate::file::{AtomicFile, TensorFile, TensorOut, floats, write_tensors};
+use crate::file::{
+    AtomicFile, TensorFile, TensorOut, TensorPlace, floats, quantize, write_tensors,
+};
 use crate::runtime::Session;
 
 /// Element type of a weight file.
@@ -21,6 +23,9 @@ pub enum WeightType {
     F32,
     /// Half the size, rounded to nearest even.
     F16,
+    /// A quarter of the size: matrices and weights of convolutions are integers of -127 to 127 with one scale per row, rounded to nearest, so
+    /// that the error of a value is at most 1/254 of the largest one of its row. Vectors are exact.
+    Int8,
 }
 
 /// All parameters of a session on the host, in PyTorch's names, shapes and order of elements.
@@ -35,7 +40,11 @@ pub struct Weights {
 }
 
 const FORMAT: &str = "weights";
-const VERSION: u32 = 1;
+/// Files with integers are of version 2, all others of version 1.
+const VERSION: u32 = 2;
+
+/// What the tensor of the scales of an integer tensor is called, after its name.
+const SCALES: &str = ".scales";
 
 /// The key of the description in a file's metadata.
 const DESCRIPTION: &str = "description";
@@ -144,20 +153,40 @@ impl Weights {
         let mut tensors = Vec::new();
         for ((_, name), stored) in &self.tensors {
             let exact = stored.exact(name.clone());
-            tensors.push(match dtype {
+            let tensor = match dtype {
                 WeightType::F32 => exact,
                 WeightType::F16 => TensorOut {
                     dtype: Dtype::F16,
                     bytes: Cow::Owned(halves(name, &stored.data)?),
                     ..exact
                 },
-            });
+                WeightType::Int8 if stored.shape.len() < 2 => exact,
+                WeightType::Int8 => {
+                    let (bytes, scales) = integers(name, stored)?;
+                    tensors.push(TensorOut {
+                        name: format!("{name}{SCALES}"),
+                        dtype: Dtype::F32,
+                        shape: vec![stored.shape[0]],
+                        bytes: Cow::Owned(scales),
+                    });
+                    TensorOut {
+                        dtype: Dtype::I8,
+                        bytes: Cow::Owned(bytes),
+                        ..exact
+                    }
+                }
+            };
+            tensors.push(tensor);
         }
+        let version = match dtype {
+            WeightType::Int8 => VERSION,
+            _ => 1,
+        };
         let file = AtomicFile::create(path)?;
-        write_tensors(file, (FORMAT, VERSION), more, tensors)
+        write_tensors(file, (FORMAT, version), more, tensors)
     }
 
-    /// Reads the F32, F16, BF16 and F64 tensors of a safetensors file, whoever wrote it. Tensors of other types, such as the I64 counters
+    /// Reads the F32, F16, BF16 and F64 tensors of a safetensors file, whoever wrote it, and those that [`WeightType::Int8`] has made. Tensors of other types, such as the I64 counters
     /// that PyTorch's batch normalisation keeps, or F8, are [skipped](Self::skipped) with a warning in the log. F64 is rounded to f32.
     ///
     /// # Errors
@@ -191,6 +220,12 @@ impl Weights {
         };
         let mut origins = BTreeMap::new();
         for (old, place) in file.tensors() {
+            let integers = old
+                .strip_suffix(SCALES)
+                .and_then(|name| scales_of(&file, name));
+            if integers.is_some() {
+                continue;
+            }
             let Some(name) = rename(old) else {
                 continue;
             };
@@ -198,10 +233,13 @@ impl Weights {
                 let reason = format!("tensors {other:?} and {old:?} both become {name:?}");
                 return Err(file.file().fail(place.bytes.start, reason));
             }
-            if !matches!(
-                place.dtype,
-                Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F64
-            ) {
+            let scales = scales_of(&file, old);
+            if scales.is_none()
+                && !matches!(
+                    place.dtype,
+                    Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F64
+                )
+            {
                 let dtype = format!("{:?}", place.dtype);
                 log::warn!(
                     "{}: tensor {old:?} is {dtype} and is skipped; F32, F16, BF16 and F64 are read",
@@ -212,12 +250,21 @@ impl Weights {
             }
             let bytes = file.read(old, place)?;
             let words = bytes.as_chunks().0.iter();
-            let data: Vec<f32> = match place.dtype {
-                Dtype::F16 => words.map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
-                Dtype::BF16 => words.map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
-                Dtype::F64 => {
+            let data: Vec<f32> = match (place.dtype, scales) {
+                (Dtype::F16, _) => words.map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
+                (Dtype::BF16, _) => words.map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
+                (Dtype::F64, _) => {
                     let words = bytes.as_chunks().0.iter();
                     words.map(|b| f64::from_le_bytes(*b) as f32).collect()
+                }
+                (_, Some((name, scales))) => {
+                    let scales = file.read(&name, &scales)?;
+                    let rows = bytes.chunks_exact((bytes.len() / (scales.len() / 4)).max(1));
+                    let rows = rows.zip(floats(&scales));
+                    rows.flat_map(|(row, scale)| {
+                        row.iter().map(move |&b| f32::from(b as i8) * scale)
+                    })
+                    .collect()
                 }
                 _ => floats(&bytes).collect(),
             };
@@ -232,6 +279,35 @@ impl Weights {
         }
         Ok(weights)
     }
+}
+
+/// The scales of an integer tensor, if it has some: their name and place.
+fn scales_of(file: &TensorFile, name: &str) -> Option<(String, TensorPlace)> {
+    let integers = file.tensors().get(name)?;
+    let scales = format!("{name}{SCALES}");
+    let place = file.tensors().get(&scales)?;
+    let fits = integers.dtype == Dtype::I8
+        && place.dtype == Dtype::F32
+        && integers.shape.first() == place.shape.first()
+        && place.shape.len() == 1
+        && place.len() > 0;
+    fits.then(|| (scales, place.clone()))
+}
+
+/// The bytes of a parameter as integers, and of the scales of its rows.
+fn integers(name: &str, stored: &Stored) -> Result<(Vec<u8>, Vec<u8>)> {
+    let mut bytes = Vec::with_capacity(stored.data.len());
+    let (mut scales, mut row_bytes) = (Vec::new(), Vec::new());
+    let width = stored.data.len() / stored.shape[0];
+    for row in stored.data.chunks_exact(width.max(1)) {
+        let scale = quantize(row, &mut row_bytes);
+        if !(scale * 127.0).is_finite() {
+            return fail(name, "has a value that is too large for int8");
+        }
+        scales.extend_from_slice(&scale.to_le_bytes());
+        bytes.extend_from_slice(&row_bytes);
+    }
+    Ok((bytes, scales))
 }
 
 /// The bytes of a parameter rounded to f16.

@@ -153,6 +153,12 @@ impl Network {
         }
     }
 
+    /// An output in f64.
+    pub fn evaluate(&self, name: &str) -> Vec<f64> {
+        let outputs = self.interpreter().run(&self.graph, &self.arrays()).unwrap();
+        outputs[name].data().to_vec()
+    }
+
     /// The gradients of the reference against finite differences of its loss.
     pub fn check_finite_differences(&self, bound: f64) {
         let interpreter = self.interpreter();

@@ -273,15 +273,8 @@ mod tests {
 
     /// Dispatches of a stack on a large GPU, which splits most of its products; and kernels by name.
     fn dispatches(blocks: usize, dtype: DType, train: bool) -> Result<(usize, Vec<&'static str>)> {
-        let options = TcnOptions {
-            width: 256,
-            hidden: 512,
-            kernel: 5,
-            dilations: (0..blocks).map(|i| 1 << i).collect(),
-            gelu: Gelu::Tanh,
-            eps: 1e-5,
-            dropout: 0.0,
-        };
+        let dilations: Vec<usize> = (0..blocks).map(|i| 1 << i).collect();
+        let options = TcnOptions::new(256, 512, &dilations).kernel(5);
         let mut graph = Graph::new();
         let tcn = Tcn::new(&mut graph, "blocks", &options)?;
         let x = graph.input("x", &[64, 128, 256], dtype)?;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Condition, Trainer};
+use super::{Condition, PairScores, Trainer};
 use crate::error::{Error, Result};
 use crate::runtime::Host;
 use crate::text::{Batches, Dataset, metrics, next_tokens};
@@ -11,8 +11,10 @@ use crate::text::{Batches, Dataset, metrics, next_tokens};
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Evaluation {
-    /// Of the encoder, if there is one.
+    /// Of the encoder, if there is one, beside a teacher.
     pub encoder: Option<EncoderScores>,
+    /// Of the encoder on pairs of texts, if it learns from pairs.
+    pub pairs: Option<PairScores>,
     /// Of the decoder, if there is one.
     pub decoder: Option<DecoderScores>,
     /// Further figures by name. [`Event::Validation`](super::Event::Validation) lets the caller add some, such as the quality of
@@ -67,8 +69,8 @@ impl DecoderScores {
 }
 
 impl Evaluation {
-    /// All figures by name: cosine, mse, precision_at_1, precision_at_5, overlap_at_10, spearman; cross_entropy, perplexity, accuracy; and those of
-    /// [`Evaluation::more`].
+    /// All figures by name: cosine, mse, precision_at_1, precision_at_5, overlap_at_10, spearman; of pairs cosine, accuracy_at_1,
+    /// accuracy_at_10, mrr, or cosine, mse, spearman, pearson; cross_entropy, perplexity, accuracy; and those of [`Evaluation::more`].
     pub fn values(&self) -> impl Iterator<Item = (&str, f64)> {
         let encoder = self.encoder.iter().flat_map(|scores| {
             [
@@ -91,7 +93,9 @@ impl Evaluation {
             .more
             .iter()
             .map(|(name, &value)| (name.as_str(), value));
-        encoder.chain(decoder).chain(more)
+        let pairs = self.pairs.iter().flat_map(PairScores::values);
+        let pairs = pairs.map(|(name, value): (&str, f64)| (name, value));
+        encoder.chain(pairs).chain(decoder).chain(more)
     }
 
     /// The figure of a name, if there is one.
@@ -109,7 +113,8 @@ impl Trainer {
     /// [`Error::Config`] without an encoder; [`Error::Data`] for a text without tokens or an id outside the vocabulary;
     /// [`Error::DeviceLost`].
     pub fn embed(&self, texts: &[impl AsRef<[u32]>]) -> Result<Vec<f32>> {
-        let (batch, [length, width]) = (self.options.batch, self.sizes());
+        let [length, width] = self.sizes();
+        let batch = self.sample()[0] / length * self.options.batch;
         let padding = self.padding();
         let mut embeddings = Vec::with_capacity(texts.len() * width);
         for (number, chunk) in texts.chunks(batch).enumerate() {
@@ -134,13 +139,14 @@ impl Trainer {
     }
 
     /// Compares the embeddings of a dataset's texts with their teacher's, and the decoder's predictions with the texts. The decoder is
-    /// given the z that it is trained with: the teacher's, or the encoder's. Long texts are cut as by [`Batches`].
+    /// given the z that it is trained with: the teacher's, or the encoder's. Long texts are cut as by [`Batches`]. With a
+    /// [`PairLoss`](super::PairLoss), compares the embeddings of the texts of each sample with each other.
     ///
     /// # Errors
     /// [`Error::Config`] when the dataset has another embedding width; [`Error::Data`] for an id outside the vocabulary, and for a decoder
     /// where no target of the dataset counts; [`Error::DeviceLost`].
     pub fn evaluate(&self, dataset: &Dataset) -> Result<Evaluation> {
-        let [_, width] = self.sizes();
+        let [_, width] = self.sample();
         if dataset.width() != width {
             return Err(Error::Config {
                 field: "embedding",
@@ -149,6 +155,12 @@ impl Trainer {
                     dataset.path().display(),
                     dataset.width()
                 ),
+            });
+        }
+        if let Some(loss) = self.options.pair_loss {
+            return Ok(Evaluation {
+                pairs: Some(self.evaluate_pairs(dataset, loss)?),
+                ..Evaluation::default()
             });
         }
         let encoder = match self.embed {
@@ -164,7 +176,7 @@ impl Trainer {
         Ok(Evaluation {
             encoder,
             decoder,
-            more: BTreeMap::new(),
+            ..Evaluation::default()
         })
     }
 
@@ -258,7 +270,7 @@ impl Trainer {
         })
     }
 
-    fn forward(&self, ids: &[u32], mask: &[f32]) -> Result<Vec<f32>> {
+    pub(super) fn forward(&self, ids: &[u32], mask: &[f32]) -> Result<Vec<f32>> {
         let Some(embed) = &self.embed else {
             return Err(missing("encoder"));
         };
@@ -266,10 +278,11 @@ impl Trainer {
         embed.run(&inputs)?.wait()?.get("z")
     }
 
-    fn padding(&self) -> u32 {
+    pub(super) fn padding(&self) -> u32 {
         let encoder = self.model.encoder.as_ref().map(|encoder| encoder.padding);
         let decoder = self.model.decoder.as_ref().map(|decoder| decoder.padding);
-        encoder.or(decoder).flatten().unwrap_or(0)
+        let transformer = self.transformer().map(|transformer| transformer.padding);
+        encoder.or(transformer).or(decoder).flatten().unwrap_or(0)
     }
 }
 

@@ -12,12 +12,12 @@ use crate::train::StepOutputs;
 pub struct Metrics {
     /// What the step trained.
     pub mode: TrainingMode,
-    /// What the step made smaller, with all its terms. Mode A: alpha·(1 − cosine) + beta·mse + weight·InfoNCE; mode B: cross
-    /// entropy + cycle·(1 − cycle cosine).
+    /// What the step made smaller, with all its terms. Mode A: alpha·(1 − cosine) + beta·mse + weight·InfoNCE, or the
+    /// [`PairLoss`](super::PairLoss); mode B: cross entropy + cycle·(1 − cycle cosine).
     pub loss: f32,
-    /// Mode A: mean cosine to the teacher.
+    /// Mode A: mean cosine to the teacher; of pairs, mean cosine of the two texts, or of anchor and positive.
     pub cosine: f32,
-    /// Mode A: mean squared error.
+    /// Mode A: mean squared error; of pairs with scores, that of the cosines; of other pairs 0.
     pub mse: f32,
     /// Mode A: the contrastive term before its weight; 0 without it.
     pub info_nce: f32,

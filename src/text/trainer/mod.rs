@@ -2,21 +2,29 @@
 
 mod evaluation;
 mod fit;
+mod graphs;
 mod metrics;
 mod objective;
 mod options;
+mod pairs;
 mod progress;
+mod start;
 mod step;
+mod transformer;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub use evaluation::{DecoderScores, EncoderScores, Evaluation};
 pub use fit::{Best, Event, FitOptions, FitReport, Stop};
+use graphs::{check_freeze, graph_of, trainable_names};
 pub use metrics::Metrics;
-use objective::{Objective, Pass};
-pub use options::{Condition, InfoNce, TrainerOptions, TrainingMode};
+use objective::{Network, Objective, Pass};
+pub use options::{Condition, Contrastive, InfoNce, PairLoss, TrainerOptions, TrainingMode};
+use pairs::Labels;
+pub use pairs::PairScores;
 use progress::Progress;
+pub use start::StartOptions;
 use step::{Step, Whole, check_length};
 
 use super::batches::{Batch, Batches};
@@ -24,10 +32,10 @@ use super::card::Card;
 use super::decoder::{DecoderOptions, next_tokens};
 use super::encoder::EncoderOptions;
 use super::model::Model;
+use super::transformer_model::TransformerModel;
 use crate::error::{Error, Result};
 use crate::gpu::{Gate, Gpu};
 use crate::graph::Graph;
-use crate::nn::Draws;
 use crate::runtime::{Executable, Host, Outputs, Pending, Session};
 use crate::train::{AdamW, LossScale, SKIPPED, StepOutputs, Weights};
 use crate::types::{DType, Precision};
@@ -47,6 +55,10 @@ const LOGITS: usize = 64 << 20;
 pub struct Trainer {
     /// Sizes; without weights, which the session has.
     model: Model,
+    /// In place of the encoder; without weights.
+    transformer: Option<TransformerModel>,
+    /// Length of the transformer outside of the training.
+    model_length: usize,
     options: TrainerOptions,
     session: Session,
     /// Chunks of a batch that are steps of mode A.
@@ -57,6 +69,8 @@ pub struct Trainer {
     order: Gate,
     embed: Option<Arc<Executable>>,
     score: Option<Arc<Executable>>,
+    /// Of training on pairs.
+    labels: Option<Labels>,
     /// Samples of a run of `score`.
     scored: usize,
     /// Next tokens of the chunk at hand.
@@ -90,7 +104,7 @@ impl Trainer {
     /// what [`Session::compile`] returns.
     pub fn distill(gpu: &Gpu, encoder: &EncoderOptions, options: &TrainerOptions) -> Result<Self> {
         let model = Model::default().encoder(Some(encoder.clone()));
-        Self::new(gpu, model, options)
+        Self::new(gpu, (model, None), options)
     }
 
     /// Mode B: builds and compiles the training step of a decoder that is given the teacher's embedding of each text as z, or whatever stands
@@ -100,7 +114,7 @@ impl Trainer {
     /// As [`Trainer::distill`].
     pub fn decode(gpu: &Gpu, decoder: &DecoderOptions, options: &TrainerOptions) -> Result<Self> {
         let model = Model::default().decoder(Some(decoder.clone()));
-        Self::new(gpu, model, options)
+        Self::new(gpu, (model, None), options)
     }
 
     /// Both modes in alternation, see [`TrainerOptions`]. With [`TrainerOptions::shared_last_block`] the last blocks of both must be equal
@@ -119,7 +133,7 @@ impl Trainer {
             .encoder(Some(encoder.clone()))
             .decoder(Some(decoder.clone()))
             .shared_last_block(options.shared_last_block);
-        Self::new(gpu, model, options)
+        Self::new(gpu, (model, None), options)
     }
 
     /// Trains a model further, or evaluates it: as [`Trainer::distill`], [`Trainer::decode`] or [`Trainer::joint`], whichever fits what the model
@@ -155,13 +169,21 @@ impl Trainer {
             weights: Weights::default(),
             card,
         };
-        let mut trainer = Self::new(gpu, sizes, &options)?;
+        let mut trainer = Self::new(gpu, (sizes, None), &options)?;
         trainer.set_weights(&model.weights)?;
         Ok(trainer)
     }
 
-    fn new(gpu: &Gpu, model: Model, options: &TrainerOptions) -> Result<Self> {
-        let of_a = options.check(&model)?;
+    fn new(
+        gpu: &Gpu,
+        (model, transformer): (Model, Option<TransformerModel>),
+        options: &TrainerOptions,
+    ) -> Result<Self> {
+        let network = match &transformer {
+            Some(transformer) => Some(Network::Transformer(&transformer.options)),
+            None => model.encoder.as_ref().map(|_| Network::Encoder(&model)),
+        };
+        let of_a = options.check(&model, network.is_some())?;
         let joint = model.encoder.is_some() && model.decoder.is_some();
         let dtype = match options.precision {
             Precision::F32 => DType::F32,
@@ -185,11 +207,7 @@ impl Trainer {
             if [of_a == 0, of_a == options.chunks][mode] {
                 continue;
             }
-            let dropout = match mode {
-                0 => model.encoder.as_ref().map(|encoder| encoder.dropout),
-                _ => model.decoder.as_ref().map(|decoder| decoder.dropout),
-            };
-            *graph = Some(graph_of(&model, options, dtype, (mode, dropout))?);
+            *graph = Some(graph_of(&model, network, options, dtype, mode)?);
         }
         check_freeze(&graphs, &options.freeze)?;
         let mut session = Session::new(gpu, options.seed);
@@ -210,11 +228,13 @@ impl Trainer {
         let [graph_a, graph_b] = graphs;
         let a = compile(graph_a, "a")?;
         let b = compile(graph_b, "b")?;
-        let embed = match &model.encoder {
-            Some(_) => {
+        let embed = match network {
+            Some(network) => {
                 let mut graph = Graph::new();
-                let pass = Pass::evaluate(options.batch, dtype);
-                objective::embed(&mut graph, &model, pass)?;
+                let each = options.pair_loss.map_or(1, |loss| loss.texts());
+                // A batch for training is as large.
+                let pass = Pass::evaluate(options.batch * each, dtype);
+                objective::embed(&mut graph, network, pass)?;
                 Some(session.compile(&graph)?)
             }
             None => None,
@@ -237,6 +257,8 @@ impl Trainer {
         };
         Ok(Self {
             model,
+            transformer,
+            model_length: 0,
             options: options.clone(),
             session,
             of_a,
@@ -245,6 +267,7 @@ impl Trainer {
             order: Gate::default(),
             embed,
             score,
+            labels: Labels::new(options),
             scored,
             targets: Mutex::new(vec![0; targets]),
             progress: Progress::default(),
@@ -304,7 +327,7 @@ impl Trainer {
     }
 
     /// Runs the step of chunk number `chunk` of a batch of texts [B, L] and teacher's embeddings [B, E]; its metrics arrive later. Without
-    /// chunks the number is 0.
+    /// chunks the number is 0. A batch of pairs has k texts per sample [B, k·L], one after the other, and scores [B, 1].
     ///
     /// # Errors
     /// [`Error::Config`] for a chunk that there is not; [`Error::Data`] for a batch of another shape or an id outside the vocabulary;
@@ -319,7 +342,7 @@ impl Trainer {
             });
         };
         let (size, step) = (self.options.batch, self.options.step());
-        let [length, width] = self.sizes();
+        let [length, width] = self.sample();
         check_length("ids", batch.ids.len(), size * length)?;
         check_length("mask", batch.mask.len(), size * length)?;
         check_length("target", batch.targets.len(), size * width)?;
@@ -334,8 +357,9 @@ impl Trainer {
         let [ids_input, mask_input] = ids_and_mask;
         let submit =
             |inputs: &[Whole<'_>]| training.step.submit(&self.session, &self.order, inputs);
-        let pending = match (mode, &self.model.decoder) {
-            (TrainingMode::B, Some(decoder)) => {
+        let pending = match (mode, &self.model.decoder, &self.labels) {
+            (TrainingMode::A, _, Some(labels)) => labels.with(ids_and_mask, teacher, submit)?,
+            (TrainingMode::B, Some(decoder), _) => {
                 let mut targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
                 next_tokens(ids, mask, length, decoder.ignored_target(), &mut targets)?;
                 let targets = ("targets", Host::from(&*targets), length);
@@ -398,8 +422,20 @@ impl Trainer {
         Ok(())
     }
 
+    /// Tokens of a sample, and values of its target.
+    fn sample(&self) -> [usize; 2] {
+        let [length, width] = self.sizes();
+        match self.options.pair_loss {
+            Some(loss) => [length * loss.texts(), 1],
+            None => [length, width],
+        }
+    }
+
     /// Length of the texts and width of the embeddings.
     fn sizes(&self) -> [usize; 2] {
+        if let Some(transformer) = self.transformer() {
+            return [transformer.length, transformer.width];
+        }
         match (&self.model.encoder, &self.model.decoder) {
             (Some(encoder), _) => [encoder.length, encoder.embedding],
             (None, Some(decoder)) => [decoder.length, decoder.embedding],
@@ -414,6 +450,7 @@ impl Trainer {
     pub fn weights(&self) -> Result<Weights> {
         let mut weights = Weights::from_session(&self.session)?;
         let json = match (&self.model.encoder, &self.model.decoder) {
+            (None, None) => serde_json::to_string(&self.transformer()),
             (Some(encoder), None) => serde_json::to_string(encoder),
             (None, Some(decoder)) => serde_json::to_string(decoder),
             both => serde_json::to_string(&both),
@@ -436,8 +473,14 @@ impl Trainer {
     /// Encoder and decoder with their present weights, ready to be given a tokenizer and saved.
     ///
     /// # Errors
-    /// As [`Trainer::weights`].
+    /// [`Error::Config`] for a trainer of a transformer, which has a [`Trainer::transformer_model`]; as [`Trainer::weights`].
     pub fn model(&self) -> Result<Model> {
+        if self.transformer.is_some() {
+            return Err(Error::Config {
+                field: "model",
+                reason: "is a transformer: use Trainer::transformer_model".into(),
+            });
+        }
         Ok(Model {
             weights: self.weights()?,
             ..self.model.clone()
@@ -464,49 +507,4 @@ impl Training {
         self.skipped.store(skipped[0].to_bits(), Ordering::Relaxed);
         Ok(())
     }
-}
-
-/// The graph of a step of mode A (0) or B (1).
-fn graph_of(
-    model: &Model,
-    options: &TrainerOptions,
-    dtype: DType,
-    (mode, dropout): (usize, Option<f32>),
-) -> Result<(Graph, Objective)> {
-    let mut graph = Graph::new();
-    // A rate of 0 needs no draws.
-    let student = options.condition == Condition::TrainedStudent;
-    let of_student = model.encoder.as_ref().filter(|_| mode == 1 && student);
-    let rates = [dropout, of_student.map(|encoder| encoder.dropout)];
-    let draws = match rates.into_iter().flatten().any(|rate| rate != 0.0) {
-        true => Some(Draws::new(&mut graph, options.seed)?),
-        false => None,
-    };
-    let samples = options.step() / options.micro_batches;
-    let pass = Pass::train(samples, dtype, draws, options.recompute);
-    let objective = match mode {
-        0 => objective::distill(&mut graph, model, options, pass)?,
-        _ => objective::decode(&mut graph, model, options, pass)?,
-    };
-    Ok((graph, objective))
-}
-
-/// Whether a name or prefix fits a parameter of a graph.
-fn trainable_names(graph: &Graph, name: &str) -> bool {
-    let mut parameters = graph.parameters();
-    parameters.any(|(_, value)| crate::train::has_prefix(&value.name, name))
-}
-
-/// Every name in `freeze` fits a parameter of one of the graphs.
-fn check_freeze(graphs: &[Option<(Graph, Objective)>], freeze: &[String]) -> Result<()> {
-    for name in freeze {
-        let mut graphs = graphs.iter().flatten();
-        if !graphs.any(|(graph, _)| trainable_names(graph, name)) {
-            return Err(Error::Config {
-                field: "freeze",
-                reason: format!("names {name:?}, which is no parameter and no prefix of one"),
-            });
-        }
-    }
-    Ok(())
 }

@@ -1,10 +1,12 @@
 //! The graphs of a training: losses of both modes, and what is evaluated.
 
+mod pairs;
+
 use super::options::{Condition, InfoNce, TrainerOptions};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Op, ValueId};
 use crate::nn::{Draws, Mode};
-use crate::text::{Encoder, Model};
+use crate::text::{Encoder, EncoderOptions, Model, Transformer, TransformerOptions};
 use crate::types::{DType, Trans, UnaryOp, Window};
 
 /// How a forward pass runs.
@@ -31,6 +33,24 @@ impl Pass {
             samples,
             dtype,
             mode: Mode::Eval,
+        }
+    }
+}
+
+/// What makes z of a text.
+#[derive(Clone, Copy)]
+pub(super) enum Network<'a> {
+    /// The encoder of a model that has one.
+    Encoder(&'a Model),
+    Transformer(&'a TransformerOptions),
+}
+
+impl Network<'_> {
+    /// Whether anything is dropped in training.
+    pub fn drops(self) -> bool {
+        match self {
+            Self::Encoder(model) => model.encoder.as_ref().is_some_and(EncoderOptions::drops),
+            Self::Transformer(options) => options.dropout != 0.0,
         }
     }
 }
@@ -66,31 +86,54 @@ fn texts(graph: &mut Graph, pass: Pass, vocabulary: usize, length: usize) -> Res
     Ok([ids, mask])
 }
 
-/// Adds inputs and encoder.
-fn encode(graph: &mut Graph, model: &Model, pass: Pass) -> Result<ValueId> {
-    let encoder = model.build_encoder(graph)?;
-    let options = options_of(&model.encoder, "encoder")?;
-    let [ids, mask] = texts(graph, pass, options.vocabulary, options.length)?;
-    graph.scoped("encoder", |graph| {
-        encoder.forward_in(graph, ids, mask, pass.dtype, pass.mode)
-    })
+/// Adds inputs and network: z [B, E].
+fn encode(graph: &mut Graph, network: Network<'_>, pass: Pass) -> Result<ValueId> {
+    let Pass { dtype, mode, .. } = pass;
+    match network {
+        Network::Encoder(model) => {
+            let encoder = model.build_encoder(graph)?;
+            let options = options_of(&model.encoder, "encoder")?;
+            let [ids, mask] = texts(graph, pass, options.vocabulary, options.length)?;
+            graph.scoped("encoder", |graph| {
+                encoder.forward_in(graph, ids, mask, dtype, mode)
+            })
+        }
+        Network::Transformer(options) => {
+            let transformer = Transformer::new(graph, options)?;
+            let [ids, mask] = texts(graph, pass, options.vocabulary, options.length)?;
+            transformer.forward_in(graph, ids, mask, dtype, mode)
+        }
+    }
 }
 
 /// The forward pass of the encoder, with the output z.
-pub(super) fn embed(graph: &mut Graph, model: &Model, pass: Pass) -> Result<()> {
-    let z = encode(graph, model, pass)?;
+pub(super) fn embed(graph: &mut Graph, network: Network<'_>, pass: Pass) -> Result<()> {
+    let z = encode(graph, network, pass)?;
     graph.output("z", z)
 }
 
-/// Mode A: z against the teacher's embedding.
+/// The operand of the encoder's last linear layer, with the output features. Returns its width.
+pub(super) fn features(graph: &mut Graph, model: &Model, pass: Pass) -> Result<usize> {
+    let encoder = model.build_encoder(graph)?;
+    let options = options_of(&model.encoder, "encoder")?;
+    let [ids, mask] = texts(graph, pass, options.vocabulary, options.length)?;
+    let features = encoder.features(graph, ids, mask, pass.dtype)?;
+    graph.output("features", features)?;
+    Ok(graph.value(features)?.shape.cols())
+}
+
+/// Mode A: z against the teacher's embedding, or the embeddings of pairs against each other.
 pub(super) fn distill(
     graph: &mut Graph,
-    model: &Model,
+    network: Network<'_>,
     options: &TrainerOptions,
     pass: Pass,
 ) -> Result<Objective> {
-    let z = encode(graph, model, pass)?;
-    let width = options_of(&model.encoder, "encoder")?.embedding;
+    if let Some(loss) = options.pair_loss {
+        return pairs::objective(graph, network, loss, pass);
+    }
+    let z = encode(graph, network, pass)?;
+    let width = graph.value(z)?.shape.cols();
     let target = graph.input("target", &[pass.samples, width], DType::F32)?;
     let kd = graph.kd_loss(z, target, options.alpha, options.beta)?;
     let mut metrics = vec![("cosine", kd.cosine), ("mse", kd.mse)];
@@ -283,235 +326,4 @@ fn options_of<'a, T>(options: &'a Option<T>, field: &'static str) -> Result<&'a 
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::gpu::{Gpu, GpuOptions};
-    use crate::graph::Source;
-    use crate::reference::{Array, Interpreter, numeric_gradient};
-    use crate::runtime::{Host, Session};
-    use crate::text::{DecoderOptions, EncoderOptions, next_tokens};
-
-    const SAMPLES: usize = 3;
-    const LENGTH: usize = 4;
-    const WIDTH: usize = 5;
-    const VOCABULARY: usize = 7;
-
-    fn model(shared: bool) -> Model {
-        let encoder = EncoderOptions::default()
-            .vocabulary(VOCABULARY)
-            .length(LENGTH)
-            .width(4)
-            .hidden(6)
-            .kernel(2)
-            .dilations(vec![1, 2])
-            .embedding(WIDTH)
-            // So that terms are not nearly linear.
-            .table_bound(1.0);
-        let decoder = DecoderOptions::default()
-            .vocabulary(VOCABULARY)
-            .length(LENGTH)
-            .width(4)
-            .hidden(6)
-            .kernel(2)
-            .dilations(vec![2])
-            .embedding(WIDTH)
-            .table_bound(1.0);
-        Model::default()
-            .encoder(Some(encoder))
-            .decoder(Some(decoder))
-            .shared_last_block(shared)
-    }
-
-    /// Ids, mask, targets, z and target.
-    struct Data {
-        ids: Vec<u32>,
-        mask: Vec<f32>,
-        targets: Vec<u32>,
-        z: Vec<f32>,
-    }
-
-    impl Data {
-        fn new() -> Self {
-            let n = SAMPLES * LENGTH;
-            let ids: Vec<u32> = (0..n as u32).map(|i| (i * i + 2) % 7).collect();
-            // Texts of four, three and two tokens.
-            let mask: Vec<f32> = (0..n)
-                .map(|i| f32::from(u8::from(i % LENGTH + i / LENGTH < LENGTH)))
-                .collect();
-            let mut targets = vec![0; n];
-            next_tokens(&ids, &mask, LENGTH, VOCABULARY as u32, &mut targets).unwrap();
-            let z = (0..SAMPLES * WIDTH).map(|i| ((i * 7 + 3) % 11) as f32 / 5.0 - 1.0);
-            Self {
-                ids,
-                mask,
-                targets,
-                z: z.collect(),
-            }
-        }
-
-        fn host(&self, name: &str) -> Host<'_> {
-            match name {
-                "ids" => Host::from(&self.ids),
-                "mask" => Host::from(&self.mask),
-                "targets" => Host::from(&self.targets),
-                _ => Host::from(&self.z),
-            }
-        }
-
-        fn array(&self, name: &str, dims: &[usize]) -> Array {
-            match name {
-                "ids" => Array::from_u32(dims, &self.ids).unwrap(),
-                "mask" => Array::from_f32(dims, &self.mask).unwrap(),
-                "targets" => Array::from_u32(dims, &self.targets).unwrap(),
-                _ => Array::from_f32(dims, &self.z).unwrap(),
-            }
-        }
-    }
-
-    /// Gradients of the loss against finite differences in f64, and loss and gradients on the device against the reference.
-    /// `still` are parameters whose gradient is left out on purpose.
-    fn check(
-        build: impl FnOnce(&mut Graph) -> Result<Objective>,
-        still: impl Fn(&str) -> bool,
-        what: &str,
-    ) {
-        let mut graph = Graph::new();
-        let objective = build(&mut graph).unwrap();
-        let parameters = objective.parameters.clone();
-        let forward = graph.clone();
-        let one = graph.constant(&[1], 1.0).unwrap();
-        let gradients = graph
-            .reached_gradients(objective.loss, one, &parameters)
-            .unwrap();
-        graph.output("loss", objective.loss).unwrap();
-        let mut session = Session::new(&Gpu::new(&GpuOptions::default()).unwrap(), 3);
-        for (&parameter, gradient) in parameters.iter().zip(&gradients) {
-            let name = graph.value(parameter).unwrap().name.clone();
-            if let Some(gradient) = gradient {
-                graph.output(&name, *gradient).unwrap();
-            }
-        }
-        let executable = session.compile(&graph).unwrap();
-        let mut reference = Interpreter::new(&graph);
-        for (_, value) in graph.parameters() {
-            // Values in the order of the graph: what is compared does not depend on where they come from.
-            let n = value.shape.len();
-            let data: Vec<f32> = (0..n)
-                .map(|i| (((i * 37 + value.name.len() * 11) % 29) as f32 / 14.5 - 1.0) * 0.5)
-                .collect();
-            let taps = value.taps.unwrap_or(1);
-            let inner = value.shape.cols() / taps;
-            // The host has taps last.
-            let host: Vec<f32> = (0..n)
-                .map(|i| {
-                    let (row, rest) = (i / value.shape.cols(), i % value.shape.cols());
-                    let (channel, tap) = (rest / taps, rest % taps);
-                    data[row * value.shape.cols() + tap * inner + channel]
-                })
-                .collect();
-            session.set(&value.name, &host).unwrap();
-            let array = Array::from_f32(value.shape.dims(), &data).unwrap();
-            reference.set(value.name.clone(), array);
-        }
-        let data = Data::new();
-        let inputs: Vec<(&str, &[usize])> = graph
-            .values()
-            .filter(|(_, value)| matches!(value.source, Source::Input { .. }))
-            .map(|(_, value)| (value.name.as_str(), value.shape.dims()))
-            .collect();
-        let arrays: Vec<(&str, Array)> = inputs
-            .iter()
-            .map(|&(name, dims)| (name, data.array(name, dims)))
-            .collect();
-        let hosts: Vec<(&str, Host<'_>)> = inputs
-            .iter()
-            .map(|&(name, _)| (name, data.host(name)))
-            .collect();
-        let outputs = executable.run(&hosts).unwrap().wait().unwrap();
-        let expected = reference.clone().run(&graph, &arrays).unwrap();
-        for (name, array) in &expected {
-            let got = outputs.get(name).unwrap();
-            for (got, want) in got.iter().zip(array.data()) {
-                let error = (f64::from(*got) - want).abs();
-                assert!(
-                    error <= 2e-4 * want.abs().max(0.02),
-                    "{what} {name}: {got} {want}"
-                );
-            }
-        }
-        for (&parameter, gradient) in parameters.iter().zip(gradients) {
-            let name = &graph.value(parameter).unwrap().name;
-            if still(name) {
-                continue;
-            }
-            let numeric =
-                numeric_gradient(&reference, &forward, &arrays, objective.loss, parameter).unwrap();
-            let Some(_) = gradient else {
-                assert!(
-                    numeric.data().iter().all(|x| x.abs() < 1e-9),
-                    "{what} {name}"
-                );
-                continue;
-            };
-            for (got, want) in expected[name].data().iter().zip(numeric.data()) {
-                assert!(
-                    (got - want).abs() <= 1e-6 * want.abs().max(0.1),
-                    "{what} {name}: {got} {want}"
-                );
-            }
-        }
-    }
-
-    fn pass() -> Pass {
-        Pass::train(SAMPLES, DType::F32, None, false)
-    }
-
-    #[test]
-    fn gradients_of_the_contrastive_term() {
-        let info_nce = InfoNce::new(0.7).temperature(0.3);
-        let options = TrainerOptions::default().info_nce(Some(info_nce));
-        let build = |graph: &mut Graph| distill(graph, &model(false), &options, pass());
-        check(build, |_| false, "InfoNCE");
-    }
-
-    #[test]
-    fn gradients_of_the_cycle_term() {
-        let teacher = TrainerOptions::default().cycle(0.8).smoothing(0.1);
-        // The shared block measures the text as a part of the encoder, too, and that is differentiated like all else.
-        for shared in [false, true] {
-            let build = |graph: &mut Graph| decode(graph, &model(shared), &teacher, pass());
-            check(build, |_| false, "cycle");
-        }
-        // z is a constant in the cosine, and with `Student` everywhere: only what does not make z is compared.
-        for condition in [Condition::Student, Condition::TrainedStudent] {
-            let options = teacher.clone().condition(condition);
-            let build = |graph: &mut Graph| decode(graph, &model(false), &options, pass());
-            check(build, |name| !name.starts_with("decoder."), "student");
-        }
-    }
-
-    #[test]
-    fn a_students_z_trains_the_encoder_only_if_asked() {
-        let options = TrainerOptions::default();
-        for (condition, trained) in [
-            (Condition::Student, false),
-            (Condition::TrainedStudent, true),
-        ] {
-            let options = options.clone().condition(condition);
-            // The encoder's part is differentiated through z, the shared block in both of its places.
-            let build = |graph: &mut Graph| decode(graph, &model(true), &options, pass());
-            let still = |name: &str| !trained && name.starts_with("blocks.1.");
-            check(build, still, "condition");
-            let mut graph = Graph::new();
-            let objective = build(&mut graph).unwrap();
-            let one = graph.constant(&[1], 1.0).unwrap();
-            let all: Vec<ValueId> = graph.parameters().map(|(id, _)| id).collect();
-            let gradients = graph.reached_gradients(objective.loss, one, &all).unwrap();
-            for (id, gradient) in all.into_iter().zip(gradients) {
-                let name = &graph.value(id).unwrap().name;
-                let of_decoder = name.starts_with("decoder.") || name.starts_with("blocks.1.");
-                assert_eq!(gradient.is_some(), of_decoder || trained, "{name}");
-            }
-        }
-    }
-}
+mod tests;

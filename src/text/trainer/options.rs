@@ -60,6 +60,66 @@ impl InfoNce {
     }
 }
 
+/// What mode A learns from pairs of texts, instead of a teacher's embeddings. Cosines are those of the embeddings; a norm below 1e-6 counts
+/// as that.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum PairLoss {
+    /// An anchor is to be nearer to its own positive than to all other texts of the step.
+    Contrastive(Contrastive),
+    /// The cosine of the two texts of a pair is to be the pair's score, in [−1, 1]: the mean of (cosine − score)², as
+    /// `CosineSimilarityLoss` of sentence-transformers.
+    Cosine,
+}
+
+impl PairLoss {
+    /// Number of texts per sample: 2, or 3 with a negative.
+    #[must_use]
+    pub fn texts(&self) -> usize {
+        match self {
+            Self::Contrastive(Contrastive {
+                negatives: true, ..
+            }) => 3,
+            _ => 2,
+        }
+    }
+}
+
+/// A contrastive loss with in-batch negatives (Henderson et al., arXiv:1705.00652), as `MultipleNegativesRankingLoss` of
+/// sentence-transformers: for each anchor, the cross entropy of the softmax over scale·cos(anchor, c), where c are the positives of all
+/// samples of the step, and their negatives if they have some. The right answer is the anchor's own positive. With micro-batches, c are those
+/// of the same micro-batch.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Contrastive {
+    /// Factor of the cosines, the inverse of a temperature; positive.
+    pub scale: f32,
+    /// Whether a sample has a negative, a text that is meant to be far from the anchor. It is a candidate of every anchor of the step.
+    pub negatives: bool,
+    /// Whether a positive is to find its anchor among all anchors as well. The loss is then the mean of both directions.
+    pub symmetric: bool,
+}
+
+impl Default for Contrastive {
+    /// Scale 20, without negatives, in one direction.
+    fn default() -> Self {
+        Self {
+            scale: 20.0,
+            negatives: false,
+            symmetric: false,
+        }
+    }
+}
+
+impl Contrastive {
+    setters! {
+        scale: f32,
+        negatives: bool,
+        symmetric: bool,
+    }
+}
+
 /// How to train.
 ///
 /// A batch is cut into `chunks`, each of which is an optimizer step. In joint training the first round(chunks·ab_ratio) of them are steps of
@@ -85,6 +145,10 @@ pub struct TrainerOptions {
     pub beta: f32,
     /// Mode A: a contrastive term.
     pub info_nce: Option<InfoNce>,
+    /// Mode A: learns from pairs of texts instead of the teacher's embeddings, as [`Pairs`](crate::text::Pairs) reads them. It then has none of
+    /// the terms above, and the trainer has no decoder.
+    #[serde(default)]
+    pub pair_loss: Option<PairLoss>,
     /// Mode B: label smoothing in [0, 1), used only in training.
     pub smoothing: f32,
     /// Mode B: the z that the decoder is given.
@@ -118,6 +182,7 @@ impl TrainerOptions {
         alpha: f32,
         beta: f32,
         info_nce: Option<InfoNce>,
+        pair_loss: Option<PairLoss>,
         smoothing: f32,
         condition: Condition,
         cycle: f32,
@@ -143,6 +208,7 @@ impl Default for TrainerOptions {
             alpha: 1.0,
             beta: 1.0,
             info_nce: None,
+            pair_loss: None,
             smoothing: 0.0,
             condition: Condition::Teacher,
             cycle: 0.0,
@@ -165,8 +231,8 @@ impl TrainerOptions {
         self.batch / self.chunks
     }
 
-    /// Checks the numbers, and returns how many chunks are steps of mode A.
-    pub(super) fn check(&self, model: &Model) -> Result<usize> {
+    /// Checks the numbers, and returns how many chunks are steps of mode A. `encodes`: whether there is an encoder or a transformer.
+    pub(super) fn check(&self, model: &Model, encodes: bool) -> Result<usize> {
         let fail = |field, reason: String| Err(Error::Config { field, reason });
         if self.batch == 0 {
             return fail("batch", "must be at least 1".into());
@@ -207,6 +273,7 @@ impl TrainerOptions {
                 return fail("info_nce", reason.into());
             }
         }
+        self.check_pairs(model)?;
         let (Some(encoder), Some(decoder)) = (&model.encoder, &model.decoder) else {
             if self.condition != Condition::Teacher {
                 return fail("condition", needs_encoder());
@@ -214,11 +281,7 @@ impl TrainerOptions {
             if self.cycle > 0.0 {
                 return fail("cycle", needs_encoder());
             }
-            return Ok(if model.encoder.is_some() {
-                self.chunks
-            } else {
-                0
-            });
+            return Ok(if encodes { self.chunks } else { 0 });
         };
         let same = [
             ("vocabulary", encoder.vocabulary, decoder.vocabulary),
@@ -247,6 +310,44 @@ impl TrainerOptions {
             self.chunks, self.ab_ratio
         );
         fail("chunks", reason)
+    }
+}
+
+impl TrainerOptions {
+    /// Checks the loss of pairs.
+    fn check_pairs(&self, model: &Model) -> Result<()> {
+        let Some(loss) = self.pair_loss else {
+            return Ok(());
+        };
+        let fail = |reason: String| {
+            Err(Error::Config {
+                field: "pair_loss",
+                reason,
+            })
+        };
+        if model.decoder.is_some() {
+            return fail("trains an encoder, but there is a decoder, too".into());
+        }
+        if self.info_nce.is_some() {
+            return fail("takes the place of info_nce, a term of the distillation".into());
+        }
+        let PairLoss::Contrastive(Contrastive {
+            scale, negatives, ..
+        }) = loss
+        else {
+            return Ok(());
+        };
+        if !scale.is_finite() || scale <= 0.0 {
+            return fail(format!("has a scale of {scale}, which must be positive"));
+        }
+        let pairs = self.step() / self.micro_batches;
+        match pairs == 1 && !negatives {
+            true => fail(format!(
+                "compares the samples of a step with each other, but each of {} micro-batches has one sample only",
+                self.micro_batches
+            )),
+            false => Ok(()),
+        }
     }
 }
 

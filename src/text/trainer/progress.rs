@@ -150,7 +150,12 @@ impl Trainer {
         let encoder = serde_json::to_value(&self.model.encoder).map_err(not_json)?;
         let decoder = serde_json::to_value(&self.model.decoder).map_err(not_json)?;
         let options = serde_json::to_value(&self.options).map_err(not_json)?;
-        Ok(serde_json::json!({ "encoder": encoder, "decoder": decoder, "options": options }))
+        let mut config =
+            serde_json::json!({ "encoder": encoder, "decoder": decoder, "options": options });
+        if let Some(transformer) = self.transformer() {
+            config["transformer"] = serde_json::to_value(transformer).map_err(not_json)?;
+        }
+        Ok(config)
     }
 
     /// Whether these batches can continue the training.
@@ -162,15 +167,13 @@ impl Trainer {
                 reason: "are for evaluation, in the order of the file and filled up; use Batches::training".into(),
             });
         }
-        if data.batch != self.options.batch || data.length != self.sizes()[0] {
+        let [length, _] = self.sample();
+        if data.batch != self.options.batch || data.length != length {
             return Err(Error::Config {
                 field: "batch",
                 reason: format!(
                     "is {} of {} tokens, but the batches are {} of {}",
-                    self.options.batch,
-                    self.sizes()[0],
-                    data.batch,
-                    data.length
+                    self.options.batch, length, data.batch, data.length
                 ),
             });
         }

@@ -13,7 +13,7 @@ use crate::train::{self, AdamW, trainable};
 pub(super) type Whole<'a> = (&'static str, Host<'a>, usize);
 
 /// Upper bound on the inputs of a step.
-const MOST_INPUTS: usize = 4;
+const MOST_INPUTS: usize = 5;
 
 #[derive(Debug)]
 pub(super) struct Step {

@@ -1,5 +1,8 @@
 //! One trainer for both modes: alternation, updates of each parameter, validation, checkpoints.
 
+mod checkpoints;
+mod choice;
+#[path = "../common/mod.rs"]
 mod common;
 
 use std::collections::BTreeMap;
@@ -7,7 +10,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use common::gpu;
-use energyflow::text::trainer::{Event, FitReport, Stop};
+use energyflow::text::trainer::{Event, FitReport};
 use energyflow::text::{
     Batches, Card, Condition, Dataset, DecoderOptions, Efb1Writer, EncoderOptions, FitOptions,
     InfoNce, Metrics, Precision, Trainer, TrainerOptions, TrainingMode,
@@ -135,6 +138,28 @@ fn bits(trainer: &Trainer) -> BTreeMap<String, Vec<u32>> {
     all
 }
 
+/// Trains until `cancel` steps were reported.
+fn fit(
+    trainer: &mut Trainer,
+    data: &Dataset,
+    options: &FitOptions,
+    cancel: u64,
+) -> (Vec<(u64, Metrics)>, FitReport) {
+    let mut history = Vec::new();
+    let report = trainer
+        .fit(&mut batches(data), options, |event| {
+            if let Event::Step { step, metrics, .. } = event {
+                history.push((step, *metrics));
+                if step == cancel {
+                    return ControlFlow::Break(());
+                }
+            }
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    (history, report)
+}
+
 #[test]
 fn a_model_is_trained_further() {
     let folder = TempDir::new().unwrap();
@@ -170,102 +195,6 @@ fn a_model_is_trained_further() {
     let again = Trainer::from_model(&gpu(), &one.model().unwrap(), &options).unwrap();
     let mut one = one;
     one.resume(&again.checkpoint().unwrap()).unwrap();
-}
-
-#[test]
-fn a_panic_in_the_middle_of_a_batch_loses_nothing() {
-    let folder = TempDir::new().unwrap();
-    let data = texts(folder.path(), 30);
-    let options = FitOptions::new(1);
-    let mut whole = trainer(2);
-    fit(&mut whole, &data, &options, u64::MAX);
-    let mut broken = trainer(2);
-    let panics = |event: Event<'_>| match event {
-        Event::Step { step: 2, .. } => panic!("of the test"),
-        _ => ControlFlow::Continue(()),
-    };
-    let run = || broken.fit(&mut batches(&data), &options, panics);
-    std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).unwrap_err();
-    assert!(!broken.steps().is_multiple_of(3), "{}", broken.steps());
-    fit(&mut broken, &data, &options, u64::MAX);
-    assert_eq!(broken.steps(), whole.steps());
-    assert!(bits(&broken) == bits(&whole));
-}
-
-#[test]
-fn checkpoints_of_a_later_training_are_kept() {
-    let folder = TempDir::new().unwrap();
-    let data = texts(folder.path(), 12);
-    let path = folder.path().join("checkpoints");
-    let options = FitOptions::new(1)
-        .checkpoints(Some(path.clone()))
-        .checkpoint_every(Some(1))
-        .keep(1);
-    let later = path.join("checkpoint-00000099.safetensors");
-    let quiet = |_: Event<'_>| ControlFlow::Continue(());
-    std::fs::create_dir(&path).unwrap();
-    std::fs::write(&later, "another training's").unwrap();
-    let mut trainer = trainer(1);
-    let error = trainer
-        .fit(&mut batches(&data), &options, quiet)
-        .unwrap_err();
-    assert!(
-        matches!(error, Error::Config { .. }) && error.to_string().contains("99 steps"),
-        "{error}"
-    );
-    assert_eq!(trainer.steps(), 0);
-    std::fs::remove_file(&later).unwrap();
-    // It comes while the training runs.
-    let write = |event: Event<'_>| {
-        if let Event::Step { step: 1, .. } = event {
-            std::fs::write(&later, "another training's").unwrap();
-        }
-        ControlFlow::Continue(())
-    };
-    let report = trainer.fit(&mut batches(&data), &options, write).unwrap();
-    assert!(later.exists());
-    assert!(report.checkpoint.unwrap().exists());
-    assert_eq!(std::fs::read_dir(&path).unwrap().count(), 2);
-}
-
-#[test]
-fn another_figure_looks_for_the_best_anew() {
-    let folder = TempDir::new().unwrap();
-    let data = texts(folder.path(), 12);
-    let path = folder.path().join("checkpoints");
-    let options = |epochs, name: &str| {
-        FitOptions::new(epochs)
-            .validation(Some(data.take(6)))
-            .best_by(Some(name.into()))
-            .checkpoints(Some(path.clone()))
-    };
-    let resumed = || {
-        let latest = Trainer::latest_checkpoint(&path).unwrap().unwrap();
-        let mut trainer = trainer(1);
-        trainer.resume(&Checkpoint::load(latest).unwrap()).unwrap();
-        trainer
-    };
-    // A figure that nobody gives: the steps until then are saved.
-    let mut first = trainer(1);
-    let quiet = |_: Event<'_>| ControlFlow::Continue(());
-    let wrong = options(1, "cosine");
-    let error = first.fit(&mut batches(&data), &wrong, quiet).unwrap_err();
-    assert!(error.to_string().contains("perplexity"), "{error}");
-    assert_eq!(resumed().steps(), 2);
-    let (_, report) = fit(&mut resumed(), &data, &options(2, "perplexity"), u64::MAX);
-    assert_eq!(report.best.unwrap().step, 4);
-    let (_, report) = fit(&mut resumed(), &data, &options(3, "accuracy"), u64::MAX);
-    let best = report.best.unwrap();
-    assert!(
-        best.value <= 1.0 && best.step == 6,
-        "{} {}",
-        best.value,
-        best.step
-    );
-    // Its weights are gone.
-    std::fs::remove_file(path.join("best.safetensors")).unwrap();
-    let (_, report) = fit(&mut resumed(), &data, &options(4, "accuracy"), u64::MAX);
-    assert_eq!(report.best.unwrap().step, 8);
 }
 
 #[test]
@@ -470,220 +399,6 @@ fn refused_trainings() {
     // Unequal blocks that are not shared.
     let apart = both.shared_last_block(false);
     joint(&encoder(), &decoder().dilations(vec![4]), &apart).unwrap();
-}
-
-/// Trains until `cancel` steps were reported.
-fn fit(
-    trainer: &mut Trainer,
-    data: &Dataset,
-    options: &FitOptions,
-    cancel: u64,
-) -> (Vec<(u64, Metrics)>, FitReport) {
-    let mut history = Vec::new();
-    let report = trainer
-        .fit(&mut batches(data), options, |event| {
-            if let Event::Step { step, metrics, .. } = event {
-                history.push((step, *metrics));
-                if step == cancel {
-                    return ControlFlow::Break(());
-                }
-            }
-            ControlFlow::Continue(())
-        })
-        .unwrap();
-    (history, report)
-}
-
-#[test]
-fn a_training_goes_on_bit_for_bit() {
-    let folder = TempDir::new().unwrap();
-    let data = texts(folder.path(), 30);
-    for kind in 0..4 {
-        let path = folder.path().join(format!("{kind}"));
-        let options = FitOptions::new(2)
-            .validation(Some(data.take(7)))
-            .best_by(Some(if kind == 1 { "perplexity" } else { "cosine" }.into()))
-            .checkpoint_every(Some(4))
-            .checkpoints(Some(path.clone()));
-        let mut whole = trainer(kind);
-        let (expected, end) = fit(&mut whole, &data, &options, u64::MAX);
-        assert_eq!(end.stop, Stop::Finished);
-        if kind == 0 || kind == 3 {
-            let skipped = expected.iter().any(|(_, metrics)| metrics.skipped > 0.0);
-            assert!(skipped, "no step of kind {kind} is skipped");
-        }
-        std::fs::remove_dir_all(&path).unwrap();
-
-        let mut first = trainer(kind);
-        let (mut history, stopped) = fit(&mut first, &data, &options, 2);
-        assert_eq!(stopped.stop, Stop::Cancelled);
-        // In the middle of an epoch.
-        assert!((2..9).contains(&first.steps()), "{}", first.steps());
-        let latest = Trainer::latest_checkpoint(&path).unwrap();
-        assert_eq!(latest, stopped.checkpoint);
-        drop(first);
-        let mut second = trainer(kind);
-        // What it has done before does not matter.
-        second.epoch(&mut batches(&data), |_| ()).unwrap();
-        second
-            .resume(&Checkpoint::load(latest.unwrap()).unwrap())
-            .unwrap();
-        let (rest, report) = fit(&mut second, &data, &options, u64::MAX);
-        history.extend(rest);
-        // As text: the norm of a skipped step is NaN, which equals nothing. Digits are enough for all bits.
-        let [history, expected] = [history, expected].map(|all| format!("{all:?}"));
-        assert_eq!(history, expected, "kind {kind}");
-        assert!(bits(&second) == bits(&whole), "kind {kind}");
-        assert_eq!(report.best, end.best, "kind {kind}");
-        assert_eq!(second.steps(), whole.steps());
-    }
-}
-
-#[test]
-fn checkpoints_of_other_trainings_are_refused() {
-    let folder = TempDir::new().unwrap();
-    let data = texts(folder.path(), 30);
-    let checkpoint = |trainer: &Trainer| trainer.checkpoint().unwrap();
-    let mut joint = trainer(2);
-    let before = bits(&joint);
-    let other = |change: fn(TrainerOptions) -> TrainerOptions| {
-        let options = change(options().chunks(3).micro_batches(2));
-        checkpoint(&Trainer::joint(&gpu(), &encoder(), &decoder(), &options).unwrap())
-    };
-    let longer = encoder().length(7);
-    let mut cases = vec![
-        (checkpoint(&trainer(0)), "decoder"),
-        (
-            other(|options| options.seed(4)),
-            "options.seed was 4, but is 3",
-        ),
-        (other(|options| options.alpha(0.5)), "options.alpha was 0.5"),
-        (
-            other(|options| {
-                let optimizer = options.optimizer.clone().weight_decay(0.5);
-                options.optimizer(optimizer)
-            }),
-            "options.optimizer.weight_decay was 0.5",
-        ),
-        (
-            checkpoint(&Trainer::distill(&gpu(), &longer, &options()).unwrap()),
-            "decoder",
-        ),
-        (Checkpoint::default(), "not made by a Trainer"),
-    ];
-    // A file whose text is right, but not its tensors.
-    let mut foreign = checkpoint(&trainer(1));
-    foreign.metadata = checkpoint(&joint).metadata;
-    cases.push((foreign, "the checkpoint lacks the parameter"));
-    for (checkpoint, what) in cases {
-        let error = joint.resume(&checkpoint).unwrap_err().to_string();
-        assert!(error.contains(what), "{what}: {error}");
-        assert!(bits(&joint) == before, "{what}");
-    }
-    // Other data.
-    let (_, _) = fit(&mut joint, &data, &FitOptions::new(1), 1);
-    let mut fresh = trainer(2);
-    fresh.resume(&checkpoint(&joint)).unwrap();
-    let mut less = Batches::training(data.take(20), 6, LENGTH, 5).unwrap();
-    let quiet = |_: Event<'_>| ControlFlow::Continue(());
-    let error = fresh
-        .fit(&mut less, &FitOptions::new(1), quiet)
-        .unwrap_err();
-    assert!(error.to_string().contains("samples: 20"), "{error}");
-    let mut ordered = Batches::evaluation(data.clone(), 6, LENGTH).unwrap();
-    let error = fresh
-        .fit(&mut ordered, &FitOptions::new(1), quiet)
-        .unwrap_err();
-    assert!(error.to_string().contains("Batches::training"), "{error}");
-    let mut others = Batches::training(data, 6, LENGTH, 6).unwrap();
-    let error = fresh
-        .fit(&mut others, &FitOptions::new(1), quiet)
-        .unwrap_err();
-    assert!(error.to_string().contains("seed"), "{error}");
-}
-
-#[test]
-fn validation_chooses_the_best_and_stops() {
-    let folder = TempDir::new().unwrap();
-    let data = texts(folder.path(), 30);
-    let path = folder.path().join("checkpoints");
-    let options = FitOptions::new(100)
-        .validation(Some(data.take(6)))
-        .validate_every(Some(2))
-        .best_by(Some("quality".into()))
-        .patience(Some(3))
-        .checkpoint_every(Some(1))
-        .keep(2)
-        .checkpoints(Some(path.clone()));
-    // By the number of the validation: the third is the best, an equal one is not better.
-    let quality = [1.0, 0.5, 3.0, f64::NAN, 3.0, 2.0, 9.0];
-    let mut trainer = trainer(1);
-    let mut seen = Vec::new();
-    let mut at_best = None;
-    let mut saved = 0;
-    let report = trainer
-        .fit(&mut batches(&data), &options, |event| {
-            match event {
-                Event::Validation {
-                    trainer,
-                    step,
-                    evaluation,
-                } => {
-                    let value = quality[seen.len()];
-                    seen.push(step);
-                    evaluation.more.insert("quality".into(), value);
-                    assert!(evaluation.get("perplexity").unwrap() > 1.0);
-                    if value == 3.0 && at_best.is_none() {
-                        at_best = Some(trainer.weights().unwrap());
-                    }
-                }
-                Event::Checkpoint { .. } => saved += 1,
-                _ => (),
-            }
-            ControlFlow::Continue(())
-        })
-        .unwrap();
-    assert_eq!(report.stop, Stop::Early);
-    assert_eq!(seen, [2, 4, 6, 8, 10, 12]);
-    assert_eq!(saved, 12);
-    let best = report.best.unwrap();
-    assert_eq!((best.value, best.step), (3.0, 6));
-    assert!(Some(&best.weights) == at_best.as_ref());
-    trainer.set_weights(&best.weights).unwrap();
-    let mut names: Vec<String> = std::fs::read_dir(&path)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
-    names.sort();
-    assert_eq!(
-        names,
-        [
-            "best.safetensors",
-            "checkpoint-00000011.safetensors",
-            "checkpoint-00000012.safetensors"
-        ]
-    );
-    // Nothing is left to do, also for a training that was resumed.
-    let latest = Trainer::latest_checkpoint(&path).unwrap().unwrap();
-    let mut again = self::trainer(1);
-    again.resume(&Checkpoint::load(latest).unwrap()).unwrap();
-    let (history, report) = fit(&mut again, &data, &options, u64::MAX);
-    assert!(history.is_empty());
-    assert_eq!(report.stop, Stop::Early);
-    assert!(report.best.unwrap() == best);
-
-    let error = |options: FitOptions| {
-        let mut trainer = self::trainer(1);
-        let quiet = |_: Event<'_>| ControlFlow::Continue(());
-        let result = trainer.fit(&mut batches(&data), &options, quiet);
-        result.unwrap_err().to_string()
-    };
-    let some = FitOptions::new(1).validation(Some(data.take(6)));
-    assert!(error(some.clone().best_by(Some("cosine".into()))).contains("perplexity"));
-    assert!(error(some.clone().patience(Some(1))).contains("best_by"));
-    assert!(error(some.clone().validate_every(Some(0))).contains("at least 1"));
-    assert!(error(FitOptions::new(1).best_by(Some("cosine".into()))).contains("validation"));
-    assert!(error(some.keep(0)).contains("keep"));
 }
 
 /// A parameter whose first update comes after 50 of another optimizer is corrected as if it had been alone, and a shared one counts all.
