@@ -1,6 +1,6 @@
 //! Mode A: distils a sentence encoder from a teacher's embeddings, entirely on the GPU, then answers questions with it.
 //!
-//! Without arguments: 12 000 WordNet sentences with MiniLM embeddings, a small encoder, six epochs.
+//! Without arguments: 12 000 WordNet sentences with MiniLM embeddings, a small encoder that starts from its teacher, three epochs.
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -20,7 +20,11 @@ use shared::training::{Data, Opened, Output, Training, run};
 
 /// Distil a sentence encoder from a teacher's embeddings on the GPU.
 #[derive(Parser)]
-#[command(version)]
+#[command(
+    version,
+    mut_arg("epochs", |arg| arg.default_value("3")),
+    mut_arg("learning_rate", |arg| arg.default_value("2e-3"))
+)]
 struct Options {
     #[command(flatten)]
     data: Data,
