@@ -490,25 +490,14 @@ impl Graph {
         Ok([out[0], out[1]])
     }
 
-    /// exp(x − max), its sum over the columns, and max, which is a constant for gradients: neither softmax nor ln Σ exp depends on it.
-    fn shifted(&mut self, x: ValueId) -> Result<[ValueId; 3]> {
+    /// ln Σ exp(x) over the columns of each row: x [.., C] in f32 → `[rows]`.
+    pub fn log_sum_exp(&mut self, x: ValueId) -> Result<ValueId> {
         let [max, _] = self.row_max(x)?;
+        // A constant for gradients, because the result does not depend on it.
         let max = self.detach(max)?;
         let x = self.binary(BinaryOp::Sub, Broadcast::Rows, x, max)?;
         let e = self.unary(UnaryOp::Exp, x)?;
         let sum = self.sum_cols(e)?;
-        Ok([e, sum, max])
-    }
-
-    /// exp(x) / Σ exp(x) over the columns of each row of x [.., C] in f32. A row with NaN, with +∞ or with nothing but −∞ is NaN.
-    pub fn softmax(&mut self, x: ValueId) -> Result<ValueId> {
-        let [e, sum, _] = self.shifted(x)?;
-        self.binary(BinaryOp::Div, Broadcast::Rows, e, sum)
-    }
-
-    /// ln Σ exp(x) over the columns of each row: x [.., C] in f32 → `[rows]`.
-    pub fn log_sum_exp(&mut self, x: ValueId) -> Result<ValueId> {
-        let [_, sum, max] = self.shifted(x)?;
         let log = self.unary(UnaryOp::Log, sum)?;
         self.add(log, max)
     }

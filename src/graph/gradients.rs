@@ -306,6 +306,17 @@ impl Backward<'_> {
                 let dx = self.graph.masked_mean(d, x[1])?;
                 self.accumulate(x[0], dx)
             }
+            Op::Softmax { log } => {
+                let op = Op::SoftmaxGrad { log: *log };
+                let dx = self.graph.apply(op, &[node.outputs[0], d])?[0];
+                self.accumulate(x[0], dx)
+            }
+            Op::Attention(options) => {
+                self.attention(node, 1, Op::AttentionGrad(*options), d)
+            }
+            Op::CrossAttention(options) => {
+                self.attention(node, 2, Op::CrossAttentionGrad(*options), d)
+            }
             Op::KdLoss { alpha, beta } => self.kd_loss(node, &dy, *alpha, *beta),
             Op::CrossEntropy { ignore, smoothing } => {
                 let op = Op::CrossEntropyGrad {
@@ -415,6 +426,25 @@ impl Backward<'_> {
                 let op = Op::MatMul { batch, trans, out };
                 let gradient = self.graph.apply_mixed(op, &[left, right])?[0];
                 self.accumulate(operand, gradient)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The first `count` operands of an attention have gradients, the mask has none.
+    fn attention(&mut self, node: &Node, count: usize, op: Op, d: ValueId) -> Result<()> {
+        let (values, mask) = node.inputs.split_at(count);
+        if mask.iter().any(|&mask| self.wants(mask)) {
+            return Err(Error::Graph(format!(
+                "{} has no gradient for its mask",
+                node.op.name()
+            )));
+        }
+        let operands = [values, &node.outputs, &[d], mask].concat();
+        let gradients = self.graph.apply(op, &operands)?;
+        for (&value, gradient) in values.iter().zip(gradients) {
+            if self.wants(value) {
+                self.accumulate(value, gradient)?;
             }
         }
         Ok(())

@@ -5,23 +5,23 @@ use crate::error::{Error, Result};
 use crate::types::{BinaryOp, Broadcast, DType, Rates, Shape, Trans, UnaryOp, Window};
 
 /// The operands of one operation, with the checks that all operations share.
-struct Operands<'a> {
+pub(super) struct Operands<'a> {
     op: &'static str,
-    shapes: Vec<&'a Shape>,
-    dtypes: Vec<DType>,
+    pub shapes: Vec<&'a Shape>,
+    pub dtypes: Vec<DType>,
 }
 
 impl Operands<'_> {
-    fn fail<T>(&self, reason: impl Into<String>) -> Result<T> {
+    pub fn fail<T>(&self, reason: impl Into<String>) -> Result<T> {
         Err(Error::shape(self.op, &self.shapes, reason))
     }
 
-    fn require(&self, holds: bool, reason: &str) -> Result<()> {
+    pub fn require(&self, holds: bool, reason: &str) -> Result<()> {
         if holds { Ok(()) } else { self.fail(reason) }
     }
 
     /// A result, whose extents may be too large.
-    fn result(&self, dims: &[usize]) -> Result<Shape> {
+    pub fn result(&self, dims: &[usize]) -> Result<Shape> {
         Shape::new(dims).map_err(|error| match error {
             Error::Shape { reason, .. } => {
                 Error::shape(self.op, &self.shapes, format!("the result {reason}"))
@@ -30,7 +30,7 @@ impl Operands<'_> {
         })
     }
 
-    fn count(&self, n: usize) -> Result<()> {
+    pub fn count(&self, n: usize) -> Result<()> {
         if self.shapes.len() == n {
             return Ok(());
         }
@@ -77,7 +77,7 @@ impl Operands<'_> {
         ))
     }
 
-    fn is(&self, i: usize, shape: &Shape, what: &str) -> Result<()> {
+    pub fn is(&self, i: usize, shape: &Shape, what: &str) -> Result<()> {
         if self.shapes[i] == shape {
             return Ok(());
         }
@@ -428,6 +428,19 @@ pub(crate) fn infer(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Result<Vec<(S
             let rows = Shape::vector(o.shapes[0].rows());
             vec![(rows.clone(), f32), (rows, f32)]
         }
+        Op::Softmax { .. } => {
+            o.count(1)?;
+            vec![like(0)]
+        }
+        Op::SoftmaxGrad { .. } => {
+            o.count(2)?;
+            o.is(1, o.shapes[0], "dy")?;
+            vec![like(0)]
+        }
+        Op::Attention(options) => options.infer_packed(&o, false)?,
+        Op::AttentionGrad(options) => options.infer_packed(&o, true)?,
+        Op::CrossAttention(options) => options.infer_cross(&o, false)?,
+        Op::CrossAttentionGrad(options) => options.infer_cross(&o, true)?,
         Op::SumAll => {
             o.count(1)?;
             vec![(scalar(), f32)]

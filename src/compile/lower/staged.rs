@@ -53,6 +53,7 @@ impl Lowering<'_> {
                 self.sum_cols(from, sums)?;
                 self.total(sums, to, false)?;
             }
+            Op::AttentionGrad(_) | Op::CrossAttentionGrad(_) => self.attention_grad(node)?,
             Op::LayerNormParamGrad => self.layer_norm_params(node)?,
             Op::GatherGrad { padding, .. } => self.gather_grad(node, *padding)?,
             Op::Stack => {
