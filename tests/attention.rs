@@ -85,7 +85,15 @@ fn check(case: &Case, dtype: DType) {
 
 #[test]
 fn every_width_of_a_head() {
-    let widths = [(16, 3), (24, 1), (32, 12), (64, 3), (80, 1), (128, 1), (4, 5)];
+    let widths = [
+        (16, 3),
+        (24, 1),
+        (32, 12),
+        (64, 3),
+        (80, 1),
+        (128, 1),
+        (4, 5),
+    ];
     for (i, (d, heads)) in widths.into_iter().enumerate() {
         for dtype in [DType::F32, DType::F16] {
             let kind = [Mask::None, Mask::Random][i % 2];

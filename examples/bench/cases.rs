@@ -7,6 +7,7 @@ use energyflow::train::{AdamW, LossScale};
 use energyflow::types::{Rates, Trans};
 use energyflow::{DType, Error, Result};
 
+use crate::teacher;
 use crate::workload::Workload;
 
 /// A named piece of work.
@@ -31,7 +32,7 @@ const fn case(name: &'static str, build: fn(&mut Workload, DType) -> Result<()>)
 }
 
 /// All cases.
-pub static CASES: [Case; 24] = [
+pub static CASES: [Case; 31] = [
     case("gemm_4096", |w, dtype| gemm(w, dtype, 4096)),
     case("gemm_1024", |w, dtype| gemm(w, dtype, 1024)),
     case("gemm_512", |w, dtype| gemm(w, dtype, 512)),
@@ -72,6 +73,25 @@ pub static CASES: [Case; 24] = [
     case("decoder_train_chunked", |w, dtype| {
         decoder_train(w, dtype, true)
     }),
+    case("teacher_fwd_1x16", |w, dtype| {
+        teacher::forward(w, dtype, 1, 16)
+    }),
+    case("teacher_fwd_1x64", |w, dtype| {
+        teacher::forward(w, dtype, 1, 64)
+    }),
+    case("teacher_fwd_32x32", |w, dtype| {
+        teacher::forward(w, dtype, 32, 32)
+    }),
+    case("teacher_fwd_256x32", |w, dtype| {
+        teacher::forward(w, dtype, 256, 32)
+    }),
+    case("teacher_fwd_256x64", |w, dtype| {
+        teacher::forward(w, dtype, 256, 64)
+    }),
+    case("teacher_fwd_64x128", |w, dtype| {
+        teacher::forward(w, dtype, 64, 128)
+    }),
+    case("teacher_train", teacher::train),
 ];
 
 const VOCABULARY: usize = 30_522;
@@ -238,7 +258,7 @@ fn block_flops(rows: usize, width: usize, hidden: usize, kernel: usize) -> f64 {
 }
 
 /// f16 training has f32 parameters, cast in the step, and a loss scale.
-fn optimizer(dtype: DType, clip: Option<f32>) -> AdamW {
+pub fn optimizer(dtype: DType, clip: Option<f32>) -> AdamW {
     AdamW::default()
         .clip(clip)
         .loss_scale((dtype == DType::F16).then(LossScale::default))

@@ -346,6 +346,21 @@ impl Graph {
         self.binary(BinaryOp::Add, Broadcast::Groups { period }, x, z)
     }
 
+    /// x [B, L, C] + positions [P, C] with P ≥ L: row t of the table at step t of every sample. A table of more than L rows must be a
+    /// parameter or an input.
+    pub fn add_positions(&mut self, x: ValueId, positions: ValueId) -> Result<ValueId> {
+        let shape = &self.value(x)?.shape;
+        if shape.rank() != 3 {
+            return Err(Error::shape(
+                "add_positions",
+                &[shape],
+                "x must be [B, L, C]",
+            ));
+        }
+        let period = shape.dims()[1];
+        self.binary(BinaryOp::Add, Broadcast::Tiles { period }, x, positions)
+    }
+
     /// x in another element type. Returns x itself when it has that type already.
     pub fn cast(&mut self, x: ValueId, dtype: DType) -> Result<ValueId> {
         if self.value(x)?.dtype == dtype {

@@ -189,7 +189,7 @@ pub(super) fn check_types(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Result<
     let pair = match op {
         // The gradient of an f16 copy of an f32 value is f32.
         Op::Binary(BinaryOp::UnaryGrad(_), _) => return Ok(()),
-        Op::Binary(_, Broadcast::Same | Broadcast::Groups { .. })
+        Op::Binary(_, Broadcast::Same | Broadcast::Groups { .. } | Broadcast::Tiles { .. })
         | Op::MatMul { .. }
         | Op::Conv { .. }
         | Op::ConvGradInput { .. }
@@ -268,6 +268,20 @@ pub(crate) fn infer(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Result<Vec<(S
                     b.rows().checked_mul(*period) == Some(a.rows()) && a.cols() == b.cols(),
                     "the second operand must have rows/period rows and the same columns",
                 )?,
+                // In a group of fused nodes every operand that is computed there has the group's rows.
+                Broadcast::Tiles { period } => {
+                    let computed = matches!(graph.value(inputs[1])?.source, Source::Node { .. });
+                    o.require(
+                        *period > 0 && a.rows().is_multiple_of(*period),
+                        "rows must be a multiple of the period",
+                    )?;
+                    o.require(
+                        b.rank() > 1
+                            && a.cols() == b.cols()
+                            && (b.rows() == *period || (b.rows() > *period && !computed)),
+                        "the second operand must be a matrix of period rows and the same columns",
+                    )?;
+                }
             }
             vec![like(0)]
         }
@@ -453,6 +467,16 @@ pub(crate) fn infer(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Result<Vec<(S
                 "rows must be a multiple of the period",
             )?;
             vec![(Shape::matrix(x.rows() / period, x.cols()), o.dtypes[0])]
+        }
+        Op::SumTiles { period, rows } => {
+            o.count(1)?;
+            let x = o.shapes[0];
+            o.require(
+                *period > 0 && x.rows().is_multiple_of(*period),
+                "rows must be a multiple of the period",
+            )?;
+            o.require(rows >= period, "the result has at least period rows")?;
+            vec![(o.result(&[*rows, x.cols()])?, f32)]
         }
         Op::MaskedMean => {
             o.count(2)?;

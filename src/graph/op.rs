@@ -200,6 +200,14 @@ pub enum Op {
         /// Rows added into one.
         period: usize,
     },
+    /// x [.., C] (f32 or f16) → [rows, C] in f32: row t is the sum of the rows of x whose number is t modulo `period`, and zero from
+    /// `period` on.
+    SumTiles {
+        /// Distance of the rows that are added.
+        period: usize,
+        /// Rows of the result, at least `period`.
+        rows: usize,
+    },
     /// x [B, L, C] (f32 or f16), mask [B·L] → [B, C] like x: Σ_t mask·x / max(Σ_t mask, 1). NaN where x is NaN or infinite at a step that the mask
     /// leaves out, since 0·NaN and 0·∞ are NaN; NaN in a mask makes its whole sample NaN.
     MaskedMean,
@@ -331,6 +339,7 @@ impl Op {
             Self::CrossAttentionGrad(_) => "cross_attention_grad",
             Self::SumAll => "sum_all",
             Self::SumGroups { .. } => "sum_groups",
+            Self::SumTiles { .. } => "sum_tiles",
             Self::MaskedMean => "masked_mean",
             Self::MaskedMeanGrad { .. } => "masked_mean_grad",
             Self::Stack => "stack",

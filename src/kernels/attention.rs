@@ -88,7 +88,11 @@ impl AttentionKernel {
     /// Multiply-adds of the scores, the unseen ones of a causal attention included by half.
     fn pairs(&self) -> f64 {
         let all = self.batch * self.heads * self.queries * self.keys * self.columns;
-        if self.causal { all as f64 / 2.0 } else { all as f64 }
+        if self.causal {
+            all as f64 / 2.0
+        } else {
+            all as f64
+        }
     }
 
     /// Number of queries of all heads.
@@ -107,7 +111,11 @@ impl AttentionKernel {
             Kind::Forward => 2 * RESIDENT,
             Kind::Query | Kind::Key => RESIDENT,
         };
-        let parts = if target.barrier_free { 1 } else { d.div_ceil(most) };
+        let parts = if target.barrier_free {
+            1
+        } else {
+            d.div_ceil(most)
+        };
         let resident = target.barrier_free
             || match kind {
                 Kind::Forward | Kind::Query => d <= RESIDENT,

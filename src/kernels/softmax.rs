@@ -28,13 +28,7 @@ pub(crate) fn softmax_grad(
         .finish(program)
 }
 
-fn rows(
-    template: &'static str,
-    x: Layout,
-    log: bool,
-    program: &Program,
-    target: Target,
-) -> Kernel {
+fn rows(template: &'static str, x: Layout, log: bool, program: &Program, target: Target) -> Kernel {
     let width = program.width();
     let (lanes, together) = match row_lanes(width, x.rows(), target) {
         alone @ (1, _) => alone,

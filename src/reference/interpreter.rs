@@ -364,6 +364,7 @@ fn evaluate(op: &Op, operands: &[&Array]) -> Result<Vec<Vec<f64>>> {
         }
         (Op::SumAll, [x]) => vec![vec![reduce::sum_all(x)]],
         (Op::SumGroups { period }, [x]) => vec![reduce::sum_groups(*period, x)],
+        (Op::SumTiles { period, rows }, [x]) => vec![reduce::sum_tiles(*period, *rows, x)],
         (Op::MaskedMean, [x, mask]) => {
             let &[_, time, _] = x.shape().dims() else {
                 return Err(operand_error(op));
@@ -440,6 +441,7 @@ fn evaluate(op: &Op, operands: &[&Array]) -> Result<Vec<Vec<f64>>> {
             | Op::CrossAttentionGrad(_)
             | Op::SumAll
             | Op::SumGroups { .. }
+            | Op::SumTiles { .. }
             | Op::MaskedMean
             | Op::MaskedMeanGrad { .. }
             | Op::KdLoss { .. }

@@ -68,12 +68,7 @@ impl Lowering<'_> {
         );
         let own = [y_place, dy_place, stats_place, Place::Value(dq), dots_place];
         self.step(step, [&common[..], &own].concat())?;
-        let step = kernel.key_gradient(
-            operands,
-            [dy, stats, dots],
-            self.layout(dkv)?,
-            self.target,
-        );
+        let step = kernel.key_gradient(operands, [dy, stats, dots], self.layout(dkv)?, self.target);
         let own = [dy_place, stats_place, dots_place, Place::Value(dkv)];
         self.step(step, [&common[..], &own].concat())
     }

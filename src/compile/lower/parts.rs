@@ -18,6 +18,8 @@ pub(crate) struct Parts {
     pub first: usize,
     /// Their number.
     pub parts: usize,
+    /// Rows of the result that have parts; the rest becomes zero.
+    pub rows: usize,
     /// Where the sum goes.
     pub to: Place,
     pub result: Layout,
@@ -106,6 +108,7 @@ impl Lowering<'_> {
                 source,
                 first: parts.first,
                 parts: parts.parts,
+                rows: parts.rows,
                 result,
                 offset,
                 layout: parts.result,
