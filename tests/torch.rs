@@ -232,9 +232,11 @@ impl Given {
                 Data::Index(ids) => {
                     let below = match self.op.as_str() {
                         "embedding" => self.inputs[1].0[0],
-                        _ => self.inputs[0].0[1] + 1,
+                        _ => self.inputs[0].0[1],
                     };
                     let below = u32::try_from(below).unwrap();
+                    // A target that does not count may be outside of the classes.
+                    let below = below.max(self.index("ignore").map_or(0, |ignore| ignore + 1));
                     graph.index_input(&name, ids.len(), below).unwrap()
                 }
             });
@@ -382,6 +384,38 @@ impl Given {
             .collect()
     }
 
+    /// Element `i` of each operand of a function of one or two elements.
+    fn elements(&self, i: usize) -> Vec<f32> {
+        let inputs = self.inputs.iter().filter(|_| self.is_elementwise());
+        inputs
+            .filter_map(|(_, data)| match data {
+                Data::Float(data) => Some(data[i]),
+                Data::Index(_) => None,
+            })
+            .collect()
+    }
+
+    /// Why element `i` of an output need not be PyTorch's.
+    fn exception(&self, output: &str, i: usize) -> Option<&'static str> {
+        let gradient = output.starts_with('d');
+        match (self.op.as_str(), self.elements(i).as_slice()) {
+            ("abs" | "relu" | "clamp", [x]) if gradient && x.is_nan() => {
+                Some("derivatives at NaN are NaN, PyTorch's are 0 or dy")
+            }
+            ("gelu", [x]) if x.is_infinite() => Some("the limit, PyTorch has NaN"),
+            ("rsqrt", [x]) if gradient && *x == 0.0 => {
+                Some("-0 is taken for 0, PyTorch's derivative changes its sign there")
+            }
+            ("max" | "min", [a, b]) if gradient && a == b => {
+                Some("one of equal operands gets the gradient, PyTorch halves it")
+            }
+            ("max" | "min", [a, b]) if gradient && (a.is_nan() || b.is_nan()) => {
+                Some("beside NaN one operand gets the gradient, PyTorch gives it to both")
+            }
+            _ => None,
+        }
+    }
+
     /// The first element that differs from PyTorch's by more than allowed, in words.
     fn difference(&self, found: &[(String, Vec<f64>)], adapter: bool) -> Option<String> {
         for ((name, found), (_, expected)) in found.iter().zip(&self.expected) {
@@ -392,19 +426,15 @@ impl Given {
             // Elements of a sum are as exact as its largest ones, elements by themselves as themselves.
             let scale = if self.is_elementwise() { 0.0 } else { rms };
             for (i, (&got, &wanted)) in found.iter().zip(expected).enumerate() {
+                if self.exception(name, i).is_some() {
+                    continue;
+                }
                 let same = match adapter {
                     true => close(got, f64::from(wanted as f32), 2e-5, scale, 2e-6),
                     false => close(got, wanted, 1e-9, scale, 1e-13),
                 };
                 if !same {
-                    let inputs: Vec<f32> = self
-                        .inputs
-                        .iter()
-                        .filter_map(|(_, data)| match data {
-                            Data::Float(data) if self.is_elementwise() => Some(data[i]),
-                            _ => None,
-                        })
-                        .collect();
+                    let inputs = self.elements(i);
                     let options = serde_json::to_string(&self.options).unwrap();
                     return Some(format!(
                         "{} {options}: {name}[{i}] of {inputs:?} is {got:e}, PyTorch has {wanted:e}",
@@ -449,7 +479,18 @@ fn the_reference_agrees() {
         }
     }
     let description = description();
+    let mut exceptions: BTreeMap<_, usize> = BTreeMap::new();
+    for given in all() {
+        for (name, numbers) in &given.expected {
+            for i in 0..numbers.len() {
+                if let Some(why) = given.exception(name, i) {
+                    *exceptions.entry((given.op.clone(), why)).or_default() += 1;
+                }
+            }
+        }
+    }
     println!("{}", description.origin);
+    println!("elements that need not agree: {exceptions:?}");
     println!("| operation | samples | agree | left out, and why |\n|---|---|---|---|");
     for (name, [samples, agree]) in &table {
         let source = name.split(['(', ')']).nth(1).unwrap_or_default();
