@@ -310,8 +310,8 @@ impl Given {
                 loss.map(|loss| loss.loss)
             }
             "attention" => {
-                let options =
-                    AttentionOptions::new(self.size("heads")).causal(self.options["causal"] == true);
+                let options = AttentionOptions::new(self.size("heads"))
+                    .causal(self.options["causal"] == true);
                 graph.cross_attention(x[0], x[1], None, options)
             }
             "normalize" => energyflow::nn::normalize(graph, x[0]),
@@ -333,7 +333,11 @@ impl Given {
             })
             .collect();
         if let Some(dy) = &self.dy {
-            let shape: &[usize] = if self.shape.is_empty() { &[1] } else { &self.shape };
+            let shape: &[usize] = if self.shape.is_empty() {
+                &[1]
+            } else {
+                &self.shape
+            };
             arrays.push(("dy".into(), Array::from_f32(shape, dy).unwrap()));
         }
         arrays
@@ -498,7 +502,10 @@ fn the_reference_agrees() {
             let reasons = reasons.iter().map(|(why, n)| format!("{n}: {why}"));
             reasons.collect::<Vec<_>>().join("; ")
         });
-        println!("| {name} | {samples} | {agree} | {} |", why.unwrap_or_default());
+        println!(
+            "| {name} | {samples} | {agree} | {} |",
+            why.unwrap_or_default()
+        );
     }
     assert!(differences.is_empty(), "{}", differences.join("\n"));
 }
@@ -562,7 +569,9 @@ fn fifty_steps_of_adamw_agree() {
         let mut parameters = Vec::new();
         let mut losses = Vec::new();
         for (name, input) in ["a", "b"].into_iter().zip(&sample.inputs) {
-            let p = graph.parameter(name, &input.shape, Init::Constant(0.0)).unwrap();
+            let p = graph
+                .parameter(name, &input.shape, Init::Constant(0.0))
+                .unwrap();
             let gradient = format!("{name}'");
             let g = graph.input(&gradient, &input.shape, DType::F32).unwrap();
             let product = graph.mul(p, g).unwrap();
@@ -583,7 +592,10 @@ fn fifty_steps_of_adamw_agree() {
         let rates = numbers.f64(&sample.results[2]);
         for (step, rate) in rates.iter().enumerate() {
             let ours = f64::from(schedule.at(step as u32 + 1));
-            assert!((ours - rate).abs() < 1e-6 * rate, "step {step}: {ours}, {rate}");
+            assert!(
+                (ours - rate).abs() < 1e-6 * rate,
+                "step {step}: {ours}, {rate}"
+            );
             let [a, b] = [0, 1].map(|i| {
                 let n = gradients[i].len() / steps;
                 gradients[i][step * n..(step + 1) * n].to_vec()
