@@ -249,12 +249,17 @@ impl Builder {
                 let mask = self.case.mask(batch * time);
                 self.case.graph.masked_mean(x, mask).ok()?
             }
-            15 => match (f32, a % 3) {
-                (true, 0) => self.case.graph.sum_cols(x).ok()?,
-                (true, 1) => self.case.graph.sum_rows(x).ok()?,
-                (true, _) => self.case.graph.sum_all(x).ok()?,
-                _ => return None,
-            },
+            15 => {
+                let graph = &mut self.case.graph;
+                let (sum, n) = match (f32, a % 3) {
+                    (true, 0) => (graph.sum_cols(x).ok()?, cols),
+                    (true, 1) => (graph.sum_rows(x).ok()?, rows),
+                    (true, _) => (graph.sum_all(x).ok()?, rows * cols),
+                    _ => return None,
+                };
+                // Terms of both signs cancel; beside 1 what is left of them may be compared.
+                graph.affine(sum, 1.0 / n as f32, 1.0).ok()?
+            }
             16 => self.case.graph.reshape(x, &[rows * cols]).ok()?,
             17 => {
                 // There and back: the value is rounded.
