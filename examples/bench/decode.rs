@@ -14,9 +14,9 @@ use energyflow::wgpu::DeviceType;
 use energyflow::{DType, Gpu, Result, Session};
 use serde::Serialize;
 
-use crate::ceilings::Ceilings;
 use crate::measure::{Failure, median};
 use crate::{PEER, round};
+use energyflow::runtime::Ceilings;
 
 /// What the case is selected by.
 pub const NAME: &str = "decode";

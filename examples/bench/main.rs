@@ -17,7 +17,6 @@
 //! both on the device and on the host.
 
 mod cases;
-mod ceilings;
 mod decode;
 #[cfg(feature = "tokenizer")]
 mod encode;
@@ -34,7 +33,7 @@ use energyflow::{DType, Gpu, GpuOptions};
 use serde::Serialize;
 
 use cases::{CASES, Case};
-use ceilings::Ceilings;
+use energyflow::runtime::Ceilings;
 use measure::{Failure, Measured};
 use wall::Wall;
 

@@ -169,11 +169,16 @@ pub fn profile(gpu: &Gpu, case: &Case, dtype: DType) -> Result<Vec<Part>, Failur
     let profiles: Vec<_> = (0..WARM_UPS)
         .map(|_| prepared.executable.profile())
         .collect::<Result<_, _>>()?;
-    let mut parts: Vec<Part> = (0..profiles[0].len())
+    let mut parts: Vec<Part> = (0..profiles[0].dispatches.len())
         .map(|i| {
-            let mut times: Vec<f64> = profiles.iter().map(|p| p[i].nanoseconds * 1e-6).collect();
+            let times = profiles.iter().map(|p| p.dispatches[i].nanoseconds * 1e-6);
+            let mut times: Vec<f64> = times.collect();
+            let dispatch = &profiles[0].dispatches[i];
             Part {
-                kernel: profiles[0][i].label.clone(),
+                kernel: match &dispatch.layer {
+                    Some(layer) => format!("{layer}: {}", dispatch.key),
+                    None => dispatch.key.clone(),
+                },
                 milliseconds: median(&mut times),
             }
         })

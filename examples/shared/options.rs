@@ -175,18 +175,7 @@ impl Training {
             let Some(step) = trainer.training_step(mode).filter(|_| self.profile) else {
                 continue;
             };
-            let mut timings = step.profile()?;
-            let total: f64 = timings.iter().map(|t| t.nanoseconds).sum();
-            timings.sort_by(|a, b| b.nanoseconds.total_cmp(&a.nanoseconds));
-            println!("kernels of a step of {name}, {:.3} ms in all:", total / 1e6);
-            for timing in timings.iter().take(24) {
-                let label: String = timing.label.chars().take(140).collect();
-                println!(
-                    "{:9.3} ms {:5.1} %  {label}",
-                    timing.nanoseconds / 1e6,
-                    100.0 * timing.nanoseconds / total
-                );
-            }
+            println!("kernels of a step of {name}: {}", step.profile()?.measured());
         }
         Ok(())
     }

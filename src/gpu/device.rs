@@ -1,6 +1,7 @@
 //! The shared handle of an opened device, with its memory, kernels and cache files.
 
 use std::fmt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::bindings::{self, BindGroup};
@@ -34,6 +35,8 @@ pub(super) struct Inner {
     pub(super) store: Store,
     pub(super) tuning: Option<Tuning>,
     pub(super) waiter: Waiter,
+    /// [`GpuOptions::profile_dir`] and [`GpuOptions::dump_dir`].
+    folders: [Option<PathBuf>; 2],
 }
 
 impl Inner {
@@ -71,6 +74,11 @@ impl Gpu {
             store,
             tuning,
             waiter: Waiter::default(),
+            folders: [&options.profile_dir, &options.dump_dir].map(|folder| {
+                folder
+                    .clone()
+                    .filter(|folder| !folder.as_os_str().is_empty())
+            }),
         }))
     }
 
@@ -82,6 +90,16 @@ impl Gpu {
     #[must_use]
     pub fn capabilities(&self) -> &Capabilities {
         &self.0.context.capabilities
+    }
+
+    /// Where profiles go.
+    pub(crate) fn profile_dir(&self) -> Option<&Path> {
+        self.0.folders[0].as_deref()
+    }
+
+    /// Where graphs and what they become go.
+    pub(crate) fn dump_dir(&self) -> Option<&Path> {
+        self.0.folders[1].as_deref()
     }
 
     /// Writes compiled pipelines and the tuner's choices to the folder of [`GpuOptions::cache_dir`], as far as they have

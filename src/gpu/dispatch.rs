@@ -120,6 +120,11 @@ impl Sequence {
         Ok(())
     }
 
+    /// Its dispatches, in order.
+    pub(crate) fn each(&self) -> &[Dispatch] {
+        &self.dispatches
+    }
+
     /// Number of dispatches.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -36,6 +36,10 @@ pub struct GpuOptions {
     pub cache_dir: Option<PathBuf>,
     /// Whether kernels are chosen by measuring, see [`GpuOptions::autotune`].
     pub autotune: bool,
+    /// Folder for profiles, see [`GpuOptions::profile_dir`].
+    pub profile_dir: Option<PathBuf>,
+    /// Folder for what graphs become, see [`GpuOptions::dump_dir`].
+    pub dump_dir: Option<PathBuf>,
     /// Number of idle compiled kernels that are kept. `None` is 256, or 32 on software adapters, where a kernel takes some megabytes. The
     /// same bound holds for kernels of the caller.
     pub idle_pipelines: Option<usize>,
@@ -60,6 +64,8 @@ impl Default for GpuOptions {
             features: Features::empty(),
             cache_dir: None,
             autotune: false,
+            profile_dir: None,
+            dump_dir: None,
             idle_pipelines: None,
             idle_bind_groups: 1024,
             idle_bytes: 256 << 20,
@@ -75,6 +81,8 @@ impl GpuOptions {
     /// | `ENERGYFLOW_ADAPTER` | the adapter: `#1` by index, `0000:01:00.0` by PCI address, anything else by a part of its name |
     /// | `ENERGYFLOW_CACHE_DIR` | [`GpuOptions::cache_dir`]; empty is none |
     /// | `ENERGYFLOW_AUTOTUNE` | [`GpuOptions::autotune`]: `1` is on, `0` or empty is off |
+    /// | `ENERGYFLOW_PROFILE` | [`GpuOptions::profile_dir`]; empty is none |
+    /// | `ENERGYFLOW_DUMP` | [`GpuOptions::dump_dir`]; empty is none |
     ///
     /// # Errors
     /// [`Error::Config`] for a variable with an invalid value.
@@ -85,6 +93,12 @@ impl GpuOptions {
         }
         if let Some(folder) = std::env::var_os("ENERGYFLOW_CACHE_DIR") {
             options = options.cache_dir(folder);
+        }
+        if let Some(folder) = std::env::var_os("ENERGYFLOW_PROFILE") {
+            options = options.profile_dir(folder);
+        }
+        if let Some(folder) = std::env::var_os("ENERGYFLOW_DUMP") {
+            options = options.dump_dir(folder);
         }
         match std::env::var("ENERGYFLOW_AUTOTUNE").as_deref() {
             Ok("1") => options.autotune = true,
@@ -215,6 +229,22 @@ impl GpuOptions {
     #[must_use]
     pub fn autotune(mut self, autotune: bool) -> Self {
         self.autotune = autotune;
+        self
+    }
+
+    /// Profiles each executable at its third run, and writes the table, JSON and a Chrome trace into a folder of its own in this folder:
+    /// see [`Profile::save`](crate::runtime::Profile::save). An empty path profiles nothing. A failure is a warning in the log.
+    #[must_use]
+    pub fn profile_dir(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.profile_dir = Some(folder.into());
+        self
+    }
+
+    /// Writes what each graph becomes when it is compiled into a folder of its own in this folder: the graph as text and for Graphviz, the
+    /// memory plan, the list of dispatches, and the WGSL of each kernel. An empty path writes nothing. A failure is a warning in the log.
+    #[must_use]
+    pub fn dump_dir(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.dump_dir = Some(folder.into());
         self
     }
 

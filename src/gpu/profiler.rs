@@ -14,6 +14,8 @@ use crate::error::{Error, Result};
 pub struct Timing {
     /// The layer, if the dispatch is for one, and the key of its kernel.
     pub label: String,
+    /// When it began, in nanoseconds after the first one began.
+    pub start: f64,
     /// GPU time.
     pub nanoseconds: f64,
 }
@@ -68,9 +70,11 @@ impl Times {
     pub(crate) fn timings(self) -> Result<Vec<Timing>> {
         let ticks = self.ticks.wait()?;
         let pairs = ticks.as_chunks().0.iter().zip(self.labels);
+        let first = ticks.first().copied().unwrap_or(0);
         Ok(pairs
             .map(|([start, end], label)| Timing {
                 label,
+                start: start.saturating_sub(first) as f64 * self.period,
                 // The counter of some drivers steps back now and then.
                 nanoseconds: end.saturating_sub(*start) as f64 * self.period,
             })

@@ -505,9 +505,13 @@ impl Graph {
         Ok([out[0], out[1]])
     }
 
-    /// ln Σ exp(x) over the columns of each row: x [.., C] in f32 → `[rows]`.
+    /// ln Σ exp(x) over the columns of each row: x [.., C] in f32 → `[rows]`. ∞ where a row has ∞, −∞ where it has nothing but −∞, NaN
+    /// where it has NaN.
     pub fn log_sum_exp(&mut self, x: ValueId) -> Result<ValueId> {
         let [max, _] = self.row_max(x)?;
+        // Finite, since ∞ − ∞ is NaN.
+        let (min, most) = (f32::MIN, f32::MAX);
+        let max = self.unary(UnaryOp::Clamp { min, max: most }, max)?;
         // A constant for gradients, because the result does not depend on it.
         let max = self.detach(max)?;
         let x = self.binary(BinaryOp::Sub, Broadcast::Rows, x, max)?;

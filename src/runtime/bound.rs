@@ -41,15 +41,6 @@ impl BoundKernel {
     pub fn layer(self, layer: Option<Arc<str>>) -> Self {
         Self { layer, ..self }
     }
-
-    /// Layer and kernel, for profiles.
-    pub fn label(&self) -> String {
-        let key = self.work.key();
-        match &self.layer {
-            Some(layer) => format!("{layer}: {key}"),
-            None => key.to_owned(),
-        }
-    }
 }
 
 /// An input with its memory.

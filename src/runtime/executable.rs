@@ -2,17 +2,19 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use super::bound::{BoundKernel, Input};
 use super::pace::Pace;
 use super::parameters::Parameters;
+use super::profile::{Clock, Profile};
 use super::tune::Measuring;
 use crate::compile::{Place, Plan, compile};
 use crate::error::Result;
 use crate::gpu::{
-    Access, Around, Buffer, BufferSlice, Bundle, Gpu, Layout, Passes, Sequence, Sweeper, Times,
-    Timing,
+    Access, Around, Buffer, BufferSlice, Bundle, Gpu, Layout, Passes, Recorder, Sequence, Sweeper,
+    Times,
 };
 use crate::graph::Graph;
 use crate::kernels::{MAX_BINDINGS, Target};
@@ -39,6 +41,10 @@ pub struct Executable {
     intermediates: Vec<BufferSlice>,
     plan: Plan,
     pub(crate) pace: Arc<Pace>,
+    /// Fingerprint of the graph, in hexadecimal digits.
+    pub(crate) name: String,
+    /// Runs so far, until the one that is profiled.
+    pub(crate) runs: AtomicU32,
     /// Behind everything that holds kernels and bind groups.
     _sweeper: Sweeper,
 }
@@ -141,6 +147,8 @@ impl Executable {
             lasting,
             intermediates: memory.intermediates(graph)?,
             plan,
+            name: String::new(),
+            runs: AtomicU32::new(0),
             _sweeper: Sweeper(gpu.clone()),
         };
         Ok((executable, grown))
@@ -184,20 +192,74 @@ impl Executable {
         Ok(())
     }
 
-    /// Runs the dispatches once on whatever the inputs hold, and times each on the GPU.
+    /// Runs the dispatches once on whatever the inputs hold, and times each.
     ///
     /// Nothing that outlives a run changes: parameters, moments and accumulated gradients are copied before and restored after, which
     /// takes as much memory again meanwhile; states keep their values.
     ///
+    /// Without timestamps, and where the driver's timestamps do not count, each dispatch is a submission of its own and timed by the host:
+    /// [`Profile::clock`] says so. Other threads must not train meanwhile, since their updates would be undone.
+    ///
     /// # Errors
-    /// [`Error::Unsupported`](crate::Error::Unsupported) without timestamps; [`Error::OutOfMemory`](crate::Error::OutOfMemory),
-    /// [`Error::DeviceLost`](crate::Error::DeviceLost).
-    pub fn profile(&self) -> Result<Vec<Timing>> {
-        let mut timings = self.measure(Passes::Each)?.timings()?;
-        for (timing, dispatch) in timings.iter_mut().zip(&self.dispatches) {
-            timing.label = dispatch.label();
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory), [`Error::DeviceLost`](crate::Error::DeviceLost).
+    pub fn profile(&self) -> Result<Profile> {
+        let by_gpu = match self.gpu.capabilities().timestamps {
+            true => self.measure(Passes::Each)?.timings()?,
+            false => Vec::new(),
+        };
+        let counts = by_gpu.iter().any(|timing| timing.nanoseconds > 0.0);
+        let (clock, times) = match counts || self.dispatches.is_empty() {
+            true => {
+                let times = by_gpu
+                    .iter()
+                    .map(|timing| (timing.start, timing.nanoseconds));
+                (Clock::Gpu, times.collect())
+            }
+            false => (Clock::Host, self.time_by_host()?),
+        };
+        Ok(Profile::new(self, &self.gpu, clock, &times))
+    }
+
+    /// Start and duration of each dispatch in nanoseconds by the host's clock, less what an empty submission takes.
+    fn time_by_host(&self) -> Result<Vec<(f64, f64)>> {
+        let held = self.bundle.hold();
+        let sequence = self.sequence_at(held.turn);
+        let submit = |record: &dyn Fn(&mut Recorder) -> Result<()>| -> Result<f64> {
+            let mut recorder = self.gpu.recorder("profile");
+            record(&mut recorder)?;
+            let start = Instant::now();
+            recorder.submit()?.wait()?;
+            Ok(start.elapsed().as_secs_f64() * 1e9)
+        };
+        let kept = self.kept()?;
+        submit(&|recorder| {
+            self.shadows
+                .refreshes()
+                .for_each(|dispatch| recorder.push(&dispatch.work));
+            kept.iter()
+                .try_for_each(|(buffer, copy)| recorder.copy(&buffer.whole(), &copy.whole()))
+        })?;
+        self.shadows.refreshed();
+        let mut empty = f64::INFINITY;
+        for _ in 0..5 {
+            empty = empty.min(submit(&|_| Ok(()))?);
         }
-        Ok(timings)
+        let mut at = 0.0;
+        let mut times = Vec::new();
+        for dispatch in sequence.each() {
+            let time = submit(&|recorder| {
+                recorder.push(dispatch);
+                Ok(())
+            });
+            let time = (time? - empty).max(0.0);
+            times.push((at, time));
+            at += time;
+        }
+        submit(&|recorder| {
+            kept.iter()
+                .try_for_each(|(buffer, copy)| recorder.copy(&copy.whole(), &buffer.whole()))
+        })?;
+        Ok(times)
     }
 
     /// Runs the dispatches once on whatever the inputs hold, in one pass as a run does, and returns its GPU time in nanoseconds.
@@ -219,11 +281,7 @@ impl Executable {
         // Inputs that are being written cannot be read, and no other run may come between.
         let held = self.bundle.hold();
         let sequence = self.sequence_at(held.turn);
-        let kept = self.lasting.iter().map(|buffer| {
-            let copy = self.gpu.buffer(buffer.size(), "copy of parameters")?;
-            Ok((buffer.clone(), copy))
-        });
-        let kept: Vec<(Buffer, Buffer)> = kept.collect::<Result<_>>()?;
+        let kept = self.kept()?;
         let refreshes: Vec<&BoundKernel> = self.shadows.refreshes().collect();
         let around = Around {
             before: refreshes.iter().map(|dispatch| &dispatch.work).collect(),
@@ -234,6 +292,41 @@ impl Executable {
             },
         };
         self.gpu.measure(&[&sequence], passes, &around)
+    }
+
+    /// Each buffer that outlives a run and is written by it, with another one of the same size.
+    fn kept(&self) -> Result<Vec<(Buffer, Buffer)>> {
+        let kept = self.lasting.iter().map(|buffer| {
+            let copy = self.gpu.buffer(buffer.size(), "copy of parameters")?;
+            Ok((buffer.clone(), copy))
+        });
+        kept.collect()
+    }
+
+    /// At the third run, writes a profile if the device was opened for it.
+    pub(crate) fn profile_once(&self) {
+        /// What is compiled, allocated and copied at first has happened.
+        const WARM: u32 = 2;
+        let Some(folder) = self.gpu.profile_dir() else {
+            return;
+        };
+        if self.runs.load(Ordering::Relaxed) > WARM
+            || self.runs.fetch_add(1, Ordering::Relaxed) != WARM
+        {
+            return;
+        }
+        let folder = folder.join(&self.name);
+        let saved = self
+            .profile()
+            .and_then(|profile| profile.measured().save(&folder));
+        match saved {
+            Ok(()) => log::info!(
+                "{}: wrote the profile of graph {}",
+                folder.display(),
+                self.name
+            ),
+            Err(error) => log::warn!("graph {}: no profile: {error}", self.name),
+        }
     }
 
     /// The dispatches of a run, described, in order of execution.

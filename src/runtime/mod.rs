@@ -1,11 +1,14 @@
 //! Parameters and states by name, executables, and their runs.
 
 mod bound;
+mod ceilings;
+mod dump;
 mod executable;
 mod function;
 mod memory;
 mod pace;
 mod parameters;
+mod profile;
 mod recent;
 mod run;
 mod session;
@@ -14,8 +17,10 @@ mod top_k;
 mod tune;
 
 pub(crate) use bound::BoundKernel;
+pub use ceilings::Ceilings;
 pub use executable::{Executable, Step};
 pub(crate) use function::Function;
+pub use profile::{Clock, Profile, ProfileRow, Profiled};
 pub(crate) use recent::Recent;
 pub use run::{Host, Outputs, Pending};
 pub use session::{Session, SessionStats};

@@ -114,6 +114,7 @@ impl Executable {
     /// [`Error::DeviceLost`].
     pub fn run(&self, inputs: &[(&str, Host<'_>)]) -> Result<Pending> {
         self.check(inputs)?;
+        self.profile_once();
         let turn = self.bundle.turn()?;
         for (number, input) in self.inputs.iter().enumerate() {
             for (_, data) in inputs.iter().filter(|(name, _)| *name == input.name) {

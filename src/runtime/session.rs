@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::dump::dump;
 use super::executable::Executable;
 use super::parameters::Parameters;
 use super::recent::Recent;
@@ -134,14 +135,18 @@ impl Session {
         }
         let start = Instant::now();
         // What fails up to here leaves everything as it was.
-        let (executable, parameters) =
+        let (mut executable, parameters) =
             Executable::new(&self.parameters, graph, self.max_submission)?;
+        executable.name = format!("{:016x}", key as u64);
         let executable = Arc::new(executable);
         self.parameters = parameters;
         self.stats.misses += 1;
         self.executables.insert(key, Arc::clone(&executable));
         if self.executables.evict() {
             self.gpu().trim();
+        }
+        if let Some(folder) = self.gpu().dump_dir() {
+            dump(&folder.join(&executable.name), graph, &executable);
         }
         let plan = executable.plan();
         log::info!(

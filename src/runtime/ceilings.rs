@@ -1,20 +1,22 @@
-//! What the device can do at best, measured: the denominators of every bound.
+//! What a device can do at best, measured: the denominators of every bound.
 
 use std::sync::Arc;
 
-use energyflow::gpu::{Access, Alignment, KernelSource, Layout, Pipeline, Sequence, Tensor};
-use energyflow::graph::Graph;
-use energyflow::runtime::Host;
-use energyflow::{DType, Gpu, Result, Session};
+use super::{Host, Session};
+use crate::error::Result;
+use crate::gpu::{Access, Alignment, Gpu, KernelSource, Layout, Pipeline, Sequence, Tensor};
+use crate::graph::Graph;
+use crate::types::DType;
 
-/// Best rates of the device.
-#[derive(Clone, Copy, Debug)]
+/// Best rates of a device, measured by kernels that do nothing else.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Ceilings {
-    /// f32 multiply-adds out of registers, in operations a second: what kernels without matrix units can reach, whatever they store.
+    /// f32 multiply-adds out of registers, in operations per second: what kernels without matrix units can reach, whatever they store.
     pub flops: f64,
     /// Multiply-adds of the matrix units out of registers, f16 operands and f32 sums; none where products do not use them.
     pub matrix_flops: Option<f64>,
-    /// Elementwise copy, bytes read and written a second.
+    /// Elementwise copy, bytes read and written per second.
     pub bytes: f64,
     /// Nanoseconds that an empty pass takes: part of every time.
     pub empty_pass: f64,
@@ -23,7 +25,11 @@ pub struct Ceilings {
 const REPEATS: usize = 20;
 
 impl Ceilings {
-    /// Takes less than a second on a GPU.
+    /// Measures them, which takes less than a second on a GPU.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`](crate::Error::Unsupported) without timestamps; [`Error::OutOfMemory`](crate::Error::OutOfMemory),
+    /// [`Error::DeviceLost`](crate::Error::DeviceLost).
     pub fn measure(gpu: &Gpu) -> Result<Self> {
         Ok(Self {
             flops: arithmetic(gpu)?,
@@ -31,6 +37,14 @@ impl Ceilings {
             bytes: copy(gpu)?,
             empty_pass: fastest(|| gpu.time(&[]))?,
         })
+    }
+
+    /// The least time that so much work can take, in nanoseconds: that of its operations or that of its bytes, whichever is longer.
+    /// `matrix` says whether matrix units compute.
+    #[must_use]
+    pub fn bound(&self, flops: f64, bytes: f64, matrix: bool) -> f64 {
+        let rate = self.matrix_flops.filter(|_| matrix).unwrap_or(self.flops);
+        1e9 * (flops / rate).max(bytes / self.bytes)
     }
 }
 
@@ -125,7 +139,7 @@ fn main(@builtin(local_invocation_index) lid: u32, @builtin(subgroup_id) subgrou
         both = 2 * area,
         threads = SUBGROUPS * units.lanes,
     );
-    let pipeline = gpu.pipeline("bench.matrices", || {
+    let pipeline = gpu.pipeline("ceilings.matrices", || {
         let bindings = vec![Access::Read, Access::ReadWrite];
         Ok(KernelSource::new(wgsl, bindings))
     })?;
@@ -174,7 +188,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {{
 }}
 "
     );
-    gpu.pipeline("bench.multiply_adds", || {
+    gpu.pipeline("ceilings.multiply_adds", || {
         let bindings = vec![Access::Read, Access::ReadWrite];
         Ok(KernelSource::new(wgsl, bindings))
     })

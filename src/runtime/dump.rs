@@ -1,0 +1,61 @@
+//! What a graph becomes, as files to look at.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use super::Executable;
+use crate::error::{Error, Result};
+use crate::file::AtomicFile;
+use crate::graph::Graph;
+
+/// Writes `graph.txt`, `graph.dot`, `plan.txt`, `dispatches.txt` and `wgsl/` into a folder. A failure is a warning in the log.
+pub(super) fn dump(folder: &Path, graph: &Graph, executable: &Executable) {
+    match write(folder, graph, executable) {
+        Ok(()) => log::info!("{}: wrote a graph and what it became", folder.display()),
+        Err(error) => log::warn!("the graph was not written: {error}"),
+    }
+}
+
+fn write(folder: &Path, graph: &Graph, executable: &Executable) -> Result<()> {
+    let kernels = folder.join("wgsl");
+    std::fs::create_dir_all(&kernels).map_err(|error| Error::io(&kernels, error))?;
+    save(&folder.join("graph.txt"), &graph.to_string())?;
+    save(&folder.join("graph.dot"), &graph.to_graphviz())?;
+    save(
+        &folder.join("plan.txt"),
+        &format!("{:#?}\n", executable.plan()),
+    )?;
+    let mut list = String::new();
+    let mut written: Vec<&str> = Vec::new();
+    for (step, (key, wgsl)) in executable.steps().zip(executable.sources()) {
+        let number = match written.iter().position(|known| *known == key) {
+            Some(number) => number,
+            None => {
+                let number = written.len();
+                save(
+                    &kernels.join(format!("{number:03}-{}.wgsl", step.name)),
+                    wgsl,
+                )?;
+                written.push(key);
+                number
+            }
+        };
+        let [x, y, z] = step.workgroups;
+        let layer = step.layer.unwrap_or("-");
+        // Writing to a string cannot fail.
+        let _ = writeln!(
+            list,
+            "{number:03} {:22} {layer:28} {x}x{y}x{z} groups, {:.3} Mflop, {:.3} MB  {key}",
+            step.name,
+            step.flops / 1e6,
+            step.bytes / 1e6
+        );
+    }
+    save(&folder.join("dispatches.txt"), &list)
+}
+
+fn save(path: &Path, text: &str) -> Result<()> {
+    let mut file = AtomicFile::create(path)?;
+    file.write(text.as_bytes())?;
+    file.commit()
+}
