@@ -50,6 +50,10 @@ mod setters;
 mod stand_in;
 pub mod text;
 pub mod train;
+/// Kernels in the languages of all platforms.
+#[cfg(test)]
+#[path = "../tests/stand_in/translate.rs"]
+mod translate;
 pub mod types;
 
 pub use error::{Error, Result};

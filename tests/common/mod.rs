@@ -19,11 +19,16 @@ use energyflow::{Executable, Gpu, GpuOptions, Session};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// What computes the kernels may be something else than the adapter, see `tests/stand_in`.
+/// Options of the devices of tests. What computes the kernels may be something else than the adapter, see `tests/stand_in`.
+/// `ENERGYFLOW_TEST_BASELINE` restricts them to the WebGPU baseline: `0` with workgroup memory, `1` barrier-free.
 pub fn options() -> GpuOptions {
     #[cfg(feature = "trace")]
     stand_in::prepare();
-    GpuOptions::from_env().unwrap()
+    let options = GpuOptions::from_env().unwrap();
+    match std::env::var("ENERGYFLOW_TEST_BASELINE") {
+        Ok(barrier_free) => options.baseline(true).barrier_free(barrier_free == "1"),
+        Err(_) => options,
+    }
 }
 
 /// The device of a test process. Without an adapter every test fails here.

@@ -397,7 +397,9 @@ int main() {
     scheduler_tsan = __tsan_get_current_fiber();
 #endif
     for (;;) {
+        alarm(0);
         std::string library = text(), symbol = text();
+        alarm(600); // a kernel that loops for ever ends the process
         metal::uint3 groups(0, 0, 0);
         for (int i = 0; i < 3; i++) groups[i] = number<uint>();
         std::vector<Buffer> buffers(number<uint>());

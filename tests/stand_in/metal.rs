@@ -11,6 +11,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use energyflow::gpu::trace::Disguise;
@@ -91,14 +92,15 @@ impl Mode {
             // Arrays of bindings are declared with one element.
             Self::Address => (
                 &[
+                    "-g1",
                     "-fsanitize=address,undefined",
                     "-fno-sanitize=array-bounds",
                     "-fno-sanitize-recover=all",
                 ],
                 &["-fsanitize=address,undefined"],
             ),
-            Self::Memory => (&["-fsanitize=memory"], &["-fsanitize=memory"]),
-            Self::Thread => (&["-fsanitize=thread"], &["-fsanitize=thread"]),
+            Self::Memory => (&["-g1", "-fsanitize=memory"], &["-fsanitize=memory"]),
+            Self::Thread => (&["-g1", "-fsanitize=thread"], &["-fsanitize=thread"]),
         }
     }
 }
@@ -128,7 +130,10 @@ struct Job {
 /// Compiles kernels and runs their dispatches.
 pub struct Metal {
     shared: Arc<Shared>,
+    /// By WGSL.
     kernels: Mutex<HashMap<String, Arc<Entry>>>,
+    /// By symbol: texts that differ may be one in Metal's language.
+    symbols: Mutex<HashMap<String, Arc<Entry>>>,
     servers: Mutex<Vec<Server>>,
     orders: Vec<u64>,
 }
@@ -186,6 +191,13 @@ fn hash(parts: &[&[u8]]) -> u64 {
     hasher.finish()
 }
 
+/// A name that no other process and thread uses.
+fn unique(extension: &str) -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    format!("{}-{number}.{extension}", std::process::id())
+}
+
 fn run(command: &mut Command) -> Result<(), String> {
     let output = command
         .output()
@@ -200,10 +212,9 @@ fn run(command: &mut Command) -> Result<(), String> {
     }
 }
 
-const FLAGS: [&str; 12] = [
+const FLAGS: [&str; 11] = [
     "-std=c++20",
     "-O1",
-    "-g1",
     "-fPIC",
     // Literals are floats in Metal.
     "-Xclang",
@@ -240,7 +251,7 @@ impl Shared {
         if file.exists() {
             return Ok(());
         }
-        let part = file.with_extension(format!("{}.part", std::process::id()));
+        let part = file.with_extension(unique("part"));
         make(&part)?;
         std::fs::rename(&part, file).map_err(|error| format!("{}: {error}", file.display()))
     }
@@ -279,7 +290,7 @@ impl Shared {
         let bodies: Vec<&[u8]> = jobs.iter().map(|job| job.body.as_bytes()).collect();
         let library = self.folder.join(format!("{:016x}.so", hash(&bodies)));
         self.make(&library, |part| {
-            let text = library.with_extension(format!("{}.cpp", std::process::id()));
+            let text = library.with_extension(unique("cpp"));
             let bodies: Vec<&str> = jobs.iter().map(|job| &*job.body).collect();
             std::fs::write(&text, bodies.join("\n")).map_err(|error| error.to_string())?;
             let made = run(self
@@ -427,6 +438,7 @@ impl Metal {
         Self {
             shared,
             kernels: Mutex::default(),
+            symbols: Mutex::default(),
             servers: Mutex::default(),
             orders: [0, 1].into_iter().chain(seeds).take(orders).collect(),
         }
@@ -453,6 +465,10 @@ impl Metal {
 
     fn enqueue(&self, text: &str, glue: &str, uses: Vec<Use>) -> Result<Arc<Entry>, String> {
         let symbol = format!("k{:016x}", hash(&[text.as_bytes(), glue.as_bytes()]));
+        let mut symbols = lock(&self.symbols);
+        if let Some(entry) = symbols.get(&symbol) {
+            return Ok(Arc::clone(entry));
+        }
         let known = self.shared.known(&symbol).map(|library| {
             let symbol = symbol.clone();
             Ok(Compiled { library, symbol })
@@ -463,6 +479,7 @@ impl Metal {
             outcome: Mutex::new(known),
             known: Condvar::new(),
         });
+        symbols.insert(symbol.clone(), Arc::clone(&entry));
         if waits {
             // Includes are in the precompiled header.
             let lines = text.lines().filter(|line| !line.starts_with("#include"));
@@ -558,11 +575,7 @@ impl Drop for Server {
 
 impl Server {
     fn start(shared: &Shared) -> Result<Self, String> {
-        static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
-        let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let log = shared
-            .folder
-            .join(format!("{}-{number}.log", std::process::id()));
+        let log = shared.folder.join(unique("log"));
         let failed = |error: std::io::Error| format!("{}: {error}", shared.runtime().display());
         let errors = std::fs::File::create(&log).map_err(failed)?;
         let mut child = Command::new(shared.runtime())

@@ -111,6 +111,19 @@ impl Case {
         self.key.split(' ').next().unwrap_or_default()
     }
 
+    /// The element type of each binding, `u32` if the key does not tell.
+    pub fn dtypes(&self) -> Vec<String> {
+        let before_program = self.key.split(" { ").next().unwrap_or_default();
+        let mut after_name = before_program
+            .split(' ')
+            .filter_map(|word| word.split_once(':'));
+        let dtype = |_: &Vec<u8>| {
+            let known = after_name.next().and_then(|(_, rest)| rest.split_once('['));
+            known.map_or("u32", |(dtype, _)| dtype).to_owned()
+        };
+        self.before.iter().map(dtype).collect()
+    }
+
     /// All that a folder holds, in the order of their keys.
     pub fn all(folder: &Path) -> Vec<Self> {
         let Ok(entries) = std::fs::read_dir(folder) else {

@@ -1,4 +1,5 @@
 //! Kernels in the languages of the other platforms, made with the options that wgpu 30 uses for trusted shaders.
+#![allow(dead_code, reason = "every test program uses its part")]
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -191,6 +192,37 @@ pub fn vulkan(parsed: &Parsed, lang_version: (u8, u8)) -> Result<Vec<u32>, Strin
     };
     spv::write_vec(&parsed.module, &parsed.info, &options, Some(&pipeline))
         .map_err(|error| format!("SPIR-V: {error}"))
+}
+
+/// A kernel in the languages of all platforms.
+pub struct Translated {
+    pub metal: Metal,
+    pub spirv: Vec<u32>,
+    /// Empty unless asked for: HLSL has no matrix units.
+    pub hlsl: String,
+}
+
+/// In every version of each language that wgpu may choose.
+///
+/// # Errors
+/// What is wrong with the text, or what naga cannot translate.
+pub fn everywhere(wgsl: &str, with_direct3d: bool) -> Result<Translated, String> {
+    let parsed = parse(wgsl)?;
+    for version in [(2, 4), (3, 2), (4, 0)] {
+        metal(&parsed, version)?;
+    }
+    let words = vulkan(&parsed, (1, 6))?;
+    if words.first() != Some(&0x0723_0203) {
+        return Err("SPIR-V: no magic number".to_owned());
+    }
+    Ok(Translated {
+        metal: metal(&parsed, (3, 1))?,
+        spirv: vulkan(&parsed, (1, 3))?,
+        hlsl: match with_direct3d {
+            true => direct3d(&parsed, false)?,
+            false => String::new(),
+        },
+    })
 }
 
 fn binding(binding: u32) -> ResourceBinding {
