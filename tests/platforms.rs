@@ -1,8 +1,9 @@
 //! What other platforms do with the kernels: Metal's text executed on the CPU, with sanitizers and with mutations, SPIR-V validated, HLSL
 //! compiled, WGSL accepted by a browser.
 //!
-//! The tests that are ignored take recorded dispatches, one of each kernel, from the folder `ENERGYFLOW_CASES`. `scripts/check platforms`
-//! records them by running the other test programs, and runs these tests.
+//! The tests that are ignored take recorded dispatches, one of each kernel, from the folder `ENERGYFLOW_CASES`. `scripts/check metal` and
+//! `scripts/check platforms` record them by running the other test programs, and run these tests. `ENERGYFLOW_CASES_PER_TEMPLATE` takes
+//! fewer.
 
 #[path = "platforms/browser.rs"]
 mod browser;
@@ -29,7 +30,10 @@ fn cases() -> Vec<Case> {
     let folder = folder.unwrap_or_else(|| stand_in::metal::folder().join("cases"));
     let cases = Case::all(&folder);
     assert!(!cases.is_empty(), "{}: no cases", folder.display());
-    cases
+    match std::env::var("ENERGYFLOW_CASES_PER_TEMPLATE") {
+        Ok(most) => some(cases, most.parse().expect("a number")),
+        Err(_) => cases,
+    }
 }
 
 /// Some of every template, among them the first and the last.

@@ -20,12 +20,15 @@ const PAGE: &str = r#"<!doctype html><script>
             const entries = kernel.bindings.map((type, binding) => ({ binding, visibility: GPUShaderStage.COMPUTE, buffer: { type } }));
             const group = device.createBindGroupLayout({ entries });
             const layout = device.createPipelineLayout({ bindGroupLayouts: [group] });
+            const module = device.createShaderModule({ code: kernel.wgsl });
+            const { messages } = await module.getCompilationInfo();
             try {
-                const module = device.createShaderModule({ code: kernel.wgsl });
                 await device.createComputePipelineAsync({ layout, compute: { module, entryPoint: 'main' } });
                 good += 1;
             } catch (error) {
-                told.push(kernel.key + '\n' + error.message);
+                const lines = kernel.wgsl.split('\n');
+                const of_module = messages.map((m) => `${m.lineNum}: ${m.message}: ${lines[m.lineNum - 1]}`);
+                told.push([kernel.key, error.message, ...of_module].join('\n'));
             }
         }
         const { vendor, architecture, description } = adapter.info;

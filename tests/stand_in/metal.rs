@@ -1,9 +1,10 @@
 //! Metal's kernels on the CPU: clang compiles them against the shim in `tests/msl/shim`, and `tests/msl/runtime.cpp` runs them.
 //!
-//! Every dispatch runs in several orders of invocations and workgroups, which must all leave the same bytes.
+//! The first dispatches of a kernel run in several orders of invocations and workgroups, which must all leave the same bytes; later ones, as
+//! of a long training, in one of these orders by turns.
 //!
 //! - `ENERGYFLOW_SANITIZER`: `address` (with undefined behaviour), `memory`, `thread`, or `fast` for `-ffast-math`, as Metal compiles by default.
-//! - `ENERGYFLOW_ORDERS`: number of orders per dispatch, by default 3: in order, reversed, random.
+//! - `ENERGYFLOW_ORDERS`: number of orders, by default 3: in order, reversed, random.
 //! - `ENERGYFLOW_SEED`: of the random orders; by default it is drawn, and told when a test fails.
 
 use std::collections::HashMap;
@@ -11,7 +12,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use energyflow::gpu::trace::Disguise;
@@ -21,6 +22,9 @@ use super::translate::{self, Use};
 
 /// Language version of macOS 14. Its kernels also compile on later systems.
 pub const LANGUAGE: (u8, u8) = (3, 1);
+
+/// Dispatches of a kernel that run in all orders.
+const IN_ALL_ORDERS: usize = 3;
 
 /// Kernels per translation unit.
 const TOGETHER: usize = 12;
@@ -117,6 +121,8 @@ type Outcome = Result<Compiled, String>;
 /// A kernel that is compiled, or will be.
 struct Entry {
     uses: Vec<Use>,
+    /// Dispatches so far.
+    dispatches: AtomicUsize,
     outcome: Mutex<Option<Outcome>>,
     known: Condvar,
 }
@@ -476,6 +482,7 @@ impl Metal {
         let waits = known.is_none();
         let entry = Arc::new(Entry {
             uses,
+            dispatches: AtomicUsize::new(0),
             outcome: Mutex::new(known),
             known: Condvar::new(),
         });
@@ -541,8 +548,14 @@ impl Metal {
             Some(server) => server,
             None => Server::start(&self.shared)?,
         };
+        let number = entry.dispatches.fetch_add(1, Ordering::Relaxed);
+        let one = number % self.orders.len();
+        let orders = match number < IN_ALL_ORDERS {
+            true => &self.orders[..],
+            false => &self.orders[one..=one],
+        };
         let seed = self.orders.get(2);
-        match server.ask(&compiled, workgroups, &entry.uses, memory, &self.orders) {
+        match server.ask(&compiled, workgroups, &entry.uses, memory, orders) {
             Ok(answer) => {
                 lock(&self.servers).push(server);
                 answer.map_err(|reason| format!("{reason} (seed {seed:?}, {compiled:?})"))
