@@ -120,6 +120,14 @@ pub enum Error {
         /// The operating system's answer.
         source: std::io::Error,
     },
+    /// A file could not be fetched, or is not what its server states.
+    #[error("download of {what}: {reason}")]
+    Download {
+        /// The model or the address.
+        what: String,
+        /// What went wrong.
+        reason: String,
+    },
     /// Text could not be tokenised, or a tokeniser could not be loaded.
     #[error("tokenizer: {0}")]
     Tokenizer(String),

@@ -99,13 +99,14 @@ const EXTENTS: [[usize; 3]; 7] = [
 ];
 
 /// Broadcasts over [B, L, C] and the shape of the second operand.
-fn broadcasts([b, l, c]: [usize; 3]) -> [(Broadcast, Vec<usize>); 5] {
+fn broadcasts([b, l, c]: [usize; 3]) -> [(Broadcast, Vec<usize>); 6] {
     [
         (Broadcast::Same, vec![b, l, c]),
         (Broadcast::Cols, vec![c]),
         (Broadcast::Rows, vec![b * l]),
         (Broadcast::Scalar, vec![1]),
         (Broadcast::Groups { period: l }, vec![b, c]),
+        (Broadcast::Tiles { period: l }, vec![l, c]),
     ]
 }
 
@@ -231,7 +232,11 @@ fn operands_of_different_types() {
             let b = case.input_of(&dims, of_b, data);
             let result = case.graph.binary(BinaryOp::Mul, broadcast, a, b);
             // A bias, a mask and a scale may be of another type, a whole operand may not.
-            if matches!(broadcast, Broadcast::Same | Broadcast::Groups { .. }) {
+            let whole = |broadcast| {
+                use Broadcast::{Groups, Same, Tiles};
+                matches!(broadcast, Same | Groups { .. } | Tiles { .. })
+            };
+            if whole(broadcast) {
                 let text = result.unwrap_err().to_string();
                 assert!(text.starts_with("mul") && text.contains("cast"), "{text}");
                 continue;

@@ -6,6 +6,9 @@ mod common;
 #[path = "../examples/bench/cases.rs"]
 mod cases;
 #[allow(dead_code, reason = "shared with the bench example")]
+#[path = "../examples/bench/teacher.rs"]
+mod teacher;
+#[allow(dead_code, reason = "shared with the bench example")]
 #[path = "../examples/bench/workload.rs"]
 mod workload;
 

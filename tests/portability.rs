@@ -7,7 +7,7 @@ mod translate;
 use std::collections::{BTreeMap, BTreeSet};
 
 use common::{baseline_gpu, gpu, packed_gpu, tiled_gpu};
-use energyflow::graph::{Graph, Init, Op, ValueId};
+use energyflow::graph::{AttentionOptions, Graph, Init, Op, ValueId};
 use energyflow::types::{BinaryOp, Broadcast, DType, Padding, Rates, Trans, UnaryOp, Window};
 use energyflow::{Gpu, Session};
 
@@ -136,6 +136,7 @@ fn elements(dtype: DType, width: usize) -> Graph {
         (Broadcast::Rows, vec![BATCH * TIME]),
         (Broadcast::Scalar, vec![1]),
         (Broadcast::Groups { period: TIME }, vec![BATCH, width]),
+        (Broadcast::Tiles { period: TIME }, vec![TIME, width]),
     ]
     .into_iter()
     .enumerate()
@@ -197,6 +198,17 @@ fn products(dtype: DType) -> Graph {
 /// A loss whose gradient needs its value first, so that they are computed apart; and a product of a few rows.
 fn rest(dtype: DType) -> Graph {
     let mut graph = Graph::new();
+    let qkv = graph.input("qkv", &[BATCH, TIME, 3 * 24], dtype).unwrap();
+    let keep = graph.input("keep", &[BATCH * TIME], DType::F32).unwrap();
+    let options = AttentionOptions::new(2).causal(true);
+    let y = graph.attention(qkv, Some(keep), options).unwrap();
+    let kv = graph.input("kv", &[BATCH, 9, 2 * 24], dtype).unwrap();
+    let y = graph.cross_attention(y, kv, None, options).unwrap();
+    let p = graph.softmax(y).unwrap();
+    let log = graph.log_softmax(p).unwrap();
+    let loss = graph.sum_all(log).unwrap();
+    let gradient = graph.gradients(loss, &[qkv]).unwrap()[0];
+    graph.output("dqkv", gradient).unwrap();
     let logits = graph.input("logits", &[10, VOCABULARY], dtype).unwrap();
     let targets = graph.index_input("targets", 10, VOCABULARY as u32).unwrap();
     let loss = graph

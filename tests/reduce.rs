@@ -4,7 +4,7 @@ mod common;
 
 use common::{Case, F32, SIZES, Tolerance, gpu, tolerance};
 use energyflow::graph::Op;
-use energyflow::types::DType;
+use energyflow::types::{BinaryOp, Broadcast, DType};
 
 /// A single number has no others to average its error with.
 const SCALAR: Tolerance = Tolerance {
@@ -137,6 +137,59 @@ fn sums_over_groups_of_rows() {
             case.check(tolerance(dtype));
         }
     }
+}
+
+#[test]
+fn sums_over_tiles_of_rows() {
+    for dtype in [DType::F32, DType::F16] {
+        for (tiles, period, rows, cols) in [
+            (1, 1, 1, 1),
+            (3, 7, 9, 31),
+            (64, 2, 2, 33),
+            (65, 3, 5, 12),
+            (300, 1, 2, 7),
+        ] {
+            let mut case = Case::new(2, dtype);
+            let x = case.input(&[tiles * period, cols]);
+            let sums = Op::SumTiles { period, rows };
+            let sums = case.graph.apply(sums, &[x]).unwrap()[0];
+            case.output("sums", sums);
+            case.check(tolerance(dtype));
+        }
+    }
+}
+
+/// The gradient of a table that is longer than the samples, also by finite differences.
+#[test]
+fn a_table_of_positions() {
+    for (samples, time, rows, cols) in [(2, 3, 5, 7), (70, 2, 2, 16), (5, 1, 2, 33)] {
+        let mut case = Case::new(4, DType::F32);
+        let x = case.input(&[samples, time, cols]);
+        let table = case.parameter(&[rows, cols]);
+        let y = case.graph.add_positions(x, table).unwrap();
+        let y = case.graph.mul(y, y).unwrap();
+        case.output("y", y);
+        case.gradients(y, &[x, table]);
+        case.check(F32);
+    }
+    let mut case = Case::new(5, DType::F32);
+    let x = case.input(&[2, 3, 4]);
+    let table = case.parameter(&[5, 4]);
+    let y = case.graph.add_positions(x, table).unwrap();
+    let y = case.graph.mul(y, y).unwrap();
+    let sums = Op::SumTiles { period: 3, rows: 3 };
+    let y = case.graph.apply(sums, &[y]).unwrap()[0];
+    case.check_finite_differences(y, &[x, table], 1e-6);
+
+    // What is computed in the same kernel must have as many rows as are read.
+    let mut case = Case::new(6, DType::F32);
+    let x = case.input(&[4, 3]);
+    let y = case.graph.affine(x, 2.0, 0.0).unwrap();
+    let tiles = Broadcast::Tiles { period: 2 };
+    let error = case.graph.binary(BinaryOp::Add, tiles, x, y).unwrap_err();
+    assert!(error.to_string().contains("period rows"), "{error}");
+    let tiles = Broadcast::Tiles { period: 3 };
+    assert!(case.graph.binary(BinaryOp::Add, tiles, x, y).is_err());
 }
 
 #[test]

@@ -1,19 +1,23 @@
 // Adds up parts, in a fixed order: what products with a split K and sums over runs of rows leave behind, of several results in one dispatch.
 // An invocation takes a vec4 of one result; each result begins with a workgroup. Eight parts a step.
-{# Inside: Of a segment i - begin < rows width. Its source has parts rows for each of its rows behind `first`, read for col < used; its result
-   begins at `offset` vec4s into a buffer that lowering made to hold it. #}
+{# Inside: Of a segment i - begin < all width. Its source has parts rows for each of its first `rows` rows behind `first`, read for col < used;
+   its result of `all` rows begins at `offset` vec4s into a buffer that lowering made to hold it. #}
 {% include "shared/group" %}
 
 @compute @workgroup_size({{ size }})
 fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
     let i = group_id(wid) * {{ size }}u + lid;
-{% for source, first, parts, used, result, offset, stride, rows, width, begin in segments %}
-    if (i >= {{ begin }}u && i < {{ begin + rows * width }}u) {
+{% for source, first, parts, used, result, offset, stride, rows, width, all, begin in segments %}
+    if (i >= {{ begin }}u && i < {{ begin + all * width }}u) {
         let row = (i - {{ begin }}u) / {{ width }}u;
         let col = (i - {{ begin }}u) % {{ width }}u;
         var sum = vec4<f32>();
-{% if used < width %}
+{% if used < width and rows < all %}
+        if (col < {{ used }}u && row < {{ rows }}u) {
+{% elif used < width %}
         if (col < {{ used }}u) {
+{% elif rows < all %}
+        if (row < {{ rows }}u) {
 {% endif %}
         var at = ({{ first }}u + row) * s{{ source }}_stride + col;
 {% set together = [parts, 8]|min %}
@@ -38,7 +42,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
 {% for n in range(rest) %}
         sum += s{{ source }}_load(at + {{ n * rows }}u * s{{ source }}_stride);
 {% endfor %}
-{% if used < width %}
+{% if used < width or rows < all %}
         }
 {% endif %}
         q{{ result }}_store({{ offset }}u + row * {{ stride }}u + col, sum);

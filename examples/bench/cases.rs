@@ -1,12 +1,13 @@
 //! The cases: names, shapes, work.
 
-use energyflow::graph::{Init, Op};
+use energyflow::graph::{AttentionOptions, Init, Op};
 use energyflow::nn::{Draws, Embedding, Linear, Mode, Tcn, TcnOptions};
 use energyflow::text::{Encoder, EncoderOptions};
 use energyflow::train::{AdamW, LossScale};
 use energyflow::types::{Rates, Trans};
 use energyflow::{DType, Error, Result};
 
+use crate::teacher;
 use crate::workload::Workload;
 
 /// A named piece of work.
@@ -31,7 +32,7 @@ const fn case(name: &'static str, build: fn(&mut Workload, DType) -> Result<()>)
 }
 
 /// All cases.
-pub static CASES: [Case; 23] = [
+pub static CASES: [Case; 33] = [
     case("gemm_4096", |w, dtype| gemm(w, dtype, 4096)),
     case("gemm_1024", |w, dtype| gemm(w, dtype, 1024)),
     case("gemm_512", |w, dtype| gemm(w, dtype, 512)),
@@ -40,7 +41,10 @@ pub static CASES: [Case; 23] = [
     case("gelu_gemm", gelu_gemm),
     case("layer_norm", layer_norm),
     case("gelu", gelu),
+    case("softmax", softmax),
     case("softmax_ce", softmax_ce),
+    case("attention_fwd", |w, dtype| attention(w, dtype, false)),
+    case("attention_fwdbwd", |w, dtype| attention(w, dtype, true)),
     case("adamw", adamw),
     case("conv1d", |w, dtype| {
         conv(w, dtype, [32, 128, 768], [512, 3, 2])
@@ -71,6 +75,25 @@ pub static CASES: [Case; 23] = [
     case("decoder_train_chunked", |w, dtype| {
         decoder_train(w, dtype, true)
     }),
+    case("teacher_fwd_1x16", |w, dtype| {
+        teacher::forward(w, dtype, 1, 16)
+    }),
+    case("teacher_fwd_1x64", |w, dtype| {
+        teacher::forward(w, dtype, 1, 64)
+    }),
+    case("teacher_fwd_32x32", |w, dtype| {
+        teacher::forward(w, dtype, 32, 32)
+    }),
+    case("teacher_fwd_256x32", |w, dtype| {
+        teacher::forward(w, dtype, 256, 32)
+    }),
+    case("teacher_fwd_256x64", |w, dtype| {
+        teacher::forward(w, dtype, 256, 64)
+    }),
+    case("teacher_fwd_64x128", |w, dtype| {
+        teacher::forward(w, dtype, 64, 128)
+    }),
+    case("teacher_train", teacher::train),
 ];
 
 const VOCABULARY: usize = 30_522;
@@ -116,6 +139,31 @@ fn gelu(w: &mut Workload, dtype: DType) -> Result<()> {
     let x = w.uniform("x", &[16_384, 4096], dtype)?;
     let y = w.gelu(x)?;
     w.output("y", y)
+}
+
+fn softmax(w: &mut Workload, dtype: DType) -> Result<()> {
+    let x = w.uniform("x", &[4096, 4096], dtype)?;
+    let y = w.graph.softmax(x)?;
+    w.output("y", y)
+}
+
+/// Self-attention of 64 texts of 128 tokens, 12 heads of 32 columns; with the gradients of queries, keys and values, where every ∂/∂y is 0.01.
+fn attention(w: &mut Workload, dtype: DType, backward: bool) -> Result<()> {
+    let (heads, columns) = (12, 32);
+    let qkv = w.uniform("qkv", &[BATCH, LENGTH, 3 * heads * columns], dtype)?;
+    let y = w.graph.attention(qkv, None, AttentionOptions::new(heads))?;
+    w.output("y", y)?;
+    let product = 2.0 * (BATCH * heads * LENGTH * LENGTH * columns) as f64;
+    w.flops = 2.0 * product;
+    if backward {
+        // Only its gradient is wanted: the sum itself is not computed. The scores are computed again.
+        w.flops += 5.0 * product;
+        let loss = w.graph.affine(y, 1e-2, 0.0)?;
+        let loss = w.graph.sum_all(loss)?;
+        let gradient = w.graph.gradients(loss, &[qkv])?[0];
+        w.output("gradient", gradient)?;
+    }
+    Ok(())
 }
 
 /// Value and gradient.
@@ -227,7 +275,7 @@ fn block_flops(rows: usize, width: usize, hidden: usize, kernel: usize) -> f64 {
 }
 
 /// f16 training has f32 parameters, cast in the step, and a loss scale.
-fn optimizer(dtype: DType, clip: Option<f32>) -> AdamW {
+pub fn optimizer(dtype: DType, clip: Option<f32>) -> AdamW {
     AdamW::default()
         .clip(clip)
         .loss_scale((dtype == DType::F16).then(LossScale::default))

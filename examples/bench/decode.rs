@@ -261,13 +261,13 @@ fn time(gpu: &Gpu, token: &Sequence, seconds: f64) -> Result<f64> {
 }
 
 /// Dispatches that do nothing, each of which waits for the one before it: they bind the same buffer for writing.
-struct Empty<'a> {
+pub struct Empty<'a> {
     gpu: &'a Gpu,
     sequence: Sequence,
 }
 
 impl<'a> Empty<'a> {
-    fn new(gpu: &'a Gpu) -> Result<Self> {
+    pub fn new(gpu: &'a Gpu) -> Result<Self> {
         let pipeline = gpu.pipeline("bench.empty", || {
             let wgsl = "
 @group(0) @binding(0) var<storage, read_write> x: array<u32>;
@@ -289,7 +289,7 @@ fn main(@builtin(local_invocation_index) lid: u32) {
     }
 
     /// Microseconds of so many.
-    fn time(&self, dispatches: usize, seconds: f64) -> Result<f64> {
+    pub fn time(&self, dispatches: usize, seconds: f64) -> Result<f64> {
         let each = time(self.gpu, &self.sequence, seconds)?;
         Ok(each * dispatches as f64)
     }

@@ -23,6 +23,7 @@ mod decode;
 mod encode;
 mod index;
 mod measure;
+mod teacher;
 mod wall;
 mod workload;
 
@@ -162,12 +163,20 @@ fn run(args: &Args) -> Result<(), Failure> {
     if !args.json {
         print_header(&gpu, &ceilings);
     }
+    // What as many dependent dispatches take that do nothing.
+    let empty_us = match graphs.is_empty() {
+        true => 0.0,
+        false => decode::Empty::new(&gpu)?.time(1, args.seconds.min(0.5))?,
+    };
     for case in graphs {
         let result = measure::measure(&gpu, case, args.dtype, args.seconds);
         if args.json {
-            println!("{}", json_line(&gpu, &ceilings, case, args.dtype, &result)?);
+            println!(
+                "{}",
+                json_line(&gpu, (&ceilings, empty_us), case, args.dtype, &result)?
+            );
         } else {
-            print_row(&ceilings, case, args.dtype, &result);
+            print_row((&ceilings, empty_us), case, args.dtype, &result);
         }
     }
     if decodes {
@@ -212,23 +221,39 @@ fn print_header(gpu: &Gpu, ceilings: &Ceilings) {
         ceilings.empty_pass * 1e-6
     );
     println!(
-        "{:16} {:5} {:>10} {:>10} {:>10} {:>8} {:>8} {:>10} {:>7} {:>9}",
-        "case", "dtype", "ms", "min", "max", "TFLOP/s", "GB/s", "bound ms", "bound %", "MiB"
+        "{:18} {:5} {:>10} {:>10} {:>10} {:>8} {:>8} {:>10} {:>7} {:>9} {:>10} {:>9}",
+        "case",
+        "dtype",
+        "ms",
+        "min",
+        "max",
+        "TFLOP/s",
+        "GB/s",
+        "bound ms",
+        "bound %",
+        "MiB",
+        "dispatches",
+        "empty ms"
     );
 }
 
-fn print_row(ceilings: &Ceilings, case: &Case, dtype: DType, result: &Result<Measured, Failure>) {
+fn print_row(
+    (ceilings, empty_us): (&Ceilings, f64),
+    case: &Case,
+    dtype: DType,
+    result: &Result<Measured, Failure>,
+) {
     let measured = match result {
         Ok(measured) => measured,
         Err(failure) => {
-            println!("{:16} {dtype:5} {failure}", case.name);
+            println!("{:18} {dtype:5} {failure}", case.name);
             return;
         }
     };
     let bound = bound(ceilings, measured);
     let tflops = rate(measured.flops, measured.median, 1e12);
     println!(
-        "{:16} {:5} {:10.4} {:10.4} {:10.4} {:>8} {:8.1} {:10.4} {:7.1} {:9.1}",
+        "{:18} {:5} {:10.4} {:10.4} {:10.4} {:>8} {:8.1} {:10.4} {:7.1} {:9.1} {:10} {:9.4}",
         case.name,
         dtype.to_string(),
         measured.median,
@@ -238,7 +263,9 @@ fn print_row(ceilings: &Ceilings, case: &Case, dtype: DType, result: &Result<Mea
         measured.bytes / measured.median * 1e-6,
         bound,
         100.0 * bound / measured.median,
-        measured.memory
+        measured.memory,
+        measured.dispatches,
+        measured.dispatches as f64 * empty_us * 1e-3
     );
 }
 
@@ -257,6 +284,9 @@ struct Line<'a> {
     bound_pct: f64,
     tier: &'static str,
     peak_mem_mib: f64,
+    dispatches: usize,
+    /// As many dependent dispatches that do nothing.
+    empty_ms: f64,
     device: &'a str,
     ceiling_tflops: f64,
     ceiling_matrix_tflops: Option<f64>,
@@ -277,7 +307,7 @@ const PEER: &str = "energyflow";
 
 fn json_line(
     gpu: &Gpu,
-    ceilings: &Ceilings,
+    (ceilings, empty_us): (&Ceilings, f64),
     case: &Case,
     dtype: DType,
     result: &Result<Measured, Failure>,
@@ -309,6 +339,8 @@ fn json_line(
         bound_pct: round(100.0 * bound / measured.median, 2),
         tier: tier(gpu, measured),
         peak_mem_mib: round(measured.memory, 1),
+        dispatches: measured.dispatches,
+        empty_ms: round(measured.dispatches as f64 * empty_us * 1e-3, 6),
         device: &capabilities.adapter,
         ceiling_tflops: round(ceilings.flops * 1e-12, 4),
         ceiling_matrix_tflops: ceilings.matrix_flops.map(|flops| round(flops * 1e-12, 4)),

@@ -37,6 +37,8 @@ pub struct Measured {
     /// MiB of the buffers that one copy of the case holds: inputs, parameters, moments, gradients, intermediates and outputs, in
     /// the size classes of the pool. Without the staging of host copies. Constant while it runs, so this is the peak.
     pub memory: f64,
+    /// Dispatches of a run.
+    pub dispatches: usize,
     /// Some product of the case uses matrix units.
     pub matrix_units: bool,
 }
@@ -150,6 +152,7 @@ pub fn measure(gpu: &Gpu, case: &Case, dtype: DType, seconds: f64) -> Result<Mea
         flops: sets[0].workload.flops,
         bytes: sets[0].workload.bytes,
         memory: memory as f64 / f64::from(1 << 20),
+        dispatches: sets[0].executable.plan().dispatches,
         matrix_units: sets[0]
             .executable
             .sources()

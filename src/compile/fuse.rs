@@ -79,6 +79,10 @@ fn takes_program(op: &Op) -> bool {
         Op::MatMul { .. }
             | Op::LayerNorm { .. }
             | Op::LayerNormGrad
+            | Op::Softmax { .. }
+            | Op::SoftmaxGrad { .. }
+            | Op::Attention(_)
+            | Op::CrossAttention(_)
             | Op::Im2col(_)
             | Op::Col2im(_)
             | Op::Conv { .. }

@@ -346,6 +346,21 @@ impl Graph {
         self.binary(BinaryOp::Add, Broadcast::Groups { period }, x, z)
     }
 
+    /// x [B, L, C] + positions [P, C] with P ≥ L: row t of the table at step t of every sample. A table of more than L rows must be a
+    /// parameter or an input.
+    pub fn add_positions(&mut self, x: ValueId, positions: ValueId) -> Result<ValueId> {
+        let shape = &self.value(x)?.shape;
+        if shape.rank() != 3 {
+            return Err(Error::shape(
+                "add_positions",
+                &[shape],
+                "x must be [B, L, C]",
+            ));
+        }
+        let period = shape.dims()[1];
+        self.binary(BinaryOp::Add, Broadcast::Tiles { period }, x, positions)
+    }
+
     /// x in another element type. Returns x itself when it has that type already.
     pub fn cast(&mut self, x: ValueId, dtype: DType) -> Result<ValueId> {
         if self.value(x)?.dtype == dtype {
@@ -490,25 +505,14 @@ impl Graph {
         Ok([out[0], out[1]])
     }
 
-    /// exp(x − max), its sum over the columns, and max, which is a constant for gradients: neither softmax nor ln Σ exp depends on it.
-    fn shifted(&mut self, x: ValueId) -> Result<[ValueId; 3]> {
+    /// ln Σ exp(x) over the columns of each row: x [.., C] in f32 → `[rows]`.
+    pub fn log_sum_exp(&mut self, x: ValueId) -> Result<ValueId> {
         let [max, _] = self.row_max(x)?;
+        // A constant for gradients, because the result does not depend on it.
         let max = self.detach(max)?;
         let x = self.binary(BinaryOp::Sub, Broadcast::Rows, x, max)?;
         let e = self.unary(UnaryOp::Exp, x)?;
         let sum = self.sum_cols(e)?;
-        Ok([e, sum, max])
-    }
-
-    /// exp(x) / Σ exp(x) over the columns of each row of x [.., C] in f32. A row with NaN, with +∞ or with nothing but −∞ is NaN.
-    pub fn softmax(&mut self, x: ValueId) -> Result<ValueId> {
-        let [e, sum, _] = self.shifted(x)?;
-        self.binary(BinaryOp::Div, Broadcast::Rows, e, sum)
-    }
-
-    /// ln Σ exp(x) over the columns of each row: x [.., C] in f32 → `[rows]`.
-    pub fn log_sum_exp(&mut self, x: ValueId) -> Result<ValueId> {
-        let [_, sum, max] = self.shifted(x)?;
         let log = self.unary(UnaryOp::Log, sum)?;
         self.add(log, max)
     }

@@ -140,8 +140,19 @@ impl Backward<'_> {
     }
 
     /// Sums the gradient of a broadcast operand back to its shape.
-    fn reduce(&mut self, gradient: ValueId, broadcast: Broadcast) -> Result<ValueId> {
+    fn reduce(
+        &mut self,
+        operand: ValueId,
+        gradient: ValueId,
+        broadcast: Broadcast,
+    ) -> Result<ValueId> {
         match broadcast {
+            Broadcast::Tiles { period } => {
+                let rows = self.graph.shape(operand).rows();
+                Ok(self
+                    .graph
+                    .apply(Op::SumTiles { period, rows }, &[gradient])?[0])
+            }
             Broadcast::Same => Ok(gradient),
             Broadcast::Cols => self.graph.sum_rows(gradient),
             Broadcast::Rows => self.graph.sum_cols(gradient),
@@ -295,6 +306,13 @@ impl Backward<'_> {
                 let period = *period;
                 self.spread(x[0], d, Broadcast::Groups { period })
             }
+            Op::SumTiles { period, rows } if period == rows => {
+                let dims = self.graph.shape(x[0]).dims().to_vec();
+                let zero = self.graph.constant(&dims, 0.0)?;
+                let tiles = Broadcast::Tiles { period: *period };
+                let dx = self.graph.binary(BinaryOp::Add, tiles, zero, d)?;
+                self.accumulate(x[0], dx)
+            }
             Op::MaskedMean | Op::MaskedMeanGrad { .. } if self.wants(x[1]) => none(),
             Op::MaskedMean => {
                 let time = self.graph.shape(x[0]).dims()[1];
@@ -305,6 +323,15 @@ impl Backward<'_> {
             Op::MaskedMeanGrad { .. } => {
                 let dx = self.graph.masked_mean(d, x[1])?;
                 self.accumulate(x[0], dx)
+            }
+            Op::Softmax { log } => {
+                let op = Op::SoftmaxGrad { log: *log };
+                let dx = self.graph.apply(op, &[node.outputs[0], d])?[0];
+                self.accumulate(x[0], dx)
+            }
+            Op::Attention(options) => self.attention(node, 1, Op::AttentionGrad(*options), d),
+            Op::CrossAttention(options) => {
+                self.attention(node, 2, Op::CrossAttentionGrad(*options), d)
             }
             Op::KdLoss { alpha, beta } => self.kd_loss(node, &dy, *alpha, *beta),
             Op::CrossEntropy { ignore, smoothing } => {
@@ -391,7 +418,7 @@ impl Backward<'_> {
             self.accumulate(a, da)?;
         }
         if let (true, Some(db)) = (want_b, db) {
-            let db = self.reduce(db, broadcast)?;
+            let db = self.reduce(b, db, broadcast)?;
             self.accumulate(b, db)?;
         }
         Ok(())
@@ -415,6 +442,25 @@ impl Backward<'_> {
                 let op = Op::MatMul { batch, trans, out };
                 let gradient = self.graph.apply_mixed(op, &[left, right])?[0];
                 self.accumulate(operand, gradient)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The first `count` operands of an attention have gradients, the mask has none.
+    fn attention(&mut self, node: &Node, count: usize, op: Op, d: ValueId) -> Result<()> {
+        let (values, mask) = node.inputs.split_at(count);
+        if mask.iter().any(|&mask| self.wants(mask)) {
+            return Err(Error::Graph(format!(
+                "{} has no gradient for its mask",
+                node.op.name()
+            )));
+        }
+        let operands = [values, &node.outputs, &[d], mask].concat();
+        let gradients = self.graph.apply(op, &operands)?;
+        for (&value, gradient) in values.iter().zip(gradients) {
+            if self.wants(value) {
+                self.accumulate(value, gradient)?;
             }
         }
         Ok(())

@@ -5,23 +5,23 @@ use crate::error::{Error, Result};
 use crate::types::{BinaryOp, Broadcast, DType, Rates, Shape, Trans, UnaryOp, Window};
 
 /// The operands of one operation, with the checks that all operations share.
-struct Operands<'a> {
+pub(super) struct Operands<'a> {
     op: &'static str,
-    shapes: Vec<&'a Shape>,
-    dtypes: Vec<DType>,
+    pub shapes: Vec<&'a Shape>,
+    pub dtypes: Vec<DType>,
 }
 
 impl Operands<'_> {
-    fn fail<T>(&self, reason: impl Into<String>) -> Result<T> {
+    pub fn fail<T>(&self, reason: impl Into<String>) -> Result<T> {
         Err(Error::shape(self.op, &self.shapes, reason))
     }
 
-    fn require(&self, holds: bool, reason: &str) -> Result<()> {
+    pub fn require(&self, holds: bool, reason: &str) -> Result<()> {
         if holds { Ok(()) } else { self.fail(reason) }
     }
 
     /// A result, whose extents may be too large.
-    fn result(&self, dims: &[usize]) -> Result<Shape> {
+    pub fn result(&self, dims: &[usize]) -> Result<Shape> {
         Shape::new(dims).map_err(|error| match error {
             Error::Shape { reason, .. } => {
                 Error::shape(self.op, &self.shapes, format!("the result {reason}"))
@@ -30,7 +30,7 @@ impl Operands<'_> {
         })
     }
 
-    fn count(&self, n: usize) -> Result<()> {
+    pub fn count(&self, n: usize) -> Result<()> {
         if self.shapes.len() == n {
             return Ok(());
         }
@@ -77,7 +77,7 @@ impl Operands<'_> {
         ))
     }
 
-    fn is(&self, i: usize, shape: &Shape, what: &str) -> Result<()> {
+    pub fn is(&self, i: usize, shape: &Shape, what: &str) -> Result<()> {
         if self.shapes[i] == shape {
             return Ok(());
         }
@@ -189,7 +189,7 @@ pub(super) fn check_types(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Result<
     let pair = match op {
         // The gradient of an f16 copy of an f32 value is f32.
         Op::Binary(BinaryOp::UnaryGrad(_), _) => return Ok(()),
-        Op::Binary(_, Broadcast::Same | Broadcast::Groups { .. })
+        Op::Binary(_, Broadcast::Same | Broadcast::Groups { .. } | Broadcast::Tiles { .. })
         | Op::MatMul { .. }
         | Op::Conv { .. }
         | Op::ConvGradInput { .. }
@@ -268,6 +268,20 @@ pub(crate) fn infer(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Result<Vec<(S
                     b.rows().checked_mul(*period) == Some(a.rows()) && a.cols() == b.cols(),
                     "the second operand must have rows/period rows and the same columns",
                 )?,
+                // In a group of fused nodes every operand that is computed there has the group's rows.
+                Broadcast::Tiles { period } => {
+                    let computed = matches!(graph.value(inputs[1])?.source, Source::Node { .. });
+                    o.require(
+                        *period > 0 && a.rows().is_multiple_of(*period),
+                        "rows must be a multiple of the period",
+                    )?;
+                    o.require(
+                        b.rank() > 1
+                            && a.cols() == b.cols()
+                            && (b.rows() == *period || (b.rows() > *period && !computed)),
+                        "the second operand must be a matrix of period rows and the same columns",
+                    )?;
+                }
             }
             vec![like(0)]
         }
@@ -428,6 +442,19 @@ pub(crate) fn infer(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Result<Vec<(S
             let rows = Shape::vector(o.shapes[0].rows());
             vec![(rows.clone(), f32), (rows, f32)]
         }
+        Op::Softmax { .. } => {
+            o.count(1)?;
+            vec![like(0)]
+        }
+        Op::SoftmaxGrad { .. } => {
+            o.count(2)?;
+            o.is(1, o.shapes[0], "dy")?;
+            vec![like(0)]
+        }
+        Op::Attention(options) => options.infer_packed(&o, false)?,
+        Op::AttentionGrad(options) => options.infer_packed(&o, true)?,
+        Op::CrossAttention(options) => options.infer_cross(&o, false)?,
+        Op::CrossAttentionGrad(options) => options.infer_cross(&o, true)?,
         Op::SumAll => {
             o.count(1)?;
             vec![(scalar(), f32)]
@@ -440,6 +467,16 @@ pub(crate) fn infer(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Result<Vec<(S
                 "rows must be a multiple of the period",
             )?;
             vec![(Shape::matrix(x.rows() / period, x.cols()), o.dtypes[0])]
+        }
+        Op::SumTiles { period, rows } => {
+            o.count(1)?;
+            let x = o.shapes[0];
+            o.require(
+                *period > 0 && x.rows().is_multiple_of(*period),
+                "rows must be a multiple of the period",
+            )?;
+            o.require(rows >= period, "the result has at least period rows")?;
+            vec![(o.result(&[*rows, x.cols()])?, f32)]
         }
         Op::MaskedMean => {
             o.count(2)?;

@@ -1,6 +1,7 @@
 //! The network as written: values in SSA form, operations with shape inference, gradients, recomputed segments. It knows no device.
 
 mod alias;
+mod attention;
 mod build;
 mod display;
 mod gradients;
@@ -13,6 +14,7 @@ mod scope;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+pub use attention::AttentionOptions;
 pub use build::{CrossEntropy, KdLoss};
 use id::Lineage;
 pub use id::ValueId;

@@ -4,7 +4,7 @@
 //! in `graph/gradients.rs`, its kernel in `kernels/`, its f64 twin in `reference/`. "Row r" and "column c" refer to the matrix view
 //! of a value ([`Shape::rows`](crate::types::Shape::rows), [`Shape::cols`](crate::types::Shape::cols)).
 
-use super::ValueId;
+use super::{AttentionOptions, ValueId};
 use crate::types::{BinaryOp, Broadcast, DType, Rates, Trans, UnaryOp, Window};
 
 /// A linear layer and the cross entropy of its results, the logits. The matrix of logits is never materialised; it is computed in
@@ -163,12 +163,50 @@ pub enum Op {
     /// x (f32 or f16) → the largest element of each row `[rows]`, and its column `[rows]`, as f32. Of equal elements the first counts; NaN is
     /// larger than all numbers. Neither has a gradient.
     RowMax,
+    /// x (f32 or f16) → like x: exp(x) / Σ exp(x) over the columns of each row, or its logarithm.
+    ///
+    /// A column of −∞ has probability 0. A row with NaN, with +∞ or with nothing but −∞ has no softmax: it is NaN.
+    Softmax {
+        /// Whether the result is the logarithm.
+        log: bool,
+    },
+    /// y (from [`Op::Softmax`]), dy → dx like y: y·(dy − Σ_c dy·y), or dy − exp(y)·Σ_c dy for the logarithm.
+    SoftmaxGrad {
+        /// As that of the softmax.
+        log: bool,
+    },
+    /// qkv [B, L, 3·W], and if there is one mask `[B·L]` → y [B, L, W] like qkv, statistics [2, B·heads·L].
+    /// Of head h, with q, k and v its d = W / heads columns of the three parts of qkv, y_i = Σ_j p_ij·v_j with
+    /// p_ij = exp(s_ij) / Σ_j exp(s_ij) and s_ij = scale·q_i·k_j, over the keys j that query i sees: those whose mask is not 0 and, if causal,
+    /// j ≤ i. y_i is 0 where there are none, or where all of their scores are −∞.
+    ///
+    /// The statistics of query i, element (b·heads + h)·L + i of their rows, are the largest score and 1 / Σ_j exp(s_ij − largest), both 0 where
+    /// y_i is 0 for that reason. A score of NaN or +∞ makes y_i NaN.
+    ///
+    /// Keys and values that the mask leaves out are not used, whatever they hold, and their gradients are 0. A value that only `causal` hides
+    /// from a query must be finite: 0·NaN and 0·∞ are NaN. The mask has no gradient.
+    Attention(AttentionOptions),
+    /// qkv, y, statistics (both from [`Op::Attention`]), dy, and if there is one mask → dqkv like qkv.
+    /// With D_i = dy_i·y_i and g_ij = p_ij·(dy_i·v_j − D_i): dq_i = scale·Σ_j g_ij·k_j, dk_j = scale·Σ_i g_ij·q_i, dv_j = Σ_i p_ij·dy_i.
+    AttentionGrad(AttentionOptions),
+    /// q [B, Lq, W], kv [B, Lk, 2·W], and if there is one mask `[B·Lk]` → y like q, statistics [2, B·heads·Lq], as [`Op::Attention`].
+    CrossAttention(AttentionOptions),
+    /// q, kv, y, statistics, dy, and if there is one mask → dq like q, dkv like kv, as [`Op::AttentionGrad`].
+    CrossAttentionGrad(AttentionOptions),
     /// x → `[1]`: sum over everything.
     SumAll,
     /// x [rows, C] → [rows / period, C] like x: sum over each run of `period` rows.
     SumGroups {
         /// Rows added into one.
         period: usize,
+    },
+    /// x [.., C] (f32 or f16) → [rows, C] in f32: row t is the sum of the rows of x whose number is t modulo `period`, and zero from
+    /// `period` on.
+    SumTiles {
+        /// Distance of the rows that are added.
+        period: usize,
+        /// Rows of the result, at least `period`.
+        rows: usize,
     },
     /// x [B, L, C] (f32 or f16), mask [B·L] → [B, C] like x: Σ_t mask·x / max(Σ_t mask, 1). NaN where x is NaN or infinite at a step that the mask
     /// leaves out, since 0·NaN and 0·∞ are NaN; NaN in a mask makes its whole sample NaN.
@@ -291,8 +329,17 @@ impl Op {
             Self::SumRows => "sum_rows",
             Self::SumCols => "sum_cols",
             Self::RowMax => "row_max",
+            Self::Softmax { log: false } => "softmax",
+            Self::Softmax { log: true } => "log_softmax",
+            Self::SoftmaxGrad { log: false } => "softmax_grad",
+            Self::SoftmaxGrad { log: true } => "log_softmax_grad",
+            Self::Attention(_) => "attention",
+            Self::AttentionGrad(_) => "attention_grad",
+            Self::CrossAttention(_) => "cross_attention",
+            Self::CrossAttentionGrad(_) => "cross_attention_grad",
             Self::SumAll => "sum_all",
             Self::SumGroups { .. } => "sum_groups",
+            Self::SumTiles { .. } => "sum_tiles",
             Self::MaskedMean => "masked_mean",
             Self::MaskedMeanGrad { .. } => "masked_mean_grad",
             Self::Stack => "stack",

@@ -19,6 +19,7 @@
 //!
 //! The module `checked` executes the text of every kernel at awkward shapes, for every tier, and fails where an access is outside.
 
+pub(crate) mod attention;
 pub(crate) mod conv;
 mod declare;
 pub(crate) mod decode;
@@ -36,6 +37,7 @@ pub(crate) mod optimizer;
 pub(crate) mod parts;
 mod program;
 pub(crate) mod reduce;
+pub(crate) mod softmax;
 pub(crate) mod templates;
 pub(crate) mod top_k;
 

@@ -5,7 +5,7 @@ use crate::gpu::Layout;
 
 const SIZE: usize = 64;
 
-/// One result: row r is the sum of rows first + r, first + rows + r, first + 2·rows + r, … of the source.
+/// One result: row r < rows is the sum of rows first + r, first + rows + r, first + 2·rows + r, … of the source; further rows are zero.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sum {
     /// Index of the source.
@@ -14,6 +14,8 @@ pub(crate) struct Sum {
     pub first: usize,
     /// Number of summands.
     pub parts: usize,
+    /// Rows of the result that have summands.
+    pub rows: usize,
     /// Index of the buffer that holds the result.
     pub result: usize,
     /// Offset of the result in that buffer, in bytes.
@@ -31,7 +33,7 @@ pub(crate) fn sum_parts(sums: &[Sum], sources: &[Layout], results: &[Layout]) ->
     let mut segments = Vec::with_capacity(sums.len());
     for sum in sums {
         let layout = sum.layout;
-        let (rows, width) = (layout.rows(), layout.row_stride() / 4);
+        let (all, width) = (layout.rows(), layout.row_stride() / 4);
         let element = layout.dtype().size();
         segments.push(vec![
             sum.source,
@@ -41,12 +43,13 @@ pub(crate) fn sum_parts(sums: &[Sum], sources: &[Layout], results: &[Layout]) ->
             sum.result,
             sum.offset as usize / (4 * element),
             width,
-            rows,
+            sum.rows,
             width,
+            all,
             begin,
         ]);
-        begin += (rows * width).next_multiple_of(SIZE);
-        flops += sum.parts * layout.len();
+        begin += (all * width).next_multiple_of(SIZE);
+        flops += sum.parts * sum.rows * layout.cols();
     }
     let mut kernel = Kernel::new("sum_parts")
         .items(begin, SIZE)

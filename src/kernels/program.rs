@@ -200,6 +200,9 @@ impl Program {
             Broadcast::Groups { period } => {
                 format!("p{i}_load(row / {period}u * p{i}_stride + col)")
             }
+            Broadcast::Tiles { period } => {
+                format!("p{i}_load(row % {period}u * p{i}_stride + col)")
+            }
         }
     }
 

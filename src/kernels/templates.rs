@@ -15,6 +15,11 @@ macro_rules! templates {
 
 const TEMPLATES: &[(&str, &str)] = templates![
     "adamw",
+    "attention",
+    "attention_cooperative",
+    "attention_grad_cooperative",
+    "attention_grad_key",
+    "attention_grad_query",
     "col2im",
     "column_sums",
     "corrections",
@@ -51,6 +56,7 @@ const TEMPLATES: &[(&str, &str)] = templates![
     "reshape",
     "row_max",
     "row_sums",
+    "shared/attention",
     "shared/better",
     "shared/cell",
     "shared/group",
@@ -64,6 +70,8 @@ const TEMPLATES: &[(&str, &str)] = templates![
     "shared/softmax",
     "shared/tile",
     "shared/window",
+    "softmax",
+    "softmax_grad",
     "split_sums",
     "stack",
     "sum_parts",

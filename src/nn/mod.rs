@@ -7,21 +7,29 @@
 //! A layer computes in the element type of its input: f32 weights are cast where the input is f16, biases stay f32.
 //! Nodes of a layer and errors carry its name, see [`Graph::scoped`].
 
+mod attention;
 mod conv;
 mod dropout;
 mod embedding;
 mod linear;
 mod mode;
 mod norm;
+mod pooling;
 mod tcn;
+mod transformer;
 
+pub use attention::MultiHeadAttention;
 pub use conv::{Conv1d, ConvMethod};
 pub use dropout::{Draws, Dropout};
 pub use embedding::Embedding;
 pub use linear::Linear;
 pub use mode::Mode;
 pub use norm::LayerNorm;
+pub use pooling::{AttentionPooling, first_step, normalize};
 pub use tcn::{Tcn, TcnBlock, TcnOptions};
+pub use transformer::{
+    Activation, NormOrder, TransformerEncoder, TransformerEncoderLayer, TransformerEncoderOptions,
+};
 
 use crate::error::Result;
 use crate::graph::{Graph, Init, ValueId};

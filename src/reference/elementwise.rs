@@ -23,6 +23,7 @@ pub(super) fn binary(op: BinaryOp, broadcast: Broadcast, a: &Array, b: &Array) -
                 Broadcast::Rows => r,
                 Broadcast::Scalar => 0,
                 Broadcast::Groups { period } => r / period * cols + c,
+                Broadcast::Tiles { period } => r % period * cols + c,
             };
             out.push(combine(op, x, b.data()[index]));
         }

@@ -3,8 +3,11 @@
 use std::collections::{HashMap, HashSet};
 
 use super::array::Array;
+use super::attention::{self, Heads};
 use super::optimizer::{Constants, Hyper};
-use super::{conv, dropout, elementwise, embedding, gemm, layer_norm, loss, precision, reduce};
+use super::{
+    conv, dropout, elementwise, embedding, gemm, layer_norm, loss, precision, reduce, softmax,
+};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Init, Op, Source, Value, ValueId};
 use crate::types::{DType, Shape};
@@ -337,8 +340,31 @@ fn evaluate(op: &Op, operands: &[&Array]) -> Result<Vec<Vec<f64>>> {
         (Op::SumRows, [x]) => vec![reduce::sum_rows(x)],
         (Op::SumCols, [x]) => vec![reduce::sum_cols(x)],
         (Op::RowMax, [x]) => reduce::row_max(x).to_vec(),
+        (Op::Softmax { log }, [x]) => vec![softmax::softmax(*log, x)],
+        (Op::SoftmaxGrad { log }, [y, dy]) => vec![softmax::softmax_grad(*log, y, dy)],
+        (Op::Attention(options), [qkv, mask @ ..]) => {
+            let heads = Heads::packed(*options, qkv, mask.first().copied());
+            let (y, statistics) = heads.attention();
+            vec![y, statistics]
+        }
+        (Op::AttentionGrad(options), [qkv, _, _, dy, mask @ ..]) => {
+            let heads = Heads::packed(*options, qkv, mask.first().copied());
+            let [dq, dk, dv] = heads.gradients(dy);
+            vec![attention::side_by_side(heads.width(), &[dq, dk, dv])]
+        }
+        (Op::CrossAttention(options), [q, kv, mask @ ..]) => {
+            let heads = Heads::cross(*options, q, kv, mask.first().copied());
+            let (y, statistics) = heads.attention();
+            vec![y, statistics]
+        }
+        (Op::CrossAttentionGrad(options), [q, kv, _, _, dy, mask @ ..]) => {
+            let heads = Heads::cross(*options, q, kv, mask.first().copied());
+            let [dq, dk, dv] = heads.gradients(dy);
+            vec![dq, attention::side_by_side(heads.width(), &[dk, dv])]
+        }
         (Op::SumAll, [x]) => vec![vec![reduce::sum_all(x)]],
         (Op::SumGroups { period }, [x]) => vec![reduce::sum_groups(*period, x)],
+        (Op::SumTiles { period, rows }, [x]) => vec![reduce::sum_tiles(*period, *rows, x)],
         (Op::MaskedMean, [x, mask]) => {
             let &[_, time, _] = x.shape().dims() else {
                 return Err(operand_error(op));
@@ -407,8 +433,15 @@ fn evaluate(op: &Op, operands: &[&Array]) -> Result<Vec<Vec<f64>>> {
             | Op::SumRows
             | Op::SumCols
             | Op::RowMax
+            | Op::Softmax { .. }
+            | Op::SoftmaxGrad { .. }
+            | Op::Attention(_)
+            | Op::AttentionGrad(_)
+            | Op::CrossAttention(_)
+            | Op::CrossAttentionGrad(_)
             | Op::SumAll
             | Op::SumGroups { .. }
+            | Op::SumTiles { .. }
             | Op::MaskedMean
             | Op::MaskedMeanGrad { .. }
             | Op::KdLoss { .. }

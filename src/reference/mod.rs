@@ -5,6 +5,7 @@
 //! arithmetic by f16 storage only. This is for tests and small checks: nothing else in the crate computes on the CPU.
 
 mod array;
+mod attention;
 mod conv;
 mod decode;
 mod dropout;
@@ -19,6 +20,7 @@ mod loss;
 mod optimizer;
 mod precision;
 mod reduce;
+mod softmax;
 mod top_k;
 
 #[cfg(test)]

@@ -50,6 +50,19 @@ pub(super) fn sum_groups(period: usize, x: &Array) -> Vec<f64> {
     out
 }
 
+/// [`Op::SumTiles`](crate::graph::Op::SumTiles)
+pub(super) fn sum_tiles(period: usize, rows: usize, x: &Array) -> Vec<f64> {
+    let cols = x.cols();
+    let mut out = vec![0.0; rows * cols];
+    for (r, row) in x.row_iter().enumerate() {
+        let sums = &mut out[r % period * cols..][..cols];
+        for (sum, x) in sums.iter_mut().zip(row) {
+            *sum += x;
+        }
+    }
+    out
+}
+
 /// [`Op::MaskedMean`](crate::graph::Op::MaskedMean) over `time` steps a sample.
 pub(super) fn masked_mean(time: usize, x: &Array, mask: &Array) -> Vec<f64> {
     let cols = x.cols();

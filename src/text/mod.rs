@@ -5,6 +5,7 @@
 //! The mask of a text says which of its positions count. Where it is 0, the token id has no influence.
 
 pub mod batches;
+mod bert;
 mod buckets;
 mod card;
 pub mod dataset;
@@ -16,7 +17,11 @@ pub mod efb1;
 pub mod efb2;
 mod embeddings;
 pub mod encoder;
+mod engine;
+mod engine_methods;
 mod generate;
+#[cfg(feature = "hub")]
+pub mod hub;
 mod index;
 mod index_file;
 pub mod jsonl;
@@ -30,12 +35,15 @@ mod records;
 mod rows;
 mod sample;
 mod samples;
+mod sentence_transformer;
 mod store;
 pub mod tensors;
 mod text_encoder;
 mod text_lines;
 pub mod tokenizer;
 pub mod trainer;
+pub mod transformer;
+mod transformer_model;
 #[cfg(feature = "tokenizer")]
 mod word_piece;
 
@@ -60,10 +68,13 @@ pub use npy::{NpyReader, NpyWriter};
 pub use record_writer::{DatasetFormat, RecordWriter};
 pub use records::Records;
 pub use sample::{OpenOptions, Sample};
+pub use sentence_transformer::SentenceTransformer;
 pub use text_encoder::{TextEncoder, TextEncoderOptions};
 pub use tokenizer::{Tokenizer, Tokens, Whitespace};
 pub use trainer::{
     Condition, Evaluation, FitOptions, InfoNce, Metrics, Trainer, TrainerOptions, TrainingMode,
 };
+pub use transformer::{Pooling, Transformer, TransformerOptions};
+pub use transformer_model::TransformerModel;
 #[cfg(feature = "tokenizer")]
 pub use word_piece::WordPiece;

@@ -429,7 +429,8 @@ fn read_config(dir: &Path) -> Result<Config> {
     }
 }
 
-fn parse<T: for<'a> Deserialize<'a>>(file: &InputFile, bytes: &[u8]) -> Result<T> {
+/// Reads JSON; the error has the offset.
+pub(super) fn parse<T: for<'a> Deserialize<'a>>(file: &InputFile, bytes: &[u8]) -> Result<T> {
     serde_json::from_slice(bytes).map_err(|error| {
         let before = bytes.split_inclusive(|&byte| byte == b'\n');
         let lines: usize = before

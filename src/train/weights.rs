@@ -100,6 +100,19 @@ impl Weights {
         Some((&stored.shape, &stored.data))
     }
 
+    /// Adds a parameter or replaces it. There are as many elements as the shape says.
+    pub(crate) fn insert(&mut self, name: String, shape: Vec<usize>, data: Vec<f32>) {
+        debug_assert_eq!(shape.iter().product::<usize>(), data.len());
+        self.tensors
+            .insert((Kind::Parameter, name), Stored { shape, data });
+    }
+
+    /// Takes a parameter out: shape and elements.
+    pub(crate) fn remove(&mut self, name: &str) -> Option<(Vec<usize>, Vec<f32>)> {
+        let stored = self.tensors.remove(&(Kind::Parameter, name.to_owned()))?;
+        Some((stored.shape, stored.data))
+    }
+
     /// Names in alphabetical order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(|(_, name)| name.as_str())
@@ -118,6 +131,16 @@ impl Weights {
     /// [`Error::Io`](crate::Error::Io), also if `path` is a directory or a special file; [`Error::Data`](crate::Error::Data) naming a
     /// parameter that does not fit the type.
     pub fn save(&self, path: impl AsRef<Path>, dtype: WeightType) -> Result<()> {
+        let more = [(DESCRIPTION, self.description.as_str())];
+        self.write(path.as_ref(), dtype, &more)
+    }
+
+    /// As [`save`](Self::save), with the metadata without which Python's transformers refuses a file.
+    pub(crate) fn save_for_pytorch(&self, path: impl AsRef<Path>, dtype: WeightType) -> Result<()> {
+        self.write(path.as_ref(), dtype, &[("format", "pt")])
+    }
+
+    fn write(&self, path: &Path, dtype: WeightType, more: &[(&str, &str)]) -> Result<()> {
         let mut tensors = Vec::new();
         for ((_, name), stored) in &self.tensors {
             let exact = stored.exact(name.clone());
@@ -130,9 +153,8 @@ impl Weights {
                 },
             });
         }
-        let more = [(DESCRIPTION, self.description.as_str())];
-        let file = AtomicFile::create(path.as_ref())?;
-        write_tensors(file, (FORMAT, VERSION), &more, tensors)
+        let file = AtomicFile::create(path)?;
+        write_tensors(file, (FORMAT, VERSION), more, tensors)
     }
 
     /// Reads the F32, F16, BF16 and F64 tensors of a safetensors file, whoever wrote it. Tensors of other types, such as the I64 counters

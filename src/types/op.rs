@@ -150,6 +150,12 @@ pub enum Broadcast {
         /// Rows that share one row of the operand.
         period: usize,
     },
+    /// (r mod period, c) of a matrix [period, C]: one row per time step, the same for all samples. An operand that is not computed, such as
+    /// a table of positions, may have more rows, which are not read.
+    Tiles {
+        /// Rows of the operand that are read.
+        period: usize,
+    },
 }
 
 /// Which operands of a matrix product are stored transposed.

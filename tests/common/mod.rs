@@ -175,6 +175,24 @@ impl Case {
         id
     }
 
+    /// Random values, uniform in ± `bound`, for the parameters that layers declared.
+    pub fn fill_parameters(&mut self, bound: f32) {
+        let known: Vec<String> = self
+            .parameters
+            .iter()
+            .map(|(name, _)| name.clone())
+            .collect();
+        let declared = self.graph.parameters();
+        let declared = declared.map(|(_, value)| (value.name.clone(), value.shape.len()));
+        let declared: Vec<_> = declared.collect();
+        for (name, len) in declared {
+            if !known.contains(&name) {
+                let data = self.uniform(len, -bound, bound);
+                self.parameters.push((name, data));
+            }
+        }
+    }
+
     /// A weighted sum of `y`, so that its gradient is random: what gradient tests differentiate.
     pub fn random_loss(&mut self, y: ValueId) -> ValueId {
         let value = self.graph.value(y).unwrap();

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::network::check;
 use crate::error::Result;
 use crate::gpu::MatrixUnits;
-use crate::graph::{Graph, Init, LinearCrossEntropy, Op, ValueId};
+use crate::graph::{AttentionOptions, Graph, Init, LinearCrossEntropy, Op, ValueId};
 use crate::kernels::{Target, templates};
 use crate::nn::{Conv1d, ConvMethod, LayerNorm, Linear};
 use crate::train::AdamW;
@@ -93,6 +93,46 @@ fn norms(rows: usize, width: usize, dtype: DType) -> Result<Graph> {
     graph.output("at", at)?;
     let loss = square(&mut graph, y)?;
     train(&mut graph, loss)?;
+    Ok(graph)
+}
+
+/// Around the tiles, with heads that end inside a matrix, and with one that is too wide for matrices.
+const ATTENTIONS: [([usize; 5], bool, bool); 5] = [
+    ([1, 1, 1, 1, 4], false, false),
+    ([2, 5, 37, 3, 12], true, false),
+    ([1, 67, 33, 1, 32], false, true),
+    ([1, 3, 9, 2, 80], true, true),
+    ([1, 9, 3, 1, 132], true, false),
+];
+
+/// Attention to itself and to others, with its gradients, and softmax. `dims`: batch, queries, keys, heads, columns per head.
+fn attention(dims: [usize; 5], masked: bool, causal: bool, dtype: DType) -> Result<Graph> {
+    let [batch, queries, keys, heads, d] = dims;
+    let mut graph = Graph::new();
+    let options = AttentionOptions::new(heads).causal(causal);
+    let width = heads * d;
+    let qkv = graph.input("qkv", &[batch, queries, 3 * width], dtype)?;
+    let q = graph.input("q", &[batch, queries, width], dtype)?;
+    let kv = graph.input("kv", &[batch, keys, 2 * width], dtype)?;
+    let mut mask = |name: &str, n: usize| match masked {
+        true => graph.input(name, &[batch * n], DType::F32).map(Some),
+        false => Ok(None),
+    };
+    let (own, other) = (mask("mask", queries)?, mask("mask of keys", keys)?);
+    let one = graph.attention(qkv, own, options)?;
+    let two = graph.cross_attention(q, kv, other, options)?;
+    let y = graph.add(one, two)?;
+    let p = graph.softmax(y)?;
+    let l = graph.log_softmax(y)?;
+    let z = graph.mul(p, l)?;
+    let loss = square(&mut graph, z)?;
+    let gradients = graph.gradients(loss, &[qkv, q, kv])?;
+    for (name, value) in ["dqkv", "dq", "dkv"].into_iter().zip(gradients) {
+        let value = graph.cast(value, DType::F32)?;
+        graph.output(name, value)?;
+    }
+    let y = graph.cast(y, DType::F32)?;
+    graph.output("y", y)?;
     Ok(graph)
 }
 
@@ -197,6 +237,16 @@ fn broadcasts(rows: usize, cols: usize, dtype: DType) -> Result<Graph> {
     let add = |broadcast| Op::Binary(BinaryOp::Add, broadcast);
     let a = graph.add(x, y)?;
     let a = graph.apply(add(Broadcast::Groups { period: rows }), &[a, groups])?[0];
+    let tiles = graph.parameter("tiles", &[8, cols], Init::Uniform(1.0))?;
+    let tiles = graph.cast(tiles, dtype)?;
+    let tiles = match dtype {
+        DType::F32 => tiles,
+        _ => groups,
+    };
+    let a = graph.apply(add(Broadcast::Tiles { period: 6 }), &[a, tiles])?[0];
+    let sums = Op::SumTiles { period: 6, rows: 8 };
+    let tile_sums = graph.apply(sums, &[a])?[0];
+    graph.output("tile sums", tile_sums)?;
     let a = graph.add_bias(a, column)?;
     let a = graph.mul_rows(a, row)?;
     // Moves the elements, since rows are padded.
@@ -266,6 +316,12 @@ fn every_kernel_stays_inside_its_memory() {
         run(
             &|dtype| norms(rows, width, dtype),
             &format!("norms {rows}x{width}"),
+        );
+    }
+    for (dims, masked, causal) in ATTENTIONS {
+        run(
+            &|dtype| attention(dims, masked, causal, dtype),
+            &format!("attention {dims:?}"),
         );
     }
     for (rows, classes, ignore) in [

@@ -51,6 +51,7 @@ impl Lowering<'_> {
                 layout,
                 first: 0,
                 parts: chosen.splits(),
+                rows: program.results[0].1.rows(),
                 to: x.stores[0],
                 result: program.results[0].1,
             }),

@@ -1,6 +1,7 @@
 //! From groups to kernels: the list of dispatches, each with the places it reads and writes.
 
 mod arena;
+mod attention;
 mod conv;
 mod gather;
 mod groups;
@@ -294,6 +295,16 @@ impl Lowering<'_> {
             }
             Op::LayerNormGrad => {
                 kernels::layer_norm::layer_norm_grad(self.layouts(x)?, program, target)
+            }
+            Op::Softmax { log } => {
+                kernels::softmax::softmax(self.layout(x[0])?, *log, program, target)
+            }
+            Op::SoftmaxGrad { log } => {
+                kernels::softmax::softmax_grad(self.layouts(x)?, *log, program, target)
+            }
+            Op::Attention(_) | Op::CrossAttention(_) => {
+                side.push(Place::Value(node.outputs[1]));
+                self.attention(node, program)?
             }
             Op::Im2col(window) => kernels::conv::im2col(self.layout(x[0])?, *window, program),
             Op::Col2im(window) => kernels::conv::col2im(self.layout(x[0])?, *window, program),

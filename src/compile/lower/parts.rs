@@ -18,6 +18,8 @@ pub(crate) struct Parts {
     pub first: usize,
     /// Their number.
     pub parts: usize,
+    /// Rows of the result that have parts; the rest becomes zero.
+    pub rows: usize,
     /// Where the sum goes.
     pub to: Place,
     pub result: Layout,
@@ -106,6 +108,7 @@ impl Lowering<'_> {
                 source,
                 first: parts.first,
                 parts: parts.parts,
+                rows: parts.rows,
                 result,
                 offset,
                 layout: parts.result,
@@ -215,6 +218,7 @@ mod tests {
     use crate::graph::{Graph, ValueId};
     use crate::kernels::Target;
     use crate::nn::{Gelu, Linear, Tcn, TcnOptions};
+    use crate::text::{Transformer, TransformerOptions};
     use crate::train::AdamW;
 
     /// Parameters one behind the other.
@@ -314,6 +318,46 @@ mod tests {
             let (forward, both) = (each(false)?, each(true)?);
             assert!(forward <= 4, "{dtype}: {forward} forward");
             assert!(both - forward <= 10, "{dtype}: {} backward", both - forward);
+        }
+        Ok(())
+    }
+
+    /// Kernels of a transformer with the sizes of MiniLM on a large GPU.
+    fn transformer(
+        layers: usize,
+        [batch, length]: [usize; 2],
+        dtype: DType,
+        train: bool,
+    ) -> Result<Vec<&'static str>> {
+        let options = TransformerOptions::default().layers(layers).length(length);
+        let mut graph = Graph::new();
+        let transformer = Transformer::new(&mut graph, &options)?;
+        let ids = graph.index_input("ids", batch * length, 30_522)?;
+        let mask = graph.input("mask", &[batch * length], DType::F32)?;
+        let z = transformer.forward(&mut graph, ids, mask, dtype)?;
+        if train {
+            let loss = graph.sum_all(z)?;
+            train_all(&mut graph, loss)?;
+        } else {
+            graph.output("z", z)?;
+        }
+        let steps = lower_for_large_gpu(&graph)?.steps;
+        Ok(steps.iter().map(|step| step.kernel.name()).collect())
+    }
+
+    #[test]
+    fn a_transformer_layer_takes_seven_dispatches_forward() -> Result<()> {
+        for dtype in [DType::F32, DType::F16] {
+            for shape in [[256, 32], [64, 128], [1, 16], [1, 64]] {
+                let [few, many] = [2, 6].map(|layers| transformer(layers, shape, dtype, false));
+                let (few, many) = (few?, many?);
+                let each = (many.len() - few.len()).div_ceil(4);
+                println!("{dtype} {shape:?}: {each} a layer, {few:?}");
+            }
+            let [few, many] = [2, 6].map(|layers| transformer(layers, [128, 64], dtype, true));
+            let (few, many) = (few?, many?);
+            let each = (many.len() - few.len()).div_ceil(4);
+            println!("{dtype} training: {each} a layer, {few:?}");
         }
         Ok(())
     }

@@ -53,6 +53,8 @@ impl Lowering<'_> {
                 self.sum_cols(from, sums)?;
                 self.total(sums, to, false)?;
             }
+            Op::SumTiles { period, .. } => self.sum_tiles(node, *period)?,
+            Op::AttentionGrad(_) | Op::CrossAttentionGrad(_) => self.attention_grad(node)?,
             Op::LayerNormParamGrad => self.layer_norm_params(node)?,
             Op::GatherGrad { padding, .. } => self.gather_grad(node, *padding)?,
             Op::Stack => {
@@ -162,6 +164,7 @@ impl Lowering<'_> {
             layout,
             first: 0,
             parts,
+            rows: output.rows(),
             to,
             result: output,
         })
@@ -173,6 +176,34 @@ impl Lowering<'_> {
         let place = self.scratch(sum);
         self.sum_rows(input, from, (sum, place))?;
         Ok((sum, place))
+    }
+
+    /// The sums of the rows of x that are `period` apart. Tiles of rows are parts of the result; many tiles are summed to fewer first.
+    fn sum_tiles(&mut self, node: &Node, period: usize) -> Result<()> {
+        let mut layout = self.layout(node.inputs[0])?;
+        let mut source = self.place(node.inputs[0])?;
+        let mut parts = layout.rows() / period;
+        if parts > ColumnSums::MOST || layout.dtype() != DType::F32 {
+            // A tile as one row, with the padding of its rows, which is zero.
+            let stride = layout.row_stride();
+            let wide = Layout::of(&Shape::matrix(parts, period * stride), layout.dtype())?;
+            let columns = ColumnSums::new(wide.cols(), self.target);
+            let chunks = columns.chunks(parts, wide.cols());
+            let partial = Layout::of(&Shape::matrix(chunks, wide.cols()), DType::F32)?;
+            let place = self.scratch(partial);
+            self.step(columns.sums(wide, partial), vec![source, place])?;
+            ((_, source), parts) = self.fewer_parts((partial, place), 1)?;
+            layout = Layout::of(&Shape::matrix(parts * period, stride), DType::F32)?;
+        }
+        self.put_off(Parts {
+            source,
+            layout,
+            first: 0,
+            parts,
+            rows: period,
+            to: Place::Value(node.outputs[0]),
+            result: self.layout(node.outputs[0])?,
+        })
     }
 
     /// So many matrices of parts one behind the other, summed until each has no more than one invocation can add up; and that number.
@@ -203,13 +234,15 @@ impl Lowering<'_> {
             if self.fused.readers(id).is_empty() && !self.is_output(id) {
                 continue;
             }
+            let result = self.layout(id)?;
             self.put_off(Parts {
                 source,
                 layout,
                 first,
                 parts,
+                rows: result.rows(),
                 to: Place::Value(id),
-                result: self.layout(id)?,
+                result,
             })?;
         }
         Ok(())
