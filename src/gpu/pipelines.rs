@@ -440,9 +440,8 @@ impl Pipelines {
     }
 }
 
-/// What becomes of a kernel of this crate.
+/// What becomes of a kernel of this crate. A failure panics, because only tests come here.
 #[cfg(feature = "trace")]
-#[expect(clippy::panic, reason = "a test fails here")]
 fn made(key: &str, source: &KernelSource) -> super::trace::Made {
     use super::trace::{Kernel, Made, installed};
     let Some(stand_in) = installed() else {

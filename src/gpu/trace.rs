@@ -103,8 +103,7 @@ pub(super) fn is_of_interest(kernel: Kernel<'_>, made: bool) -> bool {
     made || installed().is_some_and(|stand_in| stand_in.watches(kernel))
 }
 
-/// Runs one dispatch apart from the others: what is encoded so far is submitted before.
-#[expect(clippy::panic, reason = "a test fails here")]
+/// Runs one dispatch apart from the others: what is encoded so far is submitted before. A failure panics, because only tests come here.
 pub(super) fn run(
     context: &Context,
     encoder: &mut wgpu::CommandEncoder,
