@@ -27,6 +27,9 @@
 //! the tests compare every kernel with it.
 #![warn(missing_docs)]
 
+#[cfg(all(test, feature = "trace"))]
+extern crate self as energyflow;
+
 #[cfg(test)]
 mod checked;
 mod compile;
@@ -41,8 +44,16 @@ pub mod nn;
 pub mod reference;
 pub mod runtime;
 mod setters;
+/// Kernels computed as Metal would, or compiled as Direct3D would, see `tests/stand_in`.
+#[cfg(all(test, feature = "trace"))]
+#[path = "../tests/stand_in/mod.rs"]
+mod stand_in;
 pub mod text;
 pub mod train;
+/// Kernels in the languages of all platforms.
+#[cfg(test)]
+#[path = "../tests/stand_in/translate.rs"]
+mod translate;
 pub mod types;
 
 pub use error::{Error, Result};

@@ -36,7 +36,13 @@ fn options() -> DecoderOptions {
 /// A full row, a short one, an empty one, one of a single token, which has no next.
 const USED: [usize; 4] = [7, 4, 0, 1];
 
-fn network(options: &DecoderOptions, dtype: DType, smoothing: f32, masked: bool) -> Network {
+fn declare(
+    options: &DecoderOptions,
+    dtype: DType,
+    smoothing: f32,
+    masked: bool,
+    optimizer: Option<&AdamW>,
+) -> Network {
     let mut network = Network::new(4);
     let decoder = Decoder::new(&mut network.graph, options).unwrap();
     let (ids, mask) = network.tokens(&USED, options.length, options.vocabulary);
@@ -54,8 +60,34 @@ fn network(options: &DecoderOptions, dtype: DType, smoothing: f32, masked: bool)
     g.output("logits", logits).unwrap();
     let ce = decoder.loss(g, states, targets, smoothing).unwrap();
     g.output("count", ce.count).unwrap();
-    network.differentiate(ce.loss);
+    match optimizer {
+        Some(optimizer) => network.train(ce.loss, optimizer),
+        None => network.differentiate(ce.loss),
+    }
     network
+}
+
+fn network(options: &DecoderOptions, dtype: DType, smoothing: f32, masked: bool) -> Network {
+    declare(options, dtype, smoothing, masked, None)
+}
+
+/// Whole training steps. With a large epsilon a small error of a gradient is a small error of a step.
+#[test]
+fn training_steps_end_with_the_weights_of_the_reference() {
+    let optimizer = AdamW::default()
+        .schedule(Schedule::Constant { rate: 1e-2 })
+        .eps(1e-2)
+        .clip(1.0);
+    for (dtype, error) in [(DType::F32, 1e-5), (DType::F16, 3e-3)] {
+        let network = declare(&options(), dtype, 0.1, true, Some(&optimizer));
+        let tolerance = Tolerance {
+            normalised: error,
+            relative: 10.0 * error,
+        };
+        network.check_steps_on(&gpu(), 5, tolerance);
+        network.check_steps_on(&tiled_gpu(), 5, tolerance);
+        network.check_steps_on(&baseline_gpu(), 5, tolerance);
+    }
 }
 
 #[test]

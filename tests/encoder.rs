@@ -9,6 +9,7 @@ use energyflow::nn::Gelu;
 use energyflow::nn::Mode;
 use energyflow::runtime::{Host, Session};
 use energyflow::text::{Encoder, EncoderOptions, EncoderPooling};
+use energyflow::train::{AdamW, Schedule};
 use energyflow::types::DType;
 
 fn options() -> EncoderOptions {
@@ -27,7 +28,7 @@ fn options() -> EncoderOptions {
 /// A full row, a short one, an empty one, one of a single token.
 const USED: [usize; 4] = [7, 4, 0, 1];
 
-fn network(options: &EncoderOptions, dtype: DType) -> Network {
+fn declare(options: &EncoderOptions, dtype: DType, optimizer: Option<&AdamW>) -> Network {
     let mut network = Network::new(3);
     let encoder = Encoder::new(&mut network.graph, options).unwrap();
     let (ids, mask) = network.tokens(&USED, options.length, options.vocabulary);
@@ -39,8 +40,34 @@ fn network(options: &EncoderOptions, dtype: DType) -> Network {
     let z = encoder.forward(g, ids, mask, dtype).unwrap();
     let kd = g.kd_loss(z, target, 1.0, 0.5).unwrap();
     g.output("z", z).unwrap();
-    network.differentiate(kd.loss);
+    match optimizer {
+        Some(optimizer) => network.train(kd.loss, optimizer),
+        None => network.differentiate(kd.loss),
+    }
     network
+}
+
+fn network(options: &EncoderOptions, dtype: DType) -> Network {
+    declare(options, dtype, None)
+}
+
+/// Whole training steps. With a large epsilon a small error of a gradient is a small error of a step.
+#[test]
+fn training_steps_end_with_the_weights_of_the_reference() {
+    let optimizer = AdamW::default()
+        .schedule(Schedule::Constant { rate: 1e-2 })
+        .eps(1e-2)
+        .clip(1.0);
+    for (dtype, error) in [(DType::F32, 1e-5), (DType::F16, 3e-3)] {
+        let network = declare(&options(), dtype, Some(&optimizer));
+        let tolerance = Tolerance {
+            normalised: error,
+            relative: 10.0 * error,
+        };
+        network.check_steps_on(&gpu(), 5, tolerance);
+        network.check_steps_on(&tiled_gpu(), 5, tolerance);
+        network.check_steps_on(&baseline_gpu(), 5, tolerance);
+    }
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! Every kernel of every variant is valid WGSL and translates to what the other platforms compile.
 
 mod common;
+#[path = "stand_in/translate.rs"]
+mod translate;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,8 +10,6 @@ use common::{baseline_gpu, gpu, packed_gpu, tiled_gpu};
 use energyflow::graph::{AttentionOptions, Graph, Init, Op, ValueId};
 use energyflow::types::{BinaryOp, Broadcast, DType, Padding, Rates, Trans, UnaryOp, Window};
 use energyflow::{Gpu, Session};
-use naga::back::{hlsl, msl, spv};
-use naga::valid::{Capabilities, ValidationFlags, Validator};
 
 const BATCH: usize = 2;
 const TIME: usize = 5;
@@ -290,55 +290,6 @@ fn collect(gpu: &Gpu, graph: &Graph, sources: &mut BTreeMap<String, String>) {
     }
 }
 
-fn translate(key: &str, wgsl: &str) {
-    let module = naga::front::wgsl::parse_str(wgsl)
-        .unwrap_or_else(|error| panic!("{key}\n{}", error.emit_to_string(wgsl)));
-    // unpack2x16float, which is part of WebGPU's baseline; kernels with native halves may use it, too.
-    let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
-    if wgsl.contains("enable f16;") {
-        capabilities |= Capabilities::SHADER_FLOAT16;
-    }
-    let info = Validator::new(ValidationFlags::all(), capabilities)
-        .validate(&module)
-        .unwrap_or_else(|error| panic!("{key}\n{}", error.emit_to_string(wgsl)));
-
-    let options = msl::Options {
-        lang_version: (2, 4),
-        ..Default::default()
-    };
-    let (text, translation) =
-        msl::write_string(&module, &info, &options, &msl::PipelineOptions::default())
-            .unwrap_or_else(|error| panic!("{key}: Metal: {error}"));
-    assert_eq!(translation.entry_point_names.len(), 1);
-    for name in translation.entry_point_names {
-        let name = name.unwrap_or_else(|error| panic!("{key}: Metal: {error}"));
-        assert!(text.contains(&name));
-    }
-
-    let options = hlsl::Options {
-        shader_model: hlsl::ShaderModel::V6_2,
-        ..Default::default()
-    };
-    let mut text = String::new();
-    let pipeline = hlsl::PipelineOptions::default();
-    let reflection = hlsl::Writer::new(&mut text, &options, &pipeline)
-        .write(&module, &info, None)
-        .unwrap_or_else(|error| panic!("{key}: HLSL: {error}"));
-    assert_eq!(reflection.entry_point_names.len(), 1);
-    for name in reflection.entry_point_names {
-        let name = name.unwrap_or_else(|error| panic!("{key}: HLSL: {error}"));
-        assert!(text.contains(&name));
-    }
-
-    let options = spv::Options {
-        lang_version: (1, 3),
-        ..Default::default()
-    };
-    let words = spv::write_vec(&module, &info, &options, None)
-        .unwrap_or_else(|error| panic!("{key}: SPIR-V: {error}"));
-    assert_eq!(words[0], 0x0723_0203);
-}
-
 /// The families of kernels: the files of wgsl/.
 fn templates() -> BTreeSet<String> {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/wgsl");
@@ -371,7 +322,7 @@ fn every_kernel_translates_to_every_platform() {
     }
     collect(&gpus[2], &long(DType::F16), &mut sources);
     for (key, wgsl) in &sources {
-        translate(key, wgsl);
+        translate::everywhere(wgsl, true).unwrap_or_else(|error| panic!("{key}: {error}"));
     }
     let used: BTreeSet<String> = sources
         .keys()

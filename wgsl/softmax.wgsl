@@ -65,7 +65,9 @@ fn across(v: vec4<f32>) -> f32 {
 // `vec4` number col of a row, with nothing where no data is.
 fn column(row: u32, col: u32) -> vec4<f32> {
     let v = x_load(row * x_stride + min(col, {{ used - 1 }}u));
-    return select(vec4<f32>(bitcast<f32>(0xff800000u)), v, vec4<u32>(0u, 1u, 2u, 3u) + 4u * col < vec4<u32>({{ cols }}u));
+    // A variable: WebGPU refuses constants that are no finite number.
+    var lowest = 0xff800000u;
+    return select(vec4<f32>(bitcast<f32>(lowest)), v, vec4<u32>(0u, 1u, 2u, 3u) + 4u * col < vec4<u32>({{ cols }}u));
 }
 
 @compute @workgroup_size({{ size }})

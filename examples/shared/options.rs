@@ -175,7 +175,10 @@ impl Training {
             let Some(step) = trainer.training_step(mode).filter(|_| self.profile) else {
                 continue;
             };
-            println!("kernels of a step of {name}: {}", step.profile()?.measured());
+            println!(
+                "kernels of a step of {name}: {}",
+                step.profile()?.measured()
+            );
         }
         Ok(())
     }

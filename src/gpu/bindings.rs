@@ -29,6 +29,11 @@ impl BindGroup {
         &self.raw
     }
 
+    #[cfg(feature = "trace")]
+    pub(super) fn slices(&self) -> &[BufferSlice] {
+        &self.slices
+    }
+
     /// Fails unless the bind group was made on the same device for a pipeline with the same bindings, and its ranges are as large as the
     /// kernel needs.
     pub(super) fn check(&self, pipeline: &Pipeline) -> Result<()> {

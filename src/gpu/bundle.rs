@@ -503,13 +503,19 @@ impl Bundle {
             if count > 0 {
                 self.gpu.context().submit_part(self.label, encoder);
             }
+            count += 1;
+            #[cfg(feature = "trace")]
+            if first.is_apart() {
+                super::trace::run(self.gpu.context(), encoder, first, turn);
+                continue;
+            }
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
                 label: Some(self.label),
                 timestamp_writes: None,
             });
             first.encode(&mut pass, turn);
-            count += 1;
-            while let Some((dispatch, _)) = dispatches.next_if(|(_, cut)| !cut) {
+            let together = |(next, cut): &(&Dispatch, bool)| !cut && !next.is_apart();
+            while let Some((dispatch, _)) = dispatches.next_if(together) {
                 dispatch.encode(&mut pass, turn);
                 count += 1;
             }

@@ -64,8 +64,18 @@ impl Capabilities {
         mut cooperative_matrix: Vec<CooperativeMatrixProperties>,
         options: &GpuOptions,
     ) -> Self {
-        let info = device.adapter_info();
-        let limits = device.limits();
+        #[cfg_attr(not(feature = "trace"), expect(unused_mut, reason = "tests change it"))]
+        let (mut info, mut limits, mut features) =
+            (device.adapter_info(), device.limits(), features);
+        #[cfg(feature = "trace")]
+        if let Some(stand_in) = super::trace::installed() {
+            stand_in.disguise(super::trace::Disguise {
+                info: &mut info,
+                features: &mut features,
+                limits: &mut limits,
+                matrices: &mut cooperative_matrix,
+            });
+        }
         let shared = shares_memory(&info);
         let cores = cores::of(&info.name, info.device_type, options.cores);
         let has = |feature| features.contains(feature);

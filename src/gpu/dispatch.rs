@@ -72,6 +72,45 @@ impl Dispatch {
         at
     }
 
+    /// Whether tests see to this dispatch themselves, so that it cannot share a pass with others.
+    #[cfg(feature = "trace")]
+    pub(super) fn is_apart(&self) -> bool {
+        super::trace::is_of_interest(self.kernel(), self.stands_in())
+    }
+
+    /// Only tests have dispatches that cannot share a pass with others.
+    #[cfg(not(feature = "trace"))]
+    pub(super) fn is_apart(&self) -> bool {
+        false
+    }
+
+    #[cfg(feature = "trace")]
+    pub(super) fn stands_in(&self) -> bool {
+        self.pipeline.stands_in()
+    }
+
+    #[cfg(feature = "trace")]
+    pub(super) fn kernel(&self) -> super::trace::Kernel<'_> {
+        super::trace::Kernel {
+            key: self.key(),
+            wgsl: self.wgsl(),
+            accesses: self.pipeline.bindings(),
+        }
+    }
+
+    #[cfg(feature = "trace")]
+    pub(super) fn slices(&self, turn: usize) -> &[super::pool::BufferSlice] {
+        let bind_group = self.bind_groups.get(turn);
+        bind_group.unwrap_or(&self.bind_groups[0]).slices()
+    }
+
+    /// Encodes it in a pass of its own.
+    #[cfg(feature = "trace")]
+    pub(super) fn encode_alone(&self, encoder: &mut wgpu::CommandEncoder, turn: usize) {
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+        self.encode(&mut pass, turn);
+    }
+
     /// Encodes it on the memory of a turn. A dispatch with one bind group uses the same memory in every turn.
     pub(super) fn encode(&self, pass: &mut wgpu::ComputePass<'_>, turn: usize) {
         let [x, y, z] = self.workgroups;

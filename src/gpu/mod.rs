@@ -32,6 +32,9 @@ mod ring;
 mod staging;
 mod store;
 mod tensor;
+#[cfg(feature = "trace")]
+#[doc(hidden)]
+pub mod trace;
 mod tuning;
 mod waiter;
 

@@ -101,6 +101,8 @@ impl Gpu {
         let adapter = choose(options).await?;
         let info = adapter.get_info();
         let features = options.wants(supported(&adapter)) | options.features;
+        #[cfg(feature = "trace")]
+        let features = features | (adapter.features() & Features::PASSTHROUGH_SHADERS);
         let limits = match options.baseline {
             true => Limits::default(),
             false => Limits {
@@ -135,7 +137,7 @@ impl Gpu {
             })?;
         let matrices = adapter.cooperative_matrix_properties();
         let mut capabilities = Capabilities::new(&device, features, matrices, options);
-        let software = info.device_type == DeviceType::Cpu;
+        let software = capabilities.device_type == DeviceType::Cpu;
         if options.cooperative.unwrap_or(!software)
             && let Some(units) = MatrixUnits::choose(&capabilities)
         {

@@ -69,6 +69,9 @@ pub struct Pipeline {
     wgsl: String,
     /// Number of bytes that each binding needs at least. Empty for a kernel with runtime checks.
     sizes: Vec<u64>,
+    /// Tests compute what it computes, see [`trace`](super::trace).
+    #[cfg(feature = "trace")]
+    stands_in: bool,
 }
 
 impl Pipeline {
@@ -92,6 +95,11 @@ impl Pipeline {
 
     pub(super) fn raw(&self) -> &wgpu::ComputePipeline {
         &self.raw
+    }
+
+    #[cfg(feature = "trace")]
+    pub(super) fn stands_in(&self) -> bool {
+        self.stands_in
     }
 
     pub(super) fn sizes(&self) -> &[u64] {
@@ -289,12 +297,30 @@ impl Pipelines {
         let what = || format!("kernel {key:?}");
         let layout = self.binding_layout(context, &source.bindings, what)?;
         let device = &context.device;
+        let text = source.wgsl.as_str();
+        #[cfg(feature = "trace")]
+        let made = trusted.as_ref().map(|_| made(key, &source));
+        #[cfg(feature = "trace")]
+        let text = match made {
+            // Its bindings are those of the layout.
+            Some(super::trace::Made::StandIn) => "@compute @workgroup_size(1) fn main() {}",
+            _ => text,
+        };
         let descriptor = wgpu::ShaderModuleDescriptor {
             label: Some(key),
-            source: wgpu::ShaderSource::Wgsl(source.wgsl.as_str().into()),
+            source: wgpu::ShaderSource::Wgsl(text.into()),
         };
         let raw = context.run(what, 0, || {
-            let module = if trusted.is_some() {
+            #[cfg(feature = "trace")]
+            let other = match &made {
+                Some(super::trace::Made::Spirv(words)) => Some(passthrough(device, words)),
+                _ => None,
+            };
+            #[cfg(not(feature = "trace"))]
+            let other = None;
+            let module = if let Some(module) = other {
+                module
+            } else if trusted.is_some() {
                 // SAFETY: the shader must not do what the checks would prevent: access memory outside its bindings, loop for ever, divide
                 // by zero.
                 //
@@ -344,6 +370,8 @@ impl Pipelines {
             key: key.to_owned(),
             wgsl: source.wgsl,
             sizes: trusted.unwrap_or_default(),
+            #[cfg(feature = "trace")]
+            stands_in: matches!(made, Some(super::trace::Made::StandIn)),
         })
     }
 
@@ -410,6 +438,38 @@ impl Pipelines {
             layouts.entry(bindings.to_vec()).or_insert(layout),
         ))
     }
+}
+
+/// What becomes of a kernel of this crate. A failure panics, because only tests come here.
+#[cfg(feature = "trace")]
+fn made(key: &str, source: &KernelSource) -> super::trace::Made {
+    use super::trace::{Kernel, Made, installed};
+    let Some(stand_in) = installed() else {
+        return Made::Adapter;
+    };
+    let kernel = Kernel {
+        key,
+        wgsl: &source.wgsl,
+        accesses: &source.bindings,
+    };
+    let made = stand_in.make(kernel);
+    made.unwrap_or_else(|reason| panic!("{key}: {reason}"))
+}
+
+/// A module that the driver gets as it is.
+#[cfg(feature = "trace")]
+fn passthrough(device: &wgpu::Device, words: &[u32]) -> wgpu::ShaderModule {
+    let entry_point = wgpu::PassthroughShaderEntryPoint {
+        name: "main".into(),
+        workgroup_size: (0, 0, 0),
+    };
+    let descriptor = wgpu::ShaderModuleDescriptorPassthrough {
+        entry_points: vec![entry_point].into(),
+        spirv: Some(words.to_vec().into()),
+        ..Default::default()
+    };
+    // SAFETY: the words come from a test, which made them from a kernel of this crate.
+    unsafe { device.create_shader_module_passthrough(descriptor) }
 }
 
 /// A pipeline cache of the driver, filled with the content of an earlier one.

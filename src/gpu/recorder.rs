@@ -223,16 +223,22 @@ impl Recorder {
         while let Some(command) = commands.next() {
             match command {
                 Command::Dispatch(first) => {
+                    dispatches += 1;
+                    #[cfg(feature = "trace")]
+                    if first.is_apart() {
+                        super::trace::run(self.gpu.context(), encoder, first, 0);
+                        continue;
+                    }
                     let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
                         label: Some(&self.label),
                         timestamp_writes: None,
                     });
                     first.encode(&mut pass, 0);
-                    dispatches += 1;
-                    while let Some(Command::Dispatch(next)) = commands.peek() {
+                    while let Some(Command::Dispatch(next)) = commands.next_if(
+                        |command| matches!(command, Command::Dispatch(next) if !next.is_apart()),
+                    ) {
                         next.encode(&mut pass, 0);
                         dispatches += 1;
-                        commands.next();
                     }
                 }
                 Command::Copy { from, to } => encoder.copy_buffer_to_buffer(

@@ -56,7 +56,12 @@ fn attention_on_matrix_units_translates() -> Result<()> {
                 assert!(kernel.name().ends_with("_cooperative"), "{}", kernel.name());
                 let translated = translate(&kernel, target, false);
                 match scalar {
-                    true => assert!(translated.metal.contains("simdgroup_multiply_accumulate")),
+                    true => assert!(
+                        translated
+                            .metal
+                            .text
+                            .contains("simdgroup_multiply_accumulate")
+                    ),
                     // OpCapability CooperativeMatrixKHR
                     false => assert!(translated.spirv.contains(&6022)),
                 }

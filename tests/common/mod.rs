@@ -3,6 +3,9 @@
 
 pub mod convolution;
 pub mod network;
+#[cfg(feature = "trace")]
+#[path = "../stand_in/mod.rs"]
+pub mod stand_in;
 pub mod toy;
 
 use std::collections::HashMap;
@@ -16,24 +19,29 @@ use energyflow::{Executable, Gpu, GpuOptions, Session};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+/// Options of the devices of tests. What computes the kernels may be something else than the adapter, see `tests/stand_in`.
+/// `ENERGYFLOW_TEST_BASELINE` restricts them to the WebGPU baseline: `0` with workgroup memory, `1` barrier-free.
+pub fn options() -> GpuOptions {
+    #[cfg(feature = "trace")]
+    stand_in::prepare();
+    let options = GpuOptions::from_env().unwrap();
+    match std::env::var("ENERGYFLOW_TEST_BASELINE") {
+        Ok(barrier_free) => options.baseline(true).barrier_free(barrier_free == "1"),
+        Err(_) => options,
+    }
+}
+
 /// The device of a test process. Without an adapter every test fails here.
 pub fn gpu() -> Gpu {
-    static GPU: LazyLock<Gpu> = LazyLock::new(|| {
-        Gpu::new(&GpuOptions::from_env().unwrap()).expect("tests need a GPU adapter")
-    });
+    static GPU: LazyLock<Gpu> =
+        LazyLock::new(|| Gpu::new(&options()).expect("tests need a GPU adapter"));
     GPU.clone()
 }
 
 /// A device with nothing but WebGPU's baseline: f16 storage through pack2x16float.
 pub fn baseline_gpu() -> Gpu {
     static GPU: LazyLock<Gpu> = LazyLock::new(|| {
-        Gpu::new(
-            &GpuOptions::from_env()
-                .unwrap()
-                .baseline(true)
-                .barrier_free(false),
-        )
-        .expect("tests need a GPU adapter")
+        Gpu::new(&options().baseline(true).barrier_free(false)).expect("tests need a GPU adapter")
     });
     GPU.clone()
 }
@@ -41,8 +49,7 @@ pub fn baseline_gpu() -> Gpu {
 /// A device whose kernels use workgroup memory and barriers, as on hardware, whatever the adapter.
 pub fn tiled_gpu() -> Gpu {
     static GPU: LazyLock<Gpu> = LazyLock::new(|| {
-        Gpu::new(&GpuOptions::from_env().unwrap().barrier_free(false))
-            .expect("tests need a GPU adapter")
+        Gpu::new(&options().barrier_free(false)).expect("tests need a GPU adapter")
     });
     GPU.clone()
 }
@@ -50,13 +57,7 @@ pub fn tiled_gpu() -> Gpu {
 /// A barrier-free device without 16-bit floats in shaders.
 pub fn packed_gpu() -> Gpu {
     static GPU: LazyLock<Gpu> = LazyLock::new(|| {
-        Gpu::new(
-            &GpuOptions::from_env()
-                .unwrap()
-                .f16(false)
-                .barrier_free(true),
-        )
-        .expect("tests need a GPU adapter")
+        Gpu::new(&options().f16(false).barrier_free(true)).expect("tests need a GPU adapter")
     });
     GPU.clone()
 }
@@ -64,10 +65,7 @@ pub fn packed_gpu() -> Gpu {
 /// A device whose products use matrix units. Fails where the adapter has none, or where they fail their test.
 pub fn cooperative_gpu() -> Gpu {
     static GPU: LazyLock<Gpu> = LazyLock::new(|| {
-        let options = GpuOptions::from_env()
-            .unwrap()
-            .cooperative(true)
-            .barrier_free(false);
+        let options = options().cooperative(true).barrier_free(false);
         let gpu = Gpu::new(&options).expect("tests need a GPU adapter");
         let capabilities = gpu.capabilities();
         assert!(

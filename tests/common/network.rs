@@ -3,6 +3,7 @@
 use energyflow::graph::{Graph, Init, Source, ValueId};
 use energyflow::reference::{Array, Interpreter, numeric_gradient};
 use energyflow::runtime::Host;
+use energyflow::train::AdamW;
 use energyflow::types::DType;
 use energyflow::{Gpu, Session};
 use rand::{RngExt, SeedableRng};
@@ -76,10 +77,9 @@ impl Network {
         (ids, mask)
     }
 
-    /// The loss is an output, and the gradient of every parameter under its name; parameters get values: drawn from their range, or
-    /// somewhere near their constant.
-    pub fn differentiate(&mut self, loss: ValueId) {
-        self.loss = loss;
+    /// Parameters get values: drawn from their range, or somewhere near their constant.
+    fn draw_parameters(&mut self) -> Vec<(ValueId, String)> {
+        let mut drawn = Vec::new();
         let parameters: Vec<(ValueId, String, usize, Init)> = self
             .graph
             .parameters()
@@ -88,18 +88,73 @@ impl Network {
                 _ => None,
             })
             .collect();
-        let ids: Vec<ValueId> = parameters.iter().map(|parameter| parameter.0).collect();
-        let gradients = self.graph.gradients(loss, &ids).unwrap();
-        self.graph.output("loss", loss).unwrap();
-        for ((_, name, len, init), gradient) in parameters.into_iter().zip(gradients) {
-            self.graph.output(&name, gradient).unwrap();
+        for (id, name, len, init) in parameters {
             let (low, high) = match init {
                 Init::Uniform(bound) => (-bound, bound),
                 Init::Constant(number) => (number - 0.2, number + 0.2),
                 other => panic!("{other:?}"),
             };
             let data = (0..len).map(|_| self.rng.random_range(low..high)).collect();
-            self.parameters.push((name, data));
+            self.parameters.push((name.clone(), data));
+            drawn.push((id, name));
+        }
+        drawn
+    }
+
+    /// The graph becomes a training step of all parameters.
+    pub fn train(&mut self, loss: ValueId, optimizer: &AdamW) {
+        self.loss = loss;
+        let parameters = self.draw_parameters();
+        let ids: Vec<ValueId> = parameters.iter().map(|parameter| parameter.0).collect();
+        self.graph.output("loss", loss).unwrap();
+        optimizer.step(&mut self.graph, loss, &ids).unwrap();
+    }
+
+    /// Some training steps on the GPU and on the reference, which must have the same losses and end with the same parameters and states.
+    pub fn check_steps_on(&self, gpu: &Gpu, steps: usize, tolerance: Tolerance) {
+        let mut session = Session::new(gpu, 0);
+        let executable = session.compile(&self.graph).unwrap();
+        let mut interpreter = self.interpreter();
+        for (name, data) in &self.parameters {
+            session.set(name, data).unwrap();
+        }
+        for step in 0..steps {
+            executable.poison().unwrap();
+            let outputs = executable.run(&self.hosts()).unwrap().wait().unwrap();
+            let expected = interpreter.run(&self.graph, &self.arrays()).unwrap();
+            for (name, array) in &expected {
+                let got = outputs.get(name).unwrap();
+                compare(name, &got, array, tolerance, || format!("step {step}"));
+            }
+        }
+        for (_, value) in self.graph.values() {
+            if matches!(value.source, Source::Parameter(_) | Source::State(_)) {
+                let got = session.get(&value.name).unwrap();
+                let got: Vec<f32> = array(&got, value.shape.dims(), value.taps)
+                    .data()
+                    .iter()
+                    .map(|&x| x as f32)
+                    .collect();
+                let expected = interpreter.get(&value.name).unwrap();
+                compare(&value.name, &got, expected, tolerance, String::new);
+            }
+        }
+        for (name, before) in &self.parameters {
+            let after = session.get(name).unwrap();
+            assert!(&after != before, "{name} has not moved");
+        }
+    }
+
+    /// The loss is an output, and the gradient of every parameter under its name; parameters get values: drawn from their range, or
+    /// somewhere near their constant.
+    pub fn differentiate(&mut self, loss: ValueId) {
+        self.loss = loss;
+        let parameters = self.draw_parameters();
+        let ids: Vec<ValueId> = parameters.iter().map(|parameter| parameter.0).collect();
+        let gradients = self.graph.gradients(loss, &ids).unwrap();
+        self.graph.output("loss", loss).unwrap();
+        for ((_, name), gradient) in parameters.into_iter().zip(gradients) {
+            self.graph.output(&name, gradient).unwrap();
         }
     }
 

@@ -49,7 +49,9 @@ fn logits_of(row: u32, col: u32) -> vec4<f32> {
     return logits_load(row * logits_stride + col);
 {% else %}
     let valid = vec4<u32>(0u, 1u, 2u, 3u) + 4u * col < vec4<u32>({{ cols }}u);
-    return select(vec4<f32>(bitcast<f32>(0xff800000u)), logits_load(row * logits_stride + col), valid);
+    // A variable: WebGPU refuses constants that are no finite number.
+    var lowest = 0xff800000u;
+    return select(vec4<f32>(bitcast<f32>(lowest)), logits_load(row * logits_stride + col), valid);
 {% endif %}
 }
 

@@ -6,5 +6,7 @@ const LOWEST: f32 = -3.4028234e38;
 fn if_softmax(y: f32, top: f32, sum: f32) -> f32 {
     let bits = bitcast<u32>(sum);
     let exists = bits >= 0x3f000000u && bits <= 0x7f800000u && bitcast<u32>(top) != 0x7f800000u;
-    return select(bitcast<f32>(0x7fc00000u), y, exists);
+    // A variable: WebGPU refuses constants that are no finite number.
+    var nan = 0x7fc00000u;
+    return select(bitcast<f32>(nan), y, exists);
 }

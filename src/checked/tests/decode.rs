@@ -7,6 +7,7 @@ use crate::gpu::{Alignment, Layout};
 use crate::kernels::decode::{OPTION_WORDS, STATE_WORDS, Sample, SampleReads, Taps};
 use crate::kernels::{Kernel, Target};
 use crate::reference::{Sampling, Stream};
+use crate::translate::everywhere;
 use crate::types::DType;
 
 const STEPS: usize = 3;
@@ -49,40 +50,9 @@ fn execute(kernel: &Kernel, target: Target, memories: &mut [Memory], dispatch: u
 
 /// To the languages of all platforms: these kernels are in no graph that other tests translate.
 fn translate(kernel: &Kernel, target: Target) {
-    use naga::back::{hlsl, msl, spv};
-    use naga::valid::{Capabilities, ValidationFlags, Validator};
-
     let key = kernel.key(target);
     let wgsl = kernel.source(target).unwrap().wgsl;
-    let module =
-        naga::front::wgsl::parse_str(&wgsl).unwrap_or_else(|error| panic!("{key}: {error}"));
-    let info = Validator::new(ValidationFlags::all(), Capabilities::all())
-        .validate(&module)
-        .unwrap_or_else(|error| panic!("{key}: {error}"));
-    let options = msl::Options {
-        lang_version: (2, 4),
-        ..Default::default()
-    };
-    msl::write_string(&module, &info, &options, &msl::PipelineOptions::default())
-        .unwrap_or_else(|error| panic!("{key}: Metal: {error}"));
-    let options = hlsl::Options {
-        shader_model: hlsl::ShaderModel::V6_2,
-        ..Default::default()
-    };
-    hlsl::Writer::new(
-        &mut String::new(),
-        &options,
-        &hlsl::PipelineOptions::default(),
-    )
-    .write(&module, &info, None)
-    .unwrap_or_else(|error| panic!("{key}: DirectX: {error}"));
-    let options = spv::Options {
-        lang_version: (1, 3),
-        use_storage_input_output_16: false,
-        ..Default::default()
-    };
-    spv::write_vec(&module, &info, &options, None)
-        .unwrap_or_else(|error| panic!("{key}: Vulkan: {error}"));
+    everywhere(&wgsl, true).unwrap_or_else(|error| panic!("{key}: {error}"));
 }
 
 /// Several steps, more than the ring holds, of `rows` texts of width `width`.

@@ -6,6 +6,7 @@ use crate::gpu::{Alignment, Layout};
 use crate::kernels::Target;
 use crate::kernels::top_k::TopK;
 use crate::reference::top_k;
+use crate::translate;
 use crate::types::DType;
 
 fn layout(rows: usize, cols: usize, dtype: DType) -> Result<Layout> {
@@ -126,9 +127,6 @@ fn rows_of_any_size_stay_inside() -> Result<()> {
 
 #[test]
 fn every_variant_is_translated_to_every_platform() -> Result<()> {
-    use naga::back::{hlsl, msl, spv};
-    use naga::valid::{Capabilities, ValidationFlags, Validator};
-
     let filled = Layout::new(1, 1, DType::U32, Alignment::Bytes16)?;
     for (k, barrier_free) in [(10, false), (256, false), (300, false), (10, true)] {
         let target = target(barrier_free);
@@ -149,21 +147,7 @@ fn every_variant_is_translated_to_every_platform() -> Result<()> {
         ] {
             let key = kernel.key(target);
             let wgsl = kernel.source(target)?.wgsl;
-            let module = naga::front::wgsl::parse_str(&wgsl)
-                .unwrap_or_else(|error| panic!("{key}: {error}"));
-            let info = Validator::new(ValidationFlags::all(), Capabilities::empty())
-                .validate(&module)
-                .unwrap_or_else(|error| panic!("{key}: {error}"));
-            let (options, pipeline) = (msl::Options::default(), msl::PipelineOptions::default());
-            msl::write_string(&module, &info, &options, &pipeline)
-                .unwrap_or_else(|error| panic!("{key}: Metal: {error}"));
-            let (mut text, options) = (String::new(), hlsl::Options::default());
-            let pipeline = hlsl::PipelineOptions::default();
-            hlsl::Writer::new(&mut text, &options, &pipeline)
-                .write(&module, &info, None)
-                .unwrap_or_else(|error| panic!("{key}: DirectX: {error}"));
-            spv::write_vec(&module, &info, &spv::Options::default(), None)
-                .unwrap_or_else(|error| panic!("{key}: Vulkan: {error}"));
+            translate::everywhere(&wgsl, true).unwrap_or_else(|error| panic!("{key}: {error}"));
         }
     }
     Ok(())

@@ -217,7 +217,7 @@ mod tests {
     use crate::gpu::MatrixUnits;
     use crate::graph::{Graph, ValueId};
     use crate::kernels::Target;
-    use crate::nn::{Gelu, Linear, Tcn, TcnOptions};
+    use crate::nn::{Linear, Tcn, TcnOptions};
     use crate::text::{Transformer, TransformerOptions};
     use crate::train::AdamW;
 

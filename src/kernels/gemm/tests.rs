@@ -321,16 +321,9 @@ fn every_tile_of_the_matrix_units() -> Result<()> {
 
 /// Metal, Direct3D and Vulkan get every tile of every tier, also those that no device here chooses.
 pub(in crate::kernels) mod translation {
-    use naga::back::{hlsl, msl, spv};
-    use naga::valid::{Capabilities, ValidationFlags, Validator};
-
     use super::*;
     use crate::gpu::MatrixUnits;
-
-    pub(in crate::kernels) struct Translated {
-        pub metal: String,
-        pub spirv: Vec<u32>,
-    }
+    use crate::translate::{self, Translated};
 
     pub(in crate::kernels) fn translate(
         kernel: &Kernel,
@@ -342,37 +335,7 @@ pub(in crate::kernels) mod translation {
         // In SPIR-V it orders no workgroup memory.
         let text = &source.wgsl;
         assert!(!text.contains("subgroupBarrier"), "{key}:\n{text}");
-        let module = naga::front::wgsl::parse_str(&source.wgsl)
-            .unwrap_or_else(|error| panic!("{key}: {}", error.emit_to_string(&source.wgsl)));
-        let info = Validator::new(ValidationFlags::all(), Capabilities::all())
-            .validate(&module)
-            .unwrap_or_else(|error| panic!("{key}: {}", error.emit_to_string(&source.wgsl)));
-        let options = msl::Options {
-            lang_version: (2, 4),
-            ..Default::default()
-        };
-        let pipeline = msl::PipelineOptions::default();
-        let (metal, translation) = msl::write_string(&module, &info, &options, &pipeline)
-            .unwrap_or_else(|error| panic!("{key}: Metal: {error}"));
-        assert!(translation.entry_point_names.iter().all(Result::is_ok));
-        if direct3d {
-            let options = hlsl::Options {
-                shader_model: hlsl::ShaderModel::V6_2,
-                ..Default::default()
-            };
-            let mut text = String::new();
-            hlsl::Writer::new(&mut text, &options, &hlsl::PipelineOptions::default())
-                .write(&module, &info, None)
-                .unwrap_or_else(|error| panic!("{key}: Direct3D: {error}"));
-        }
-        let options = spv::Options {
-            lang_version: (1, 3),
-            use_storage_input_output_16: false,
-            ..Default::default()
-        };
-        let spirv = spv::write_vec(&module, &info, &options, None)
-            .unwrap_or_else(|error| panic!("{key}: SPIR-V: {error}"));
-        Translated { metal, spirv }
+        translate::everywhere(text, direct3d).unwrap_or_else(|error| panic!("{key}: {error}"))
     }
 
     /// A kernel for each way in which the text differs: whole and not, split, of a batch.
@@ -483,7 +446,9 @@ pub(in crate::kernels) mod translation {
         let units = units(8, 32, true);
         for dtype in DTYPES {
             for kernel in cooperative_kernels(units, dtype) {
-                let metal = translate(&kernel, target(true, Some(units)), false).metal;
+                let metal = translate(&kernel, target(true, Some(units)), false)
+                    .metal
+                    .text;
                 let operand = match dtype {
                     DType::F16 => "simdgroup_half8x8",
                     _ => "simdgroup_float8x8",
