@@ -155,7 +155,10 @@ fn a_student_is_trained_interrupted_saved_and_used() {
         assert_eq!(model.encoder, Some(rich()));
         let words = (0..VOCABULARY - 4).map(|i| format!("w{i}"));
         let tokenizer = Arc::new(Whitespace::new(words, LENGTH).unwrap());
-        let samples: Vec<Vec<u32>> = data.iter().map(|sample| sample.unwrap().ids).collect();
+        let samples: Vec<Vec<u32>> = data
+            .iter()
+            .map(|sample| sample.unwrap().ids().to_vec())
+            .collect();
         let wanted = whole.embed(&samples).unwrap();
         let tolerance = if precision == Precision::F32 {
             1e-5
