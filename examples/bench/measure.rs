@@ -153,10 +153,11 @@ pub fn measure(gpu: &Gpu, case: &Case, dtype: DType, seconds: f64) -> Result<Mea
         bytes: sets[0].workload.bytes,
         memory: memory as f64 / f64::from(1 << 20),
         dispatches: sets[0].executable.plan().dispatches,
-        matrix_units: sets[0]
-            .executable
-            .sources()
-            .any(|(key, _)| key.starts_with("gemm_cooperative")),
+        matrix_units: sets[0].executable.sources().any(|(key, _)| {
+            key.split(' ')
+                .next()
+                .is_some_and(|name| name.ends_with("_cooperative"))
+        }),
     })
 }
 
