@@ -2,7 +2,8 @@
 
 mod common;
 
-use common::{Case, F16, cooperative_gpu, tolerance};
+use common::{Case, F16, Tolerance, cooperative_gpu, tolerance};
+use energyflow::graph::AttentionOptions;
 use energyflow::types::{DType, Trans, UnaryOp};
 use energyflow::{Gpu, GpuOptions};
 
@@ -182,4 +183,34 @@ fn they_can_be_left_out() {
     );
     let report = cooperative_gpu().report().to_string();
     assert!(report.contains("products use"), "{report}");
+}
+
+/// Widths of heads that matrices divide and that they do not, all keys and some, every number of subgroups.
+#[test]
+#[ignore = "needs matrix units"]
+fn attention_and_its_gradients() {
+    for ([batch, time, heads, d], causal) in [
+        ([2, 5, 3, 12], false),
+        ([1, 41, 1, 32], true),
+        ([2, 33, 2, 24], false),
+    ] {
+        let mut case = Case::new(31, DType::F16);
+        let qkv = case.input_in(&[batch, time, 3 * heads * d], -2.0, 2.0);
+        let mask = case.mask(batch * time);
+        let options = AttentionOptions::new(heads).causal(causal);
+        let y = case.graph.attention(qkv, Some(mask), options).unwrap();
+        case.output("y", y);
+        case.gradients(y, &[qkv]);
+        let running = case.start(&cooperative_gpu());
+        for name in ["attention_cooperative", "attention_grad_cooperative"] {
+            let mut keys = running.executable.sources().map(|(key, _)| key);
+            assert!(keys.any(|key| key.starts_with(name)), "{name}");
+        }
+        // Probabilities and derivatives by scores are f16 between the products.
+        let bound = Tolerance {
+            normalised: 3e-3,
+            relative: 2e-2,
+        };
+        case.check_on(&cooperative_gpu(), bound);
+    }
 }

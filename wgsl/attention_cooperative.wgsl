@@ -28,9 +28,9 @@
 var<workgroup> k_tile: array<{{ element }}, {{ tile * kv_row // each }}>;
 var<workgroup> v_tile: array<{{ element }}, {{ tile * kv_row // each }}>;
 var<workgroup> p_tile: array<{{ element }}, {{ threads * p_row // each }}>;
-var<workgroup> s_tile: array<f32, {{ threads * s_row }}>;
+var<workgroup> s_tile: array<{{ "f32" if scalar else "vec4<f32>" }}, {{ threads * s_row // each }}>;
 {% if masked or k_len % tile != 0 %}
-var<workgroup> there: array<u32, {{ tile }}>;
+var<workgroup> there: array<vec4<u32>, {{ tile // 4 }}>;
 {% endif %}
 {% macro put(name, at, value) %}
 {% if scalar %}
@@ -46,6 +46,7 @@ var<workgroup> there: array<u32, {{ tile }}>;
         {{ name }}[({{ at }}) / 4u] = {{ value }};
 {% endif %}
 {% endmacro %}
+{% macro four(name, at) %}{% if scalar %}vec4<f32>({{ name }}[{{ at }}], {{ name }}[{{ at }} + 1u], {{ name }}[{{ at }} + 2u], {{ name }}[{{ at }} + 3u]){% else %}{{ name }}[({{ at }}) / 4u]{% endif %}{% endmacro %}
 
 @compute @workgroup_size({{ threads }})
 fn main(
@@ -62,13 +63,20 @@ fn main(
     let sub_row = subgroup * {{ lanes }}u;
     let own = sub_row + lane;
     let query = begin0 + own;
-{# Queries, in the place of the probabilities. #}
-    for (var t = lid; t < {{ threads * wide // 4 }}u; t += {{ threads }}u) {
-        let q_row = t / {{ wide // 4 }}u;
-        let c = t % {{ wide // 4 }}u;
-        let at = (batch * {{ q_len }}u + min(begin0 + q_row, {{ q_len - 1 }}u)) * q_stride + column + {% if wide != 4 * d %}min(c, {{ d - 1 }}u){% else %}c{% endif %};
-{{ put("p_tile", "q_row * " ~ p_row ~ "u + 4u * c", "q[at]" if wide == 4 * d else "select(vec4<f16>(), q[at], c < " ~ d ~ "u)") }}
+{# Queries, in the place of the probabilities. Loops are unrolled: all loads are under way before the first one is waited for. #}
+{% set q_loads = wide // 4 %}
+{% for base in range(0, q_loads, 8) %}
+    {
+{% for r in range(base, [base + 8, q_loads]|min) %}
+        let i{{ r }} = (lid + {{ r * threads }}u) / {{ wide // 4 }}u;
+        let c{{ r }} = (lid + {{ r * threads }}u) % {{ wide // 4 }}u;
+        let q{{ r }} = q[(batch * {{ q_len }}u + min(begin0 + i{{ r }}, {{ q_len - 1 }}u)) * q_stride + column + {% if wide != 4 * d %}min(c{{ r }}, {{ d - 1 }}u){% else %}c{{ r }}{% endif %}];
+{% endfor %}
+{% for r in range(base, [base + 8, q_loads]|min) %}
+{{ put("p_tile", "i" ~ r ~ " * " ~ p_row ~ "u + 4u * c" ~ r, "q" ~ r if wide == 4 * d else "select(vec4<f16>(), q" ~ r ~ ", c" ~ r ~ " < " ~ d ~ "u)") }}
+{% endfor %}
     }
+{% endfor %}
     workgroupBarrier();
 {% for i in range(mt) %}
 {% for u in range(depth) %}
@@ -83,19 +91,42 @@ fn main(
     let end = {% if causal %}min(begin0 + {{ threads }}u, {{ k_len }}u){% else %}{{ k_len }}u{% endif %};
     for (var key0 = 0u; key0 < end; key0 += {{ tile }}u) {
         workgroupBarrier();
-        for (var t = lid; t < {{ tile * wide // 4 }}u; t += {{ threads }}u) {
-            let key = t / {{ wide // 4 }}u;
-            let c = t % {{ wide // 4 }}u;
-            let row = batch * {{ k_len }}u + min(key0 + key, {{ k_len - 1 }}u);
-            let at = row * {{ keys }}_stride + column + {% if wide != 4 * d %}min(c, {{ d - 1 }}u){% else %}c{% endif %};
-            let counts = key0 + key < {{ k_len }}u{% if masked %} && mask_at(row) != 0.0{% endif %}{% if wide != 4 * d %} && c < {{ d }}u{% endif %};
-{{ put("k_tile", "key * " ~ kv_row ~ "u + 4u * c", "select(vec4<f16>(), " ~ keys ~ "[at + " ~ k_first ~ "u], counts)") }}
-{{ put("v_tile", "key * " ~ kv_row ~ "u + 4u * c", "select(vec4<f16>(), " ~ keys ~ "[at + " ~ v_first ~ "u], counts)") }}
+{% set loads = (tile * wide // 4 + threads - 1) // threads %}
+{% set whole = loads * threads == tile * wide // 4 %}
+{% for base in range(0, loads, 8) %}
+        {
+{% for r in range(base, [base + 8, loads]|min) %}
+            let t{{ r }} = {% if whole %}lid + {{ r * threads }}u{% else %}min(lid + {{ r * threads }}u, {{ tile * wide // 4 - 1 }}u){% endif %};
+            let i{{ r }} = t{{ r }} / {{ wide // 4 }}u;
+            let c{{ r }} = t{{ r }} % {{ wide // 4 }}u;
+            let row{{ r }} = batch * {{ k_len }}u + min(key0 + i{{ r }}, {{ k_len - 1 }}u);
+            let at{{ r }} = row{{ r }} * {{ keys }}_stride + column + {% if wide != 4 * d %}min(c{{ r }}, {{ d - 1 }}u){% else %}c{{ r }}{% endif %};
+            let k{{ r }} = {{ keys }}[at{{ r }} + {{ k_first }}u];
+            let v{{ r }} = {{ keys }}[at{{ r }} + {{ v_first }}u];
+            let counts{{ r }} = key0 + i{{ r }} < {{ k_len }}u{% if masked %} && mask_at(row{{ r }}) != 0.0{% endif %}{% if wide != 4 * d %} && c{{ r }} < {{ d }}u{% endif %};
+{% endfor %}
+{% for r in range(base, [base + 8, loads]|min) %}
+{% if not whole %}
+            if (lid + {{ r * threads }}u < {{ tile * wide // 4 }}u) {
+{% endif %}
+{{ put("k_tile", "i" ~ r ~ " * " ~ kv_row ~ "u + 4u * c" ~ r, "select(vec4<f16>(), k" ~ r ~ ", counts" ~ r ~ ")") }}
+{{ put("v_tile", "i" ~ r ~ " * " ~ kv_row ~ "u + 4u * c" ~ r, "select(vec4<f16>(), v" ~ r ~ ", counts" ~ r ~ ")") }}
+{% if not whole %}
+            }
+{% endif %}
+{% endfor %}
         }
+{% endfor %}
 {% if masked or k_len % tile != 0 %}
-        for (var t = lid; t < {{ tile }}u; t += {{ threads }}u) {
-            let counts = key0 + t < {{ k_len }}u{% if masked %} && mask_at(batch * {{ k_len }}u + min(key0 + t, {{ k_len - 1 }}u)) != 0.0{% endif %};
-            there[t] = select(0u, 1u, counts);
+        if (lid < {{ tile // 4 }}u) {
+            var counts = vec4<u32>();
+{% for e in range(4) %}
+            {
+                let key = key0 + 4u * lid + {{ e }}u;
+                counts[{{ e }}] = select(0u, 1u, key < {{ k_len }}u{% if masked %} && mask_at(batch * {{ k_len }}u + min(key, {{ k_len - 1 }}u)) != 0.0{% endif %});
+            }
+{% endfor %}
+            there[lid] = counts;
         }
 {% endif %}
         workgroupBarrier();
@@ -112,7 +143,7 @@ fn main(
 {% endfor %}
 {% endfor %}
 {% for i in range(mt) %}
-            coopStoreT(s{{ i }}, &s_tile[sub_row * {{ s_row }}u + {{ i * size * s_row + j * size }}u], {{ s_row }}u);
+            coopStoreT(s{{ i }}, &s_tile[(sub_row * {{ s_row }}u + {{ i * size * s_row + j * size }}u) / {{ each }}u], {{ s_row // each }}u);
 {% endfor %}
         }
 {% endfor %}
@@ -121,9 +152,9 @@ fn main(
         var top = largest;
 {% for c in range(tile // 4) %}
 {% if masked or causal or k_len % tile != 0 %}
-        let seen{{ c }} = {% if masked or k_len % tile != 0 %}vec4<u32>(there[{{ 4 * c }}], there[{{ 4 * c + 1 }}], there[{{ 4 * c + 2 }}], there[{{ 4 * c + 3 }}]) != vec4<u32>(){% endif %}{% if causal and (masked or k_len % tile != 0) %} & {% endif %}{% if causal %}(vec4<u32>(0u, 1u, 2u, 3u) + key0 + {{ 4 * c }}u <= vec4<u32>(query)){% endif %};
+        let seen{{ c }} = {% if masked or k_len % tile != 0 %}there[{{ c }}] != vec4<u32>(){% endif %}{% if causal and (masked or k_len % tile != 0) %} & {% endif %}{% if causal %}(vec4<u32>(0u, 1u, 2u, 3u) + key0 + {{ 4 * c }}u <= vec4<u32>(query)){% endif %};
 {% endif %}
-        var s{{ c }} = vec4<f32>(s_tile[at_own + {{ 4 * c }}u], s_tile[at_own + {{ 4 * c + 1 }}u], s_tile[at_own + {{ 4 * c + 2 }}u], s_tile[at_own + {{ 4 * c + 3 }}u]) * {{ scale }};
+        var s{{ c }} = {{ four("s_tile", "at_own + " ~ 4 * c ~ "u") }} * {{ scale }};
 {% if masked or causal or k_len % tile != 0 %}
         s{{ c }} = select(vec4<f32>({{ lowest }}), s{{ c }}, seen{{ c }});
 {% endif %}
@@ -168,13 +199,13 @@ fn main(
 {% endfor %}
 {% endfor %}
 {% for i in range(mt) %}
-            coopStoreT(o{{ i }}, &s_tile[sub_row * {{ s_row }}u + {{ i * size * s_row + n * size }}u], {{ s_row }}u);
+            coopStoreT(o{{ i }}, &s_tile[(sub_row * {{ s_row }}u + {{ i * size * s_row + n * size }}u) / {{ each }}u], {{ s_row // each }}u);
 {% endfor %}
         }
 {% endfor %}
         workgroupBarrier();
 {% for c in range(cols // 4) %}
-        y{{ chunk * s_cols // 4 + c }} = y{{ chunk * s_cols // 4 + c }} * fade + vec4<f32>(s_tile[at_own + {{ 4 * c }}u], s_tile[at_own + {{ 4 * c + 1 }}u], s_tile[at_own + {{ 4 * c + 2 }}u], s_tile[at_own + {{ 4 * c + 3 }}u]);
+        y{{ chunk * s_cols // 4 + c }} = y{{ chunk * s_cols // 4 + c }} * fade + {{ four("s_tile", "at_own + " ~ 4 * c ~ "u") }};
 {% endfor %}
 {% endfor %}
     }
@@ -186,22 +217,20 @@ fn main(
 {% for c in range(cols // 4) %}
     {
         let y = y{{ chunk * s_cols // 4 + c }} * inverse;
-        let at = own * {{ s_row }}u + {{ 4 * c }}u;
-        s_tile[at] = y.x;
-        s_tile[at + 1u] = y.y;
-        s_tile[at + 2u] = y.z;
-        s_tile[at + 3u] = y.w;
+{{ put("s_tile", "own * " ~ s_row ~ "u + " ~ 4 * c ~ "u", "y") }}
     }
 {% endfor %}
     workgroupBarrier();
-    for (var t = lid; t < {{ threads * cols // 4 }}u; t += {{ threads }}u) {
-        let i = t / {{ cols // 4 }}u;
-        let c = t % {{ cols // 4 }}u;
+{% for r in range(cols // 4) %}
+    {
+        let i = (lid + {{ r * threads }}u) / {{ cols // 4 }}u;
+        let c = (lid + {{ r * threads }}u) % {{ cols // 4 }}u;
         let at = i * {{ s_row }}u + 4u * c;
         if (begin0 + i < {{ q_len }}u) {
-            finish(batch * {{ q_len }}u + begin0 + i, column + {{ chunk * s_cols // 4 }}u + c, vec4<f32>(s_tile[at], s_tile[at + 1u], s_tile[at + 2u], s_tile[at + 3u]));
+            finish(batch * {{ q_len }}u + begin0 + i, column + {{ chunk * s_cols // 4 }}u + c, {{ four("s_tile", "at") }});
         }
     }
+{% endfor %}
 {% endfor %}
     if (query >= {{ q_len }}u) {
         return;

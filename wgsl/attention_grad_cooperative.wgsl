@@ -36,14 +36,14 @@ var<workgroup> y_tile: array<{{ element }}, {{ tile * row // each }}>;
 // First a and b; then derivatives by scores, and probabilities.
 var<workgroup> ds_tile: array<{{ element }}, {{ threads * p_row // each }}>;
 var<workgroup> p_tile: array<{{ element }}, {{ threads * p_row // each }}>;
-var<workgroup> s_tile: array<f32, {{ threads * s_row }}>;
-var<workgroup> t_tile: array<f32, {{ threads * s_row }}>;
+var<workgroup> s_tile: array<{{ "f32" if scalar else "vec4<f32>" }}, {{ threads * s_row // each }}>;
+var<workgroup> t_tile: array<{{ "f32" if scalar else "vec4<f32>" }}, {{ threads * s_row // each }}>;
 {% if key %}
-var<workgroup> tops: array<f32, {{ tile }}>;
-var<workgroup> inverses: array<f32, {{ tile }}>;
-var<workgroup> means: array<f32, {{ tile }}>;
+var<workgroup> tops: array<vec4<f32>, {{ tile // 4 }}>;
+var<workgroup> inverses: array<vec4<f32>, {{ tile // 4 }}>;
+var<workgroup> means: array<vec4<f32>, {{ tile // 4 }}>;
 {% elif hidden %}
-var<workgroup> there: array<u32, {{ tile }}>;
+var<workgroup> there: array<vec4<u32>, {{ tile // 4 }}>;
 {% endif %}
 {% macro put(name, at, value) %}
 {% if scalar %}
@@ -59,7 +59,7 @@ var<workgroup> there: array<u32, {{ tile }}>;
         {{ name }}[({{ at }}) / 4u] = {{ value }};
 {% endif %}
 {% endmacro %}
-{% macro four(name, at) %}vec4<f32>({{ name }}[{{ at }}], {{ name }}[{{ at }} + 1u], {{ name }}[{{ at }} + 2u], {{ name }}[{{ at }} + 3u]){% endmacro %}
+{% macro four(name, at) %}{% if scalar %}vec4<f32>({{ name }}[{{ at }}], {{ name }}[{{ at }} + 1u], {{ name }}[{{ at }} + 2u], {{ name }}[{{ at }} + 3u]){% else %}{{ name }}[({{ at }}) / 4u]{% endif %}{% endmacro %}
 
 @compute @workgroup_size({{ threads }})
 fn main(
@@ -77,17 +77,25 @@ fn main(
     let own = sub_row + lane;
     let number = begin0 + own;
     let own_row = batch * {{ own_len }}u + min(number, {{ own_len - 1 }}u);
-    for (var t = lid; t < {{ threads * wide // 4 }}u; t += {{ threads }}u) {
-        let i = t / {{ wide // 4 }}u;
-        let c = t % {{ wide // 4 }}u;
-        let row = batch * {{ own_len }}u + min(begin0 + i, {{ own_len - 1 }}u);
-        let at = column + {% if wide != 4 * d %}min(c, {{ d - 1 }}u){% else %}c{% endif %};
-        let to = i * {{ p_row }}u + 4u * c;
-{% for from, first, tile_of in [(a, a_first, "ds_tile"), (b, b_first, "p_tile")] %}
-{% set loaded = from ~ "[row * " ~ from ~ "_stride + " ~ first ~ "u + at]" %}
-{{ put(tile_of, "to", loaded if wide == 4 * d else "select(vec4<f16>(), " ~ loaded ~ ", c < " ~ d ~ "u)") }}
+{# Loops are unrolled: all loads are under way before the first one is waited for. #}
+{% set own_loads = wide // 4 %}
+{% for base in range(0, own_loads, 8) %}
+    {
+{% for r in range(base, [base + 8, own_loads]|min) %}
+        let i{{ r }} = (lid + {{ r * threads }}u) / {{ wide // 4 }}u;
+        let c{{ r }} = (lid + {{ r * threads }}u) % {{ wide // 4 }}u;
+        let row{{ r }} = batch * {{ own_len }}u + min(begin0 + i{{ r }}, {{ own_len - 1 }}u);
+        let at{{ r }} = column + {% if wide != 4 * d %}min(c{{ r }}, {{ d - 1 }}u){% else %}c{{ r }}{% endif %};
+        let a{{ r }} = {{ a }}[row{{ r }} * {{ a }}_stride + {{ a_first }}u + at{{ r }}];
+        let b{{ r }} = {{ b }}[row{{ r }} * {{ b }}_stride + {{ b_first }}u + at{{ r }}];
+{% endfor %}
+{% for r in range(base, [base + 8, own_loads]|min) %}
+{% for from, tile_of in [("a", "ds_tile"), ("b", "p_tile")] %}
+{{ put(tile_of, "i" ~ r ~ " * " ~ p_row ~ "u + 4u * c" ~ r, from ~ r if wide == 4 * d else "select(vec4<f16>(), " ~ from ~ r ~ ", c" ~ r ~ " < " ~ d ~ "u)") }}
+{% endfor %}
 {% endfor %}
     }
+{% endfor %}
     workgroupBarrier();
 {% for i in range(mt) %}
 {% for u in range(depth) %}
@@ -108,9 +116,13 @@ fn main(
 {% else %}
     let n = (batch * {{ heads }}u + head) * {{ q_len }}u + min(number, {{ q_len - 1 }}u);
     var dots = 0.0;
-    for (var c = 0u; c < {{ d }}u; c++) {
-        dots += dot(dy_load(own_row * dy_stride + column + c), out_load(own_row * out_stride + column + c));
-    }
+{% for c in range(d) %}
+    let dy{{ c }} = dy_load(own_row * dy_stride + column + {{ c }}u);
+    let out{{ c }} = out_load(own_row * out_stride + column + {{ c }}u);
+{% endfor %}
+{% for c in range(d) %}
+    dots += dot(dy{{ c }}, out{{ c }});
+{% endfor %}
     let largest = stats_at(n);
     let inverse = stats_at(stats_stride + n);
 {% endif %}
@@ -119,27 +131,60 @@ fn main(
     let end = {% if causal and not key %}min(begin0 + {{ threads }}u, {{ other_len }}u){% else %}{{ other_len }}u{% endif %};
     for (var other0 = begin; other0 < end; other0 += {{ tile }}u) {
         workgroupBarrier();
-        for (var t = lid; t < {{ tile * wide // 4 }}u; t += {{ threads }}u) {
-            let other = t / {{ wide // 4 }}u;
-            let c = t % {{ wide // 4 }}u;
-            let row = batch * {{ other_len }}u + min(other0 + other, {{ other_len - 1 }}u);
-            let at = column + {% if wide != 4 * d %}min(c, {{ d - 1 }}u){% else %}c{% endif %};
-            let is_there = other0 + other < {{ other_len }}u{% if masked and not key %} && mask_at(row) != 0.0{% endif %}{% if wide != 4 * d %} && c < {{ d }}u{% endif %};
-            let to = other * {{ row }}u + 4u * c;
-{% for from, first, tile_of in [(x, x_first, "x_tile"), (y, y_first, "y_tile")] %}
-{{ put(tile_of, "to", "select(vec4<f16>(), " ~ from ~ "[row * " ~ from ~ "_stride + " ~ first ~ "u + at], is_there)") }}
+{% set loads = (tile * wide // 4 + threads - 1) // threads %}
+{% set whole = loads * threads == tile * wide // 4 %}
+{% for base in range(0, loads, 8) %}
+        {
+{% for r in range(base, [base + 8, loads]|min) %}
+            let t{{ r }} = {% if whole %}lid + {{ r * threads }}u{% else %}min(lid + {{ r * threads }}u, {{ tile * wide // 4 - 1 }}u){% endif %};
+            let i{{ r }} = t{{ r }} / {{ wide // 4 }}u;
+            let c{{ r }} = t{{ r }} % {{ wide // 4 }}u;
+            let row{{ r }} = batch * {{ other_len }}u + min(other0 + i{{ r }}, {{ other_len - 1 }}u);
+            let at{{ r }} = column + {% if wide != 4 * d %}min(c{{ r }}, {{ d - 1 }}u){% else %}c{{ r }}{% endif %};
+            let x{{ r }} = {{ x }}[row{{ r }} * {{ x }}_stride + {{ x_first }}u + at{{ r }}];
+            let y{{ r }} = {{ y }}[row{{ r }} * {{ y }}_stride + {{ y_first }}u + at{{ r }}];
+            let is_there{{ r }} = other0 + i{{ r }} < {{ other_len }}u{% if masked and not key %} && mask_at(row{{ r }}) != 0.0{% endif %}{% if wide != 4 * d %} && c{{ r }} < {{ d }}u{% endif %};
+{% endfor %}
+{% for r in range(base, [base + 8, loads]|min) %}
+{% if not whole %}
+            if (lid + {{ r * threads }}u < {{ tile * wide // 4 }}u) {
+{% endif %}
+{% for from, tile_of in [("x", "x_tile"), ("y", "y_tile")] %}
+{{ put(tile_of, "i" ~ r ~ " * " ~ row ~ "u + 4u * c" ~ r, "select(vec4<f16>(), " ~ from ~ r ~ ", is_there" ~ r ~ ")") }}
+{% endfor %}
+{% if not whole %}
+            }
+{% endif %}
 {% endfor %}
         }
+{% endfor %}
 {% if key or hidden %}
-        for (var t = lid; t < {{ tile }}u; t += {{ threads }}u) {
+        if (lid < {{ tile // 4 }}u) {
 {% if key %}
-            let n = (batch * {{ heads }}u + head) * {{ q_len }}u + min(other0 + t, {{ q_len - 1 }}u);
-            tops[t] = stats_at(n);
-            inverses[t] = select(0.0, stats_at(stats_stride + n), other0 + t < {{ q_len }}u);
-            means[t] = dots_at(n);
+            var top = vec4<f32>();
+            var factor = vec4<f32>();
+            var mean = vec4<f32>();
+{% for e in range(4) %}
+            {
+                let query = other0 + 4u * lid + {{ e }}u;
+                let n = (batch * {{ heads }}u + head) * {{ q_len }}u + min(query, {{ q_len - 1 }}u);
+                top[{{ e }}] = stats_at(n);
+                factor[{{ e }}] = select(0.0, stats_at(stats_stride + n), query < {{ q_len }}u);
+                mean[{{ e }}] = dots_at(n);
+            }
+{% endfor %}
+            tops[lid] = top;
+            inverses[lid] = factor;
+            means[lid] = mean;
 {% else %}
-            let is_there = other0 + t < {{ k_len }}u{% if masked %} && mask_at(batch * {{ k_len }}u + min(other0 + t, {{ k_len - 1 }}u)) != 0.0{% endif %};
-            there[t] = select(0u, 1u, is_there);
+            var counts = vec4<u32>();
+{% for e in range(4) %}
+            {
+                let other = other0 + 4u * lid + {{ e }}u;
+                counts[{{ e }}] = select(0u, 1u, other < {{ k_len }}u{% if masked %} && mask_at(batch * {{ k_len }}u + min(other, {{ k_len - 1 }}u)) != 0.0{% endif %});
+            }
+{% endfor %}
+            there[lid] = counts;
 {% endif %}
         }
 {% endif %}
@@ -159,8 +204,8 @@ fn main(
 {% endfor %}
 {% endfor %}
 {% for i in range(mt) %}
-            coopStoreT(s{{ i }}, &s_tile[sub_row * {{ s_row }}u + {{ i * size * s_row + j * size }}u], {{ s_row }}u);
-            coopStoreT(t{{ i }}, &t_tile[sub_row * {{ s_row }}u + {{ i * size * s_row + j * size }}u], {{ s_row }}u);
+            coopStoreT(s{{ i }}, &s_tile[(sub_row * {{ s_row }}u + {{ i * size * s_row + j * size }}u) / {{ each }}u], {{ s_row // each }}u);
+            coopStoreT(t{{ i }}, &t_tile[(sub_row * {{ s_row }}u + {{ i * size * s_row + j * size }}u) / {{ each }}u], {{ s_row // each }}u);
 {% endfor %}
         }
 {% endfor %}
@@ -171,12 +216,12 @@ fn main(
             let s = {{ four("s_tile", "at") }} * {{ scale }};
             let t = {{ four("t_tile", "at") }};
 {% if key %}
-            var p = exp(s - {{ four("tops", 4 * c ~ "u") }}) * {{ four("inverses", 4 * c ~ "u") }};
+            var p = exp(s - tops[{{ c }}]) * inverses[{{ c }}];
 {% else %}
             var p = exp(s - largest) * inverse;
 {% endif %}
 {% if hidden and not key %}
-            p = select(vec4<f32>(), p, vec4<u32>(there[{{ 4 * c }}], there[{{ 4 * c + 1 }}], there[{{ 4 * c + 2 }}], there[{{ 4 * c + 3 }}]) != vec4<u32>());
+            p = select(vec4<f32>(), p, there[{{ c }}] != vec4<u32>());
 {% endif %}
 {% if causal %}
             p = select(vec4<f32>(), p, vec4<u32>(0u, 1u, 2u, 3u) + other0 + {{ 4 * c }}u {{ ">=" if key else "<=" }} vec4<u32>(number));
@@ -186,7 +231,7 @@ fn main(
 {% endif %}
 {% if key %}
 {{ put("p_tile", "own * " ~ p_row ~ "u + " ~ 4 * c ~ "u", "vec4<f16>(p)") }}
-            let ds = p * (t - {{ four("means", 4 * c ~ "u") }});
+            let ds = p * (t - means[{{ c }}]);
 {% else %}
             let ds = p * (t - dots);
 {% endif %}
@@ -223,13 +268,14 @@ fn main(
     workgroupBarrier();
 {% for n in range(([tile, wide - chunk * tile]|min) // size) %}
 {% for i in range(mt) %}
-    coopStoreT({{ sums }}{{ i }}_{{ chunk * nt + n }}, &{{ name }}[sub_row * {{ s_row }}u + {{ i * size * s_row + n * size }}u], {{ s_row }}u);
+    coopStoreT({{ sums }}{{ i }}_{{ chunk * nt + n }}, &{{ name }}[(sub_row * {{ s_row }}u + {{ i * size * s_row + n * size }}u) / {{ each }}u], {{ s_row // each }}u);
 {% endfor %}
 {% endfor %}
     workgroupBarrier();
-    for (var t = lid; t < {{ threads * cols // 4 }}u; t += {{ threads }}u) {
-        let i = t / {{ cols // 4 }}u;
-        let c = t % {{ cols // 4 }}u;
+{% for r in range(cols // 4) %}
+    {
+        let i = (lid + {{ r * threads }}u) / {{ cols // 4 }}u;
+        let c = (lid + {{ r * threads }}u) % {{ cols // 4 }}u;
         let at = i * {{ s_row }}u + 4u * c;
         if (begin0 + i < {{ own_len }}u) {
             let row = batch * {{ own_len }}u + begin0 + i;
@@ -237,6 +283,7 @@ fn main(
             {{ out }}_store(row * {{ out }}_stride + {{ first + chunk * tile // 4 }}u + column + c, {% if masked and key %}select(vec4<f32>(), sum, mask_at(row) != 0.0){% else %}sum{% endif %});
         }
     }
+{% endfor %}
 {% endfor %}
 {% endfor %}
     if (number >= {{ own_len }}u) {

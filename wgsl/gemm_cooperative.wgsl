@@ -37,7 +37,7 @@
 var<workgroup> tile_a{{ h }}: array<{{ element if scalar else "vec4<" ~ element ~ ">" }}, {{ a_lines * a_row // each }}>;
 var<workgroup> tile_b{{ h }}: array<{{ element if scalar else "vec4<" ~ element ~ ">" }}, {{ b_lines * b_row // each }}>;
 {% endfor %}
-var<workgroup> sums: array<f32, {{ rows * cols * size * size }}>;
+var<workgroup> sums: array<{{ "f32" if scalar else "vec4<f32>" }}, {{ rows * cols * size * size // each }}>;
 {% if windows %}
 {% include "shared/window" %}
 {% endif %}
@@ -267,14 +267,14 @@ lid / {{ cells }}u
 {% if i + j > 0 %}
     workgroupBarrier();
 {% endif %}
-    coopStoreT(c{{ i }}_{{ j }}, &sums[base], {{ size }}u);
+    coopStoreT(c{{ i }}_{{ j }}, &sums[base / {{ each }}u], {{ size // each }}u);
     workgroupBarrier();
     for (var cell = lane; cell < {{ size * size // 4 }}u; cell += {{ lanes }}u) {
         let row = row0 + sub_row + {{ i * size }}u + cell / {{ size // 4 }}u;
         let col = (col0 + sub_col + {{ j * size }}u) / 4u + cell % {{ size // 4 }}u;
         let at = base + 4u * cell;
         if (row < {{ m }}u && col < {{ width }}u) {
-            finish({% if split or batch > 1 %}wid.z * {{ m }}u + {% endif %}row, col, vec4<f32>(sums[at], sums[at + 1u], sums[at + 2u], sums[at + 3u]));
+            finish({% if split or batch > 1 %}wid.z * {{ m }}u + {% endif %}row, col, {% if scalar %}vec4<f32>(sums[at], sums[at + 1u], sums[at + 2u], sums[at + 3u]){% else %}sums[at / 4u]{% endif %});
         }
     }
 {% endfor %}

@@ -130,8 +130,10 @@ impl AttentionKernel {
         let fits = |subgroups: &usize| {
             storage(*subgroups) <= units.storage && subgroups * units.lanes <= units.invocations
         };
-        let wanted = own.div_ceil(units.lanes).min(4);
-        let subgroups = (1..=wanted).rev().find(fits).filter(|_| wide <= most)?;
+        // Powers of two divide the work of loading.
+        let wanted = own.div_ceil(units.lanes).next_power_of_two().min(4);
+        let mut choices = [4, 2, 1].into_iter().filter(|n| *n <= wanted);
+        let subgroups = choices.find(fits).filter(|_| wide <= most)?;
         let rows = subgroups * units.lanes;
         let kernel = self
             .described(name, of)
@@ -182,15 +184,17 @@ impl AttentionKernel {
         let (tile, block) = match target.barrier_free {
             true => (0, 4),
             false => {
-                let tile = STORAGE / (2 * 16 * d);
-                let tile = (1 << tile.ilog2()).min(64);
+                let tile = STORAGE / (2 * 16 * d + 16);
+                let tile = (1 << tile.ilog2()).min(32);
                 (tile, 4.min(tile))
             }
         };
-        let each = 1;
+        // Two queries per invocation halve the loads from workgroup memory, where registers suffice.
+        let twice = kind == Kind::Forward && 2 * d <= RESIDENT && own > 64;
+        let each = if twice && !target.barrier_free { 2 } else { 1 };
         let size = match target.barrier_free {
             true => 16,
-            false => own.next_power_of_two().clamp(32, 64),
+            false => own.div_ceil(each).next_power_of_two().clamp(32, 128),
         };
         self.described(template, of)
             .tiles([own.div_ceil(size * each), self.heads * parts, self.batch])

@@ -462,4 +462,4 @@ fn tiled(tile: Tile, m: usize, width: usize, [splits, batch]: [usize; 2]) -> Ker
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -20,6 +20,8 @@
 //! The module `checked` executes the text of every kernel at awkward shapes, for every tier, and fails where an access is outside.
 
 pub(crate) mod attention;
+#[cfg(test)]
+mod attention_tests;
 pub(crate) mod conv;
 mod declare;
 pub(crate) mod decode;

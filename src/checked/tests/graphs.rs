@@ -307,6 +307,17 @@ fn accumulated(update: bool) -> Result<Graph> {
 }
 
 #[test]
+fn zz_attention() {
+    for (dims, masked, causal) in ATTENTIONS {
+        every_target(
+            |dtype| attention(dims, masked, causal, dtype),
+            "attention",
+            &[],
+        );
+    }
+}
+
+#[test]
 fn every_kernel_stays_inside_its_memory() {
     let mut ran = BTreeSet::new();
     let mut run = |build: &dyn Fn(DType) -> Result<Graph>, what: &str| {

@@ -320,19 +320,23 @@ fn every_tile_of_the_matrix_units() -> Result<()> {
 }
 
 /// Metal, Direct3D and Vulkan get every tile of every tier, also those that no device here chooses.
-mod translation {
+pub(in crate::kernels) mod translation {
     use naga::back::{hlsl, msl, spv};
     use naga::valid::{Capabilities, ValidationFlags, Validator};
 
     use super::*;
     use crate::gpu::MatrixUnits;
 
-    struct Translated {
-        metal: String,
-        spirv: Vec<u32>,
+    pub(in crate::kernels) struct Translated {
+        pub metal: String,
+        pub spirv: Vec<u32>,
     }
 
-    fn translate(kernel: &Kernel, target: Target, direct3d: bool) -> Translated {
+    pub(in crate::kernels) fn translate(
+        kernel: &Kernel,
+        target: Target,
+        direct3d: bool,
+    ) -> Translated {
         let key = kernel.key(target);
         let source = kernel.source(target).unwrap();
         // In SPIR-V it orders no workgroup memory.
@@ -415,7 +419,7 @@ mod translation {
         kernels
     }
 
-    fn target(f16: bool, matrix_units: Option<MatrixUnits>) -> Target {
+    pub(in crate::kernels) fn target(f16: bool, matrix_units: Option<MatrixUnits>) -> Target {
         Target {
             f16,
             barrier_free: false,
@@ -437,7 +441,7 @@ mod translation {
         }
     }
 
-    pub(super) fn units(size: usize, lanes: usize, scalar: bool) -> MatrixUnits {
+    pub(in crate::kernels) fn units(size: usize, lanes: usize, scalar: bool) -> MatrixUnits {
         MatrixUnits {
             size,
             lanes,
