@@ -130,7 +130,8 @@ fn two_sequences() {
     for (i, (dims, kind)) in [
         ([2, 5, 70, 3, 16], Mask::Random),
         ([1, 66, 1, 1, 64], Mask::None),
-        ([3, 33, 17, 2, 12], Mask::One),
+        // One key alone has no gradient for the query.
+        ([3, 33, 17, 2, 12], Mask::Random),
     ]
     .into_iter()
     .enumerate()

@@ -10,7 +10,7 @@ const STORAGE: usize = 16 << 10;
 const RESIDENT: usize = 16;
 
 /// Number of rows of the other kind, keys or queries, per step on matrix units.
-const OTHERS: usize = 32;
+const OTHERS: usize = 16;
 /// Widest head on matrix units: an invocation has the sums of a row of it in registers.
 const MOST_WIDE: usize = 128;
 /// Number of unused elements between two rows in workgroup memory.
@@ -184,8 +184,8 @@ impl AttentionKernel {
         let (tile, block) = match target.barrier_free {
             true => (0, 4),
             false => {
-                let tile = STORAGE / (2 * 16 * d + 16);
-                let tile = (1 << tile.ilog2()).min(32);
+                let tile = STORAGE / (2 * 16 * d);
+                let tile = (1 << tile.ilog2()).min(64);
                 (tile, 4.min(tile))
             }
         };
@@ -194,7 +194,7 @@ impl AttentionKernel {
         let each = if twice && !target.barrier_free { 2 } else { 1 };
         let size = match target.barrier_free {
             true => 16,
-            false => own.div_ceil(each).next_power_of_two().clamp(32, 128),
+            false => own.div_ceil(each).next_power_of_two().clamp(32, 128 / each),
         };
         self.described(template, of)
             .tiles([own.div_ceil(size * each), self.heads * parts, self.batch])

@@ -6,7 +6,7 @@
 
    Inside: own and other rows are clamped to the sample's last, columns of a head to its last. Statistics have 2·total elements in two rows of their
    stride, dots has total. What is stored belongs to a row below own_len; columns are those of the head, or, for the last head, the row's
-   padding. x_tile, y_tile: t below tile·d, block divides tile. #}
+   padding. k_tile, v_tile: t below tile·d. #}
 {% set key = kind == "key" %}
 {% set grad = kind != "forward" %}
 {% set of_x = kind != "forward" %}
@@ -18,17 +18,10 @@
 {% set b, b_first = (keys, v_first) if key else ("dy", 0) %}
 {% set x, x_first = ("q", 0) if key else (keys, k_first) %}
 {% set y, y_first = ("dy", 0) if key else (keys, v_first) %}
-{% set hidden = (masked and not key) or other_len % [tile, block]|max != 0 %}
 {% set lowest = "-3.4028234e38" %}
 {% if tile > 0 %}
 var<workgroup> x_tile: array<vec4<f32>, {{ tile * d }}>;
 var<workgroup> y_tile: array<vec4<f32>, {{ tile * d }}>;
-{% if key %}
-// Of queries: statistics, dy y, and whether there is one.
-var<workgroup> about: array<vec4<f32>, {{ tile }}>;
-{% elif hidden %}
-var<workgroup> about: array<u32, {{ tile }}>;
-{% endif %}
 {% endif %}
 
 @compute @workgroup_size({{ size }})
@@ -104,46 +97,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 {% if tile > 0 %}
     for (var other0 = begin; other0 < end; other0 += {{ tile }}u) {
         workgroupBarrier();
-{# Unrolled, so that all loads are under way before the first one is waited for. #}
-{% set loads = (tile * d + size - 1) // size %}
-{% for from in range(0, loads, 8) %}
-        {
-{% for r in range(from, [from + 8, loads]|min) %}
-            let t{{ r }} = {% if (r + 1) * size <= tile * d %}lid + {{ r * size }}u{% else %}min(lid + {{ r * size }}u, {{ tile * d - 1 }}u){% endif %};
-            let to{{ r }} = other0 + t{{ r }} / {{ d }}u;
-            let other_row{{ r }} = batch * {{ other_len }}u + min(to{{ r }}, {{ other_len - 1 }}u);
-            let at{{ r }} = column + t{{ r }} % {{ d }}u;
-            let x{{ r }} = {{ x }}_load(other_row{{ r }} * {{ x }}_stride + {{ x_first }}u + at{{ r }});
-            let y{{ r }} = {{ y }}_load(other_row{{ r }} * {{ y }}_stride + {{ y_first }}u + at{{ r }});
-{% if hidden %}
-            let there{{ r }} = to{{ r }} < {{ other_len }}u{% if masked and not key %} && mask_at(other_row{{ r }}) != 0.0{% endif %};
-{% endif %}
-{% endfor %}
-{% for r in range(from, [from + 8, loads]|min) %}
-{% if (r + 1) * size > tile * d %}
-            if (lid + {{ r * size }}u < {{ tile * d }}u) {
-{% else %}
-            {
-{% endif %}
-                x_tile[t{{ r }}] = {% if hidden %}select(vec4<f32>(), x{{ r }}, there{{ r }}){% else %}x{{ r }}{% endif %};
-                y_tile[t{{ r }}] = {% if hidden %}select(vec4<f32>(), y{{ r }}, there{{ r }}){% else %}y{{ r }}{% endif %};
-            }
-{% endfor %}
-        }
-{% endfor %}
-{% if key or hidden %}
-        if (lid < {{ tile }}u) {
-            let other = other0 + lid;
+        for (var t = lid; t < {{ tile * d }}u; t += {{ size }}u) {
+            let other = other0 + t / {{ d }}u;
             let other_row = batch * {{ other_len }}u + min(other, {{ other_len - 1 }}u);
+            let at = column + t % {{ d }}u;
             let there = other < {{ other_len }}u{% if masked and not key %} && mask_at(other_row) != 0.0{% endif %};
-{% if key %}
-            let n = (batch * {{ heads }}u + head) * {{ q_len }}u + min(other, {{ q_len - 1 }}u);
-            about[lid] = vec4<f32>(stats_at(n), stats_at(stats_stride + n), dots_at(n), select(0.0, 1.0, there));
-{% else %}
-            about[lid] = select(0u, 1u, there);
-{% endif %}
+            x_tile[t] = select(vec4<f32>(), {{ x }}_load(other_row * {{ x }}_stride + {{ x_first }}u + at), there);
+            y_tile[t] = select(vec4<f32>(), {{ y }}_load(other_row * {{ y }}_stride + {{ y_first }}u + at), there);
         }
-{% endif %}
         workgroupBarrier();
         let stop = min(end - other0, {{ tile }}u);
         for (var place = 0u; place < stop; place += {{ block }}u) {
@@ -154,28 +115,19 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 {% endif %}
 {% for i in range(block) %}
             let other{{ i }} = other + {{ i }}u;
-{% if tile > 0 %}
-            let other_at{{ i }} = (place + {{ i }}u) * {{ d }}u;
-{% if key %}
-            let about{{ i }} = about[place + {{ i }}u];
-            let largest{{ i }} = about{{ i }}.x;
-            let inverse{{ i }} = about{{ i }}.y;
-            let dots{{ i }} = about{{ i }}.z;
-            let there{{ i }} = about{{ i }}.w != 0.0;
-{% elif hidden %}
-            let there{{ i }} = about[place + {{ i }}u] != 0u;
-{% endif %}
-{% else %}
             let other_row{{ i }} = batch * {{ other_len }}u + min(other{{ i }}, {{ other_len - 1 }}u);
             let there{{ i }} = other{{ i }} < {{ other_len }}u{% if masked and not key %} && mask_at(other_row{{ i }}) != 0.0{% endif %};
-            let x_at{{ i }} = other_row{{ i }} * {{ x }}_stride + {{ x_first }}u + column;
-            let y_at{{ i }} = other_row{{ i }} * {{ y }}_stride + {{ y_first }}u + column;
 {% if key %}
             let n{{ i }} = (batch * {{ heads }}u + head) * {{ q_len }}u + min(other{{ i }}, {{ q_len - 1 }}u);
             let largest{{ i }} = stats_at(n{{ i }});
             let inverse{{ i }} = stats_at(stats_stride + n{{ i }});
             let dots{{ i }} = dots_at(n{{ i }});
 {% endif %}
+{% if tile > 0 %}
+            let other_at{{ i }} = (place + {{ i }}u) * {{ d }}u;
+{% else %}
+            let x_at{{ i }} = other_row{{ i }} * {{ x }}_stride + {{ x_first }}u + column;
+            let y_at{{ i }} = other_row{{ i }} * {{ y }}_stride + {{ y_first }}u + column;
 {% endif %}
 {% endfor %}
 {% macro x_of(i, c) %}{% if tile > 0 %}x_tile[other_at{{ i }} + {{ c }}]{% else %}select(vec4<f32>(), {{ x }}_load(x_at{{ i }} + {{ c }}), there{{ i }}){% endif %}{% endmacro %}
@@ -231,7 +183,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 {# Probabilities, in "forward" relative to the largest score so far. #}
 {% for r in range(each) %}
 {% for i in range(block) %}
-            let seen{{ r }}_{{ i }} = {% if key or hidden or tile == 0 %}there{{ i }}{% else %}true{% endif %}{% if causal %} && {% if key %}other{{ i }} >= own{{ r }}{% else %}other{{ i }} <= own{{ r }}{% endif %}{% endif %}{% if masked and key %} && counts{{ r }}{% endif %};
+            let seen{{ r }}_{{ i }} = there{{ i }}{% if causal %} && {% if key %}other{{ i }} >= own{{ r }}{% else %}other{{ i }} <= own{{ r }}{% endif %}{% endif %}{% if masked and key %} && counts{{ r }}{% endif %};
 {% if grad %}
 {% set n = i if key else r %}
             let p{{ r }}_{{ i }} = select(0.0, exp(score{{ r }}_{{ i }} * {{ scale }} - largest{{ n }}) * inverse{{ n }}, seen{{ r }}_{{ i }});

@@ -100,7 +100,7 @@ fn norms(rows: usize, width: usize, dtype: DType) -> Result<Graph> {
 const ATTENTIONS: [([usize; 5], bool, bool); 5] = [
     ([1, 1, 1, 1, 4], false, false),
     ([2, 5, 37, 3, 12], true, false),
-    ([1, 67, 33, 1, 32], false, true),
+    ([1, 131, 70, 1, 32], false, true),
     ([1, 3, 9, 2, 80], true, true),
     ([1, 9, 3, 1, 132], true, false),
 ];
@@ -304,17 +304,6 @@ fn accumulated(update: bool) -> Result<Graph> {
     }
     graph.output("loss", loss)?;
     Ok(graph)
-}
-
-#[test]
-fn zz_attention() {
-    for (dims, masked, causal) in ATTENTIONS {
-        every_target(
-            |dtype| attention(dims, masked, causal, dtype),
-            "attention",
-            &[],
-        );
-    }
 }
 
 #[test]
