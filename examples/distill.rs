@@ -1,6 +1,6 @@
 //! Mode A: distils a sentence encoder from a teacher's embeddings, entirely on the GPU, then answers questions with it.
 //!
-//! Without arguments: 12 000 WordNet sentences with MiniLM embeddings, a small encoder, six epochs.
+//! Without arguments: 12 000 WordNet sentences with MiniLM embeddings, a small encoder that starts from its teacher, three epochs.
 //!
 //! From a text file to a model:
 //!
@@ -49,7 +49,11 @@ use shared::training::run;
 /// With --texts and --teacher a text file is all there is: the teacher embeds it, the encoder starts from the teacher, learns, is
 /// written to OUT/model, and answers questions about the file.
 #[derive(Parser)]
-#[command(version)]
+#[command(
+    version,
+    mut_arg("epochs", |arg| arg.default_value("3")),
+    mut_arg("learning_rate", |arg| arg.default_value("2e-3"))
+)]
 pub struct Options {
     #[command(flatten)]
     texts: Texts,

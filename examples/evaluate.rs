@@ -1,7 +1,7 @@
 //! Compares the embeddings of a trained encoder with its teacher's on a data set, and the predictions of a decoder with the texts.
 //!
 //! ```text
-//! cargo run --release --example evaluate -- --model out/model
+//! cargo run --release --example evaluate
 //! cargo run --release --example evaluate -- --model out/model --data mine.jsonl --json
 //! ```
 

@@ -1,8 +1,8 @@
 //! Searches a text file by meaning: indexes its lines once, then answers questions with the nearest ones.
 //!
 //! ```text
-//! cargo run --release --example search -- --model out/model texts.txt
-//! cargo run --release --example search -- --model out/model texts.txt --ask "a large animal" -k 3
+//! cargo run --release --example search -- texts.txt
+//! cargo run --release --example search -- texts.txt --ask "a large animal" -k 3
 //! ```
 
 use std::fs;

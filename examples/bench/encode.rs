@@ -6,7 +6,8 @@ use std::time::Instant;
 use energyflow::graph::Graph;
 use energyflow::runtime::Host;
 use energyflow::text::{
-    Dataset, Encoder, EncoderOptions, Model, Precision, TextEncoder, TextEncoderOptions,
+    Dataset, Encoder, EncoderOptions, EncoderPooling, Model, Precision, TextEncoder,
+    TextEncoderOptions,
 };
 use energyflow::train::Weights;
 use energyflow::{DType, Executable, Gpu, Session};
@@ -18,9 +19,25 @@ const LENGTH: usize = 32;
 const BATCH: usize = 1024;
 const TEXTS: usize = 100_000;
 
-/// D 256, H 512, four blocks, L 32, E 384, with random weights and the bundled tokenizer.
-fn encoder(gpu: &Gpu, dtype: DType) -> Result<TextEncoder, Failure> {
-    let options = EncoderOptions::default().length(LENGTH).embedding(384);
+/// D 256, H 512, four blocks, L 32, E 384.
+fn sizes() -> EncoderOptions {
+    EncoderOptions::default().length(LENGTH).embedding(384)
+}
+
+/// The large student of docs/quality.md.
+fn large_student() -> EncoderOptions {
+    sizes()
+        .width(384)
+        .hidden(768)
+        .kernel(3)
+        .dilations(vec![1, 2, 4, 8, 1, 2, 4, 8])
+        .centred(true)
+        .pooling(EncoderPooling::Attention)
+        .expansion(Some(1024))
+}
+
+/// With random weights and the bundled tokenizer.
+fn encoder(gpu: &Gpu, dtype: DType, options: EncoderOptions) -> Result<TextEncoder, Failure> {
     let mut graph = Graph::new();
     let layers = Encoder::new(&mut graph, &options)?;
     graph.output("bias", layers.projection.weight)?;
@@ -42,7 +59,7 @@ fn data(name: &str) -> String {
 }
 
 pub fn run(gpu: &Gpu, dtype: DType, seconds: f64) -> Result<Vec<Row>, Failure> {
-    let encoder = encoder(gpu, dtype)?;
+    let encoder = encoder(gpu, dtype, sizes())?;
     let dataset = Dataset::open(data("wordnet_val.safetensors"))?;
     let texts: Vec<String> = dataset
         .iter()
@@ -110,7 +127,40 @@ pub fn run(gpu: &Gpu, dtype: DType, seconds: f64) -> Result<Vec<Row>, Failure> {
         .collect::<Result<_, _>>()?;
     let embedded = best(&|| encoder.encode_ids(&ids).map(drop).map_err(Into::into))?;
     rows.push(Row::new("the same from token ids", embedded, "s"));
+    if large {
+        rows.extend(student(gpu, dtype, &ids, seconds)?);
+    }
     Ok(rows)
+}
+
+/// The large student: the rate on the device, where each text of `ids` is in a full batch of its length, and from end to end.
+fn student(gpu: &Gpu, dtype: DType, ids: &[Vec<u32>], seconds: f64) -> Result<Vec<Row>, Failure> {
+    let encoder = encoder(gpu, dtype, large_student())?;
+    let mut spent = 0.0;
+    let mut shorter = 0;
+    for length in [8, 16, LENGTH] {
+        let texts = ids
+            .iter()
+            .filter(|ids| (shorter + 1..=length).contains(&ids.len().min(LENGTH)));
+        let executable = encoder.compiled(length, BATCH)?;
+        encoder.encode_ids(&vec![vec![1; length]; BATCH])?;
+        let device = device_milliseconds(gpu, &executable, seconds / 4.0)?;
+        spent += device * 1e-3 * texts.count() as f64 / BATCH as f64;
+        shorter = length;
+    }
+    let device = ids.len() as f64 / spent;
+    encoder.encode_ids(ids)?;
+    let start = Instant::now();
+    encoder.encode_ids(ids)?;
+    let whole = ids.len() as f64 / start.elapsed().as_secs_f64();
+    Ok(vec![
+        Row::new("large student, on the device", device, "texts/s"),
+        Row::new(
+            "large student, from token ids to embeddings",
+            whole,
+            "texts/s",
+        ),
+    ])
 }
 
 /// As many dispatches as dependent ones can be short: each adds up one number, which is the result of the one before. They are submitted and

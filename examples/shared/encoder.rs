@@ -20,8 +20,8 @@ enum Storage {
 #[derive(clap::Args, Clone, Debug)]
 #[command(next_help_heading = "Encoder")]
 pub struct Encoder {
-    /// Model folder, as the training examples write it
-    #[arg(long, value_name = "DIR", default_value = "out/model")]
+    /// Model folder, as the training examples write it; without it the bundled model
+    #[arg(long, value_name = "DIR", hide_default_value = true, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/data/model"))]
     pub model: PathBuf,
     /// Element type of activations; sums are f32
     #[arg(long, value_enum, default_value = "f32")]

@@ -36,12 +36,7 @@ pub struct Network {
     #[arg(long, value_name = "K", default_value_t = 3)]
     kernel: usize,
     /// Dilation of each block
-    #[arg(
-        long,
-        value_name = "LIST",
-        value_delimiter = ',',
-        default_value = "1,2"
-    )]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1")]
     dilations: Vec<usize>,
     /// No blocks: a token has the same vector in every text
     #[arg(long = "static", conflicts_with = "dilations")]
@@ -56,7 +51,7 @@ pub struct Network {
     #[arg(long, value_enum, default_value = "attention")]
     pooling: Pooling,
     /// Width of an expanding head; 0: the head is a linear layer
-    #[arg(long, value_name = "W", default_value_t = 1024)]
+    #[arg(long, value_name = "W", default_value_t = 1536)]
     expansion: usize,
     /// Share of the words that are dropped in training
     #[arg(long, value_name = "RATE", default_value_t = 0.0)]

@@ -69,7 +69,7 @@ impl TextEncoderOptions {
 /// Texts are sorted by length into static shapes, the *buckets*: pairs of a length in tokens and a batch size. Each is compiled when it is
 /// first needed, or by [`TextEncoder::warm_up`]. What is left over after full batches is computed in one more batch of the same size, unless a
 /// smaller size is compiled already. A text does not pay for longer ones beside it, and its embedding does not depend on them,
-/// or on the bucket, but for rounding: the network is causal, and padding does not count.
+/// or on the bucket, but for rounding: padding does not count.
 ///
 /// There is no optimizer state. Parameters are kept in f32, and once more in f16 if activations are.
 #[derive(Debug)]
