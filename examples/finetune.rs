@@ -98,6 +98,9 @@ pub struct Options {
     device: shared::device::Device,
 }
 
+/// A tokenizer, and the content of its `tokenizer.json`.
+type WithJson = (Arc<dyn Tokenizer>, Vec<u8>);
+
 /// What is fine-tuned.
 enum Network {
     Transformer(Box<TransformerModel>),
@@ -137,7 +140,7 @@ impl Network {
     }
 
     /// The tokenizer for texts of so many tokens, and its description.
-    fn tokenizer(&self, length: usize) -> Result<(Arc<dyn Tokenizer>, Vec<u8>), Box<dyn Error>> {
+    fn tokenizer(&self, length: usize) -> Result<WithJson, Box<dyn Error>> {
         let json = match self {
             Self::Transformer(model) => &model.tokenizer,
             Self::Encoder(model) => &model.tokenizer,

@@ -1,5 +1,6 @@
 //! The examples `distill` and `finetune`, from text files and a tiny teacher to models.
 #![cfg(feature = "tokenizer")]
+#![allow(clippy::duplicate_mod, reason = "the examples share files")]
 
 #[path = "common/bert.rs"]
 #[allow(dead_code)]

@@ -10,8 +10,8 @@ const USUAL: f64 = 1000.0;
 /// Flatten it into the options of an example: `#[command(flatten)] size: Validation`.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Validation {
-    /// Share of the file for validation, chosen by a hash of the text, so that equal texts are on one side. Without it 0.05, or less for
-    /// about 1000
+    /// Share of the file for validation, chosen by a hash of the text, so that equal texts are on one side. Without it 0.05, and at most
+    /// about 1000 texts
     #[arg(long, value_name = "SHARE", conflicts_with = "validation_count")]
     validation_share: Option<f64>,
     /// Number of texts or pairs for validation, instead of a share

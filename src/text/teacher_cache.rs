@@ -339,17 +339,16 @@ mod tests {
 
     #[test]
     fn damage_is_seen_and_failures_leave_the_file_as_it_was() {
+        type Encode<'a> = &'a dyn Fn(&[String]) -> Result<Embeddings>;
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         std::fs::write(at("a.txt"), "one\n\ntwo two").unwrap();
         let texts = TextFile::open(at("a.txt")).unwrap();
         let cache = TeacherCache::new(at("cache"), &texts, "teacher");
-        let write = |encode: &dyn Fn(&[String]) -> Result<Embeddings>| {
-            cache.write(&texts, 3, EmbeddingType::F16, encode, |_| ())
-        };
+        let write = |encode: Encode<'_>| cache.write(&texts, 3, EmbeddingType::F16, encode, |_| ());
         write(&|lines| Ok(embed(lines))).unwrap();
         let whole = std::fs::read(at("cache")).unwrap();
-        let failures: [(&dyn Fn(&[String]) -> Result<Embeddings>, &str); 4] = [
+        let failures: [(Encode<'_>, &str); 4] = [
             (
                 &|_| Err(Error::Tokenizer("text 1: bad".into())),
                 "lines 1 to 3",
