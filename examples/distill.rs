@@ -23,7 +23,7 @@ use shared::training::{Data, Opened, Output, Training, run};
 #[command(
     version,
     mut_arg("epochs", |arg| arg.default_value("3")),
-    mut_arg("learning_rate", |arg| arg.default_value("2e-3"))
+    mut_arg("learning_rate", |arg| arg.default_value("3e-3"))
 )]
 struct Options {
     #[command(flatten)]
