@@ -52,7 +52,7 @@ use shared::training::run;
 #[command(
     version,
     mut_arg("epochs", |arg| arg.default_value("3")),
-    mut_arg("learning_rate", |arg| arg.default_value("2e-3"))
+    mut_arg("learning_rate", |arg| arg.default_value("3e-3"))
 )]
 pub struct Options {
     #[command(flatten)]
