@@ -10,13 +10,13 @@ use std::sync::{Arc, LazyLock, mpsc};
 use std::time::{Duration, Instant};
 
 use energyflow::graph::{Graph, Init};
+use energyflow::runtime::Pending;
 use energyflow::text::trainer::Event;
 use energyflow::text::{
     Batches, Dataset, Efb1Writer, EncoderOptions, FitOptions, Trainer, TrainerOptions,
 };
 use energyflow::train::{AdamW, Checkpoint};
 use energyflow::types::{DType, Trans, UnaryOp};
-use energyflow::runtime::Pending;
 use energyflow::{Error, Executable, Gpu, GpuOptions, Host, Session};
 use tempfile::TempDir;
 
@@ -60,7 +60,9 @@ static STEP: LazyLock<Graph> = LazyLock::new(|| {
     let square = graph.unary(UnaryOp::Square, difference).unwrap();
     let loss = graph.sum_all(square).unwrap();
     graph.output("loss", loss).unwrap();
-    AdamW::default().step(&mut graph, loss, &parameters).unwrap();
+    AdamW::default()
+        .step(&mut graph, loss, &parameters)
+        .unwrap();
     graph
 });
 
@@ -160,25 +162,29 @@ fn a_device_lost_under_eight_threads() {
         train(&executable, 0..1);
         let ends: Vec<Error> = std::thread::scope(|scope| {
             let (gpu, own, executable) = (&gpu, &own, &executable);
-            let threads: Vec<_> = (0..8)
-                .map(|thread| {
-                    scope.spawn(move || {
-                        let until_it_fails = |mut call: Box<dyn FnMut() -> Result<(), Error>>| loop {
-                            if let Err(error) = call() {
-                                return error;
-                            }
-                        };
-                        until_it_fails(match thread {
-                            0 => Box::new(|| own.get("a").map(drop)),
-                            1 => Box::new(|| Session::new(gpu, 9).compile(&STEP).map(drop)),
-                            2 => Box::new(|| Checkpoint::from_session(own).map(drop)),
-                            3 => Box::new(|| start(executable, 1).map(drop)),
-                            4 => Box::new(|| pollster::block_on(start(executable, 2)?).map(drop)),
-                            _ => Box::new(|| loss(start(executable, 3)?).map(drop)),
+            let threads: Vec<_> =
+                (0..8)
+                    .map(|thread| {
+                        scope.spawn(move || {
+                            let until_it_fails =
+                                |mut call: Box<dyn FnMut() -> Result<(), Error>>| loop {
+                                    if let Err(error) = call() {
+                                        return error;
+                                    }
+                                };
+                            until_it_fails(match thread {
+                                0 => Box::new(|| own.get("a").map(drop)),
+                                1 => Box::new(|| Session::new(gpu, 9).compile(&STEP).map(drop)),
+                                2 => Box::new(|| Checkpoint::from_session(own).map(drop)),
+                                3 => Box::new(|| start(executable, 1).map(drop)),
+                                4 => {
+                                    Box::new(|| pollster::block_on(start(executable, 2)?).map(drop))
+                                }
+                                _ => Box::new(|| loss(start(executable, 3)?).map(drop)),
+                            })
                         })
                     })
-                })
-                .collect();
+                    .collect();
             std::thread::sleep(Duration::from_millis(300));
             gpu.device().destroy();
             threads.into_iter().map(|t| t.join().unwrap()).collect()
@@ -197,7 +203,9 @@ fn texts(folder: &Path) -> Dataset {
     let mut writer = Efb1Writer::create(&path, 4).unwrap();
     for i in 0..24_u32 {
         let target = [0, 1, 2, 3].map(|k| ((i * 3 + k) as f32).sin());
-        writer.push(&[1, 2 + i % 6, 2 + i % 5], &[1; 3], &target).unwrap();
+        writer
+            .push(&[1, 2 + i % 6, 2 + i % 5], &[1; 3], &target)
+            .unwrap();
     }
     writer.finish().unwrap();
     Dataset::open(path).unwrap()
