@@ -450,10 +450,10 @@ fn finish(mut child: Child, result: &Path) -> Outcome {
 }
 
 #[test]
-fn processes_share_a_folder() {
+fn eight_processes_share_a_folder() {
     let results = tempfile::tempdir().unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let paths = ["a", "b"].map(|name| results.path().join(name));
+    let paths: [_; 8] = std::array::from_fn(|i| results.path().join(i.to_string()));
     let children = paths.each_ref().map(|path| start(folder.path(), "1", path));
     let mut outcomes = Vec::new();
     for (child, path) in children.into_iter().zip(&paths) {

@@ -37,6 +37,8 @@ pub(super) struct Context {
     faults: Arc<Faults>,
     /// Panics of callbacks that ran on a thread of this crate. The next poll raises them.
     panics: Mutex<Vec<Box<dyn Any + Send>>>,
+    #[cfg(test)]
+    pub(super) refusals: super::refusals::Refusals,
 }
 
 impl Context {
@@ -75,6 +77,8 @@ impl Context {
             gate: Gate::default(),
             faults,
             panics: Mutex::default(),
+            #[cfg(test)]
+            refusals: super::refusals::Refusals::default(),
         }
     }
 
@@ -135,6 +139,21 @@ impl Context {
                 reason: error.to_string(),
             }),
         }
+    }
+
+    /// As [`Context::run`], for a call that takes memory of the device. Tests make it fail.
+    pub(super) fn allocate<T>(
+        &self,
+        what: impl FnOnce() -> String,
+        bytes: u64,
+        call: impl FnOnce() -> T,
+    ) -> Result<T> {
+        #[cfg(test)]
+        if self.refusals.next() {
+            let what = what();
+            return Err(Error::OutOfMemory { what, bytes });
+        }
+        self.run(what, bytes, call)
     }
 
     /// Fails between the parts of a long run, which nothing may come between.

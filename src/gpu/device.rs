@@ -86,6 +86,12 @@ impl Gpu {
         &self.0.context
     }
 
+    /// Which allocations fail.
+    #[cfg(test)]
+    pub(crate) fn refusals(&self) -> &super::refusals::Refusals {
+        &self.0.context.refusals
+    }
+
     /// What the opened device can do; constant.
     #[must_use]
     pub fn capabilities(&self) -> &Capabilities {

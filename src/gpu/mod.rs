@@ -27,6 +27,8 @@ mod pool;
 mod profiler;
 mod readback;
 mod recorder;
+#[cfg(test)]
+mod refusals;
 mod report;
 mod ring;
 mod staging;

@@ -340,7 +340,7 @@ impl Pool {
         };
         let create = || {
             let what = || format!("allocating buffer {label:?}");
-            context.run(what, class, || {
+            context.allocate(what, class, || {
                 context.device.create_buffer(&wgpu::BufferDescriptor {
                     label: Some(label),
                     size: class,

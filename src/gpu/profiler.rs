@@ -69,16 +69,13 @@ impl Times {
     /// Waits for the nanoseconds of each pass.
     pub(crate) fn timings(self) -> Result<Vec<Timing>> {
         let ticks = self.ticks.wait()?;
-        let pairs = ticks.as_chunks().0.iter().zip(self.labels);
-        let first = ticks.first().copied().unwrap_or(0);
-        Ok(pairs
-            .map(|([start, end], label)| Timing {
-                label,
-                start: start.saturating_sub(first) as f64 * self.period,
-                // The counter of some drivers steps back now and then.
-                nanoseconds: end.saturating_sub(*start) as f64 * self.period,
-            })
-            .collect())
+        let spans = spans(&ticks, self.period).zip(self.labels);
+        let timings = spans.map(|((start, nanoseconds), label)| Timing {
+            label,
+            start,
+            nanoseconds,
+        });
+        Ok(timings.collect())
     }
 
     /// Waits for the nanoseconds of all passes together.
@@ -89,6 +86,18 @@ impl Times {
             .map(|timing| timing.nanoseconds)
             .sum())
     }
+}
+
+/// Start and duration in nanoseconds of each pair of ticks. The counter of some drivers steps back now and then: what would be negative is
+/// 0, and nothing begins before what is ahead of it.
+fn spans(ticks: &[u64], period: f64) -> impl Iterator<Item = (f64, f64)> {
+    let first = ticks.first().copied().unwrap_or(0);
+    let mut latest = first;
+    ticks.as_chunks().0.iter().map(move |&[start, end]| {
+        latest = latest.max(start);
+        let nanoseconds = end.saturating_sub(start) as f64 * period;
+        ((latest - first) as f64 * period, nanoseconds)
+    })
 }
 
 impl Gpu {
@@ -214,4 +223,33 @@ impl Gpu {
 
 fn copy_whole(encoder: &mut wgpu::CommandEncoder, from: &Buffer, to: &Buffer) {
     encoder.copy_buffer_to_buffer(from.inner(), 0, to.inner(), 0, from.size());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::spans;
+
+    #[test]
+    fn a_clock_that_steps_back_gives_zero() {
+        let of = |ticks: &[u64]| spans(ticks, 2.0).collect::<Vec<_>>();
+        assert_eq!(of(&[]), []);
+        assert_eq!(of(&[5, 7, 8, 9]), [(0.0, 4.0), (6.0, 2.0)]);
+        // Within a pair, between pairs, below the first, to nothing, and to the end of the counter.
+        let ticks = [100, 90, 95, 105, 1, 3, 110, 120, 0, 0, u64::MAX, 4];
+        let spans = of(&ticks);
+        let longest = (u64::MAX - 100) as f64 * 2.0;
+        assert_eq!(
+            spans,
+            [
+                (0.0, 0.0),
+                (0.0, 20.0),
+                (0.0, 4.0),
+                (20.0, 20.0),
+                (20.0, 0.0),
+                (longest, 0.0)
+            ]
+        );
+        // Timestamps that do not count.
+        assert_eq!(of(&[0; 6]), [(0.0, 0.0); 3]);
+    }
 }

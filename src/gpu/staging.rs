@@ -173,7 +173,7 @@ impl Staging {
     ) -> Result<wgpu::Buffer> {
         let what = || "allocating a staging buffer".to_owned();
         lock(&self.state).made += 1;
-        context.run(what, size, || {
+        context.allocate(what, size, || {
             context.device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some("staging"),
                 size,

@@ -135,7 +135,7 @@ impl Tensor {
         // Not between the parts of a run of another thread, nor, from a callback, of this one.
         let _gate = gpu.context().gate();
         gpu.context().check_whole(what)?;
-        gpu.context().run(what, bytes.len() as u64, || {
+        gpu.context().allocate(what, bytes.len() as u64, || {
             let (inner, offset) = (self.slice.buffer().inner(), self.slice.offset());
             gpu.queue().write_buffer(inner, offset + at, bytes);
         })

@@ -6,6 +6,8 @@ mod dump;
 mod executable;
 mod function;
 mod memory;
+#[cfg(test)]
+mod out_of_memory;
 mod pace;
 mod parameters;
 mod profile;
