@@ -9,9 +9,9 @@ use super::stand_in::translate;
 use super::{cases, each, some};
 
 /// Dispatches per template.
-const DISPATCHES: usize = 6;
+const DISPATCHES: usize = 4;
 /// Indices that are shifted per dispatch.
-const SHIFTS: usize = 24;
+const SHIFTS: usize = 8;
 
 /// What runs, for every mutant of a case.
 fn mutants(text: &str) -> Vec<(String, String)> {
@@ -23,7 +23,8 @@ fn mutants(text: &str) -> Vec<(String, String)> {
             all.push((format!("without {}", line(text, at)), mutant));
         }
     }
-    let places = indices(text);
+    let mut places = indices(text);
+    places.retain(|&(open, _)| is_called(text, open));
     let step = places.len().div_ceil(SHIFTS).max(1);
     for &(open, close) in places.iter().step_by(step) {
         let mutant = format!(
@@ -47,6 +48,17 @@ fn line(text: &str, at: usize) -> String {
         .map(str::trim)
         .collect();
     format!("{number}: {}", lines.join(" | "))
+}
+
+/// Whether the function around a position is called: each binding has functions to load and store that a kernel may not need.
+fn is_called(text: &str, at: usize) -> bool {
+    let mut lines = text[..at].lines().rev();
+    let header = lines.find(|line| line.ends_with('(') && !line.starts_with(char::is_whitespace));
+    let name = header.and_then(|line| line.trim_end_matches('(').rsplit(' ').next());
+    name.is_none_or(|name| {
+        let call = format!("{name}(");
+        name == "main_" || text.matches(&call).count() > 1
+    })
 }
 
 /// Brackets of indices that the entry point and its functions compute: not those of declarations, attributes and components of vectors.
@@ -82,71 +94,89 @@ fn indices(text: &str) -> Vec<(usize, usize)> {
     places
 }
 
-/// Why no run can notice a mutant of a line, by a part of the line and the template: all of them were looked at.
-const EQUIVALENT: [(&str, &str, &str); 0] = [];
+/// Why no run can notice a mutant: kind and a part of its site, and the reason.
+const EQUIVALENT: [(&str, &str, &str); 1] = [(
+    "without",
+    "uint lane = lid_# % #u; | metal::threadgroup_barrier",
+    "`reduce` first waits for readers of its scratch memory, which are there only where a kernel calls it twice",
+)];
 
+/// A line without its numbers, which differ from kernel to kernel.
+fn site(what: &str) -> String {
+    let mut text = String::new();
+    for c in what.chars() {
+        match c.is_ascii_digit() {
+            true if text.ends_with('#') => {}
+            true => text.push('#'),
+            false => text.push(c),
+        }
+    }
+    text
+}
+
+/// A site is a line of a template. Each has to be noticed in one of the dispatches at least: in others its memory may hold nothing but zeros.
 #[test]
 #[ignore = "takes minutes and needs recorded dispatches"]
 fn every_mutant_is_noticed() {
     let metal = Metal::new(Mode::Plain, 4, 3);
     let small = |case: &Case| case.before.iter().map(Vec::len).sum::<usize>() < 1 << 18;
-    let cases: Vec<Case> = some(cases().into_iter().filter(small).collect(), DISPATCHES);
-    // By template: mutants, and those that survive.
-    let counts = Mutex::new(BTreeMap::<String, [usize; 4]>::new());
-    let survivors = Mutex::new(Vec::new());
+    let asked = std::env::var("ENERGYFLOW_MUTANTS").unwrap_or_default();
+    let wanted = |case: &Case| small(case) && case.template().starts_with(&asked);
+    let cases: Vec<Case> = some(cases().into_iter().filter(wanted).collect(), DISPATCHES);
+    // By template and site: mutants, and how many of them were noticed.
+    let sites = Mutex::new(BTreeMap::<(String, String), [usize; 2]>::new());
     let failures = each(&cases, |case| {
         let parsed = translate::parse(&case.wgsl)?;
         let made = translate::metal(&parsed, LANGUAGE)?;
+        let (glue, bindings) = (&made.glue, &parsed.bindings);
         let run = |text: &str| {
             let mut memory = case.before.clone();
-            metal.run_text(
-                text,
-                &made.glue,
-                &parsed.bindings,
-                case.workgroups,
-                &mut memory,
-            )?;
+            metal.run_text(text, glue, bindings, case.workgroups, &mut memory)?;
             Ok::<_, String>(memory == case.after)
         };
         if run(&made.text) != Ok(true) {
             return Err("does not compute what was recorded".to_owned());
         }
-        for (what, mutant) in mutants(&made.text) {
-            let barrier = what.starts_with("without");
-            let survives = run(&mutant) == Ok(true);
-            let mut counts = counts.lock().unwrap();
-            let count = counts.entry(case.template().to_owned()).or_default();
-            let at = if barrier { 0 } else { 2 };
-            count[at] += 1;
-            if survives {
-                count[at + 1] += 1;
-                let known = EQUIVALENT
-                    .iter()
-                    .any(|(template, text, _)| *template == case.template() && what.contains(text));
-                if !known {
-                    let short: String = case.key.chars().take(160).collect();
-                    survivors
-                        .lock()
-                        .unwrap()
-                        .push(format!("{short}\n    {what}"));
-                }
-            }
+        let mutants = mutants(&made.text);
+        for (_, mutant) in &mutants {
+            metal.prepare_text(mutant, glue, bindings)?;
+        }
+        for (what, mutant) in mutants {
+            let noticed = run(&mutant) != Ok(true);
+            let key = (case.template().to_owned(), site(&what));
+            let mut sites = sites.lock().unwrap();
+            let count = sites.entry(key).or_default();
+            count[0] += 1;
+            count[1] += usize::from(noticed);
         }
         Ok(())
     });
-    println!("template: barriers dropped, of which unnoticed; indices shifted, of which unnoticed");
-    for (template, [barriers, kept, shifts, same]) in counts.into_inner().unwrap() {
+    let sites = sites.into_inner().unwrap();
+    // By template: sites, and those of which no mutant was noticed, of barriers and of indices.
+    let mut counts = BTreeMap::<&str, [usize; 4]>::new();
+    let mut unexplained = Vec::new();
+    for ((template, site), [_, noticed]) in &sites {
+        let count = counts.entry(template).or_default();
+        let at = if site.starts_with("without") { 0 } else { 2 };
+        count[at] += 1;
+        if *noticed > 0 {
+            continue;
+        }
+        count[at + 1] += 1;
+        let reason = EQUIVALENT
+            .iter()
+            .find(|(kind, part, _)| site.starts_with(kind) && site.contains(part));
+        match reason {
+            Some((.., reason)) => println!("{template}: {site}: {reason}"),
+            None => unexplained.push(format!("{template}: {site}")),
+        }
+    }
+    println!("template: barriers dropped, unnoticed; indices shifted, unnoticed");
+    for (template, [barriers, kept, shifts, same]) in counts {
         println!("{template}: {barriers}, {kept}; {shifts}, {same}");
     }
-    let survivors = survivors.into_inner().unwrap();
-    println!("{} dispatches, {} survivors", cases.len(), survivors.len());
-    for survivor in &survivors {
-        println!("{survivor}");
-    }
+    let mutants: usize = sites.values().map(|[all, _]| all).sum();
+    println!("{} dispatches, {mutants} mutants", cases.len());
     assert!(failures.is_empty(), "{failures:?}");
-    assert!(
-        survivors.is_empty(),
-        "{} mutants were not noticed",
-        survivors.len()
-    );
+    assert!(unexplained.is_empty(), "{}", unexplained.join("\n"));
 }

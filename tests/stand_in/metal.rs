@@ -520,6 +520,14 @@ impl Metal {
         self.dispatch(&entry, workgroups, memory)
     }
 
+    /// As [`Metal::prepare`], of Metal's text.
+    ///
+    /// # Errors
+    /// None.
+    pub fn prepare_text(&self, text: &str, glue: &str, uses: &[Use]) -> Result<(), String> {
+        self.enqueue(text, glue, uses.to_vec()).map(drop)
+    }
+
     /// As [`Metal::run`], of Metal's text: for mutants.
     ///
     /// # Errors
