@@ -31,7 +31,9 @@ struct Server {
 }
 
 fn weights() -> Vec<u8> {
-    (0..300_000_u32).map(|i| (i.wrapping_mul(i) % 251) as u8).collect()
+    (0..300_000_u32)
+        .map(|i| (i.wrapping_mul(i) % 251) as u8)
+        .collect()
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -25,7 +25,7 @@ pub(super) trait Network: std::fmt::Debug + Send + Sync {
     fn length(&self) -> usize;
 
     /// Width of an embedding, E.
-    fn width(&self) -> usize;
+    fn embedding(&self) -> usize;
 
     /// Columns of its widest value: what bounds the tokens of a batch.
     fn widest(&self) -> usize;
@@ -129,7 +129,7 @@ impl Engine {
     }
 
     pub fn width(&self) -> usize {
-        self.network.width()
+        self.network.embedding()
     }
 
     pub fn tokenizer(&self) -> &dyn Tokenizer {

@@ -5,7 +5,6 @@ macro_rules! engine_methods {
     () => {
         /// Width of an embedding, E.
         #[must_use]
-        #[allow(clippy::misnamed_getters, reason = "the network has a width, too")]
         pub fn width(&self) -> usize {
             self.engine.width()
         }

@@ -157,7 +157,7 @@ impl Network for EncoderOptions {
         self.length
     }
 
-    fn width(&self) -> usize {
+    fn embedding(&self) -> usize {
         self.embedding
     }
 

@@ -304,7 +304,7 @@ impl Network for TransformerOptions {
         self.length
     }
 
-    fn width(&self) -> usize {
+    fn embedding(&self) -> usize {
         self.width
     }
 
