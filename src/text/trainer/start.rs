@@ -215,7 +215,17 @@ impl Normal {
                 self.count
             ),
         };
+        let diagonal = self.squares.diagonal();
         let factors = self.squares.cholesky().ok_or_else(singular)?;
+        // What rounding leaves of a zero.
+        let pivots = factors.l_dirty().diagonal();
+        if pivots
+            .iter()
+            .zip(&diagonal)
+            .any(|(pivot, &whole)| pivot * pivot <= 1e-12 * whole)
+        {
+            return Err(singular());
+        }
         // Column by column, which is row by row of the transpose.
         let weight = factors.solve(&self.products);
         let bias = mean_y - weight.tr_mul(&mean_x);
