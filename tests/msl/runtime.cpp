@@ -96,7 +96,7 @@ static void change(Context& from, Context& to) { swapcontext(&from.context, &to.
 #define HIDDEN __attribute__((no_sanitize("thread"), noinline))
 
 namespace {
-constexpr size_t STACK = 64 << 10;
+constexpr size_t STACK = 512 << 10; // sanitizers need much; pages that are never touched cost nothing
 constexpr uint LANES = 32;
 enum State { Ready, Group, Simd, Done };
 struct Fiber {
@@ -132,7 +132,12 @@ HIDDEN uint64_t random_number() {
     return z ^ (z >> 31);
 }
 
-char* new_stack() { return (char*)mmap(nullptr, STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0); }
+char* new_stack() {
+    void* stack = mmap(nullptr, STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (stack == MAP_FAILED) abort();
+    mprotect(stack, 4096, PROT_NONE); // an overflow ends the process
+    return static_cast<char*>(stack);
+}
 
 void answer(const std::string& reason) {
     uint length = reason.size();
