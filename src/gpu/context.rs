@@ -291,6 +291,19 @@ fn is_of_wgpu(panic: &(dyn Any + Send)) -> bool {
     text.is_some_and(|text| text.starts_with("Error in Device::poll"))
 }
 
+/// Why mapped memory cannot be read or written. Only the loss of the device destroys a buffer of this crate, and a thread may lose it while
+/// another one has the memory mapped.
+pub(super) fn inaccessible(what: &str, error: &dyn std::fmt::Display) -> Error {
+    let reason = error.to_string();
+    match reason.contains("destroyed") {
+        true => Error::DeviceLost { reason },
+        false => Error::Validation {
+            what: what.to_owned(),
+            reason,
+        },
+    }
+}
+
 /// Fails when `needed` is above `available`, the device's limit named `limit`.
 pub(super) fn within(
     what: impl FnOnce() -> String,
