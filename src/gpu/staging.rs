@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, Weak};
 use super::context::{Context, inaccessible, within};
 use super::lock::lock;
 use super::pool::size_class;
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 #[derive(Debug, Default)]
 struct State {
