@@ -37,18 +37,20 @@ fn session(gpu: &Gpu, elements: usize, value: f32) -> Session {
     session
 }
 
-fn records(count: usize) -> impl Iterator<Item = Record> {
-    (0..count).map(|i| {
-        let mut record = Record::new(vec![i as f32; 16]);
-        record.text = Some(format!("text number {i}"));
-        record
-    })
+/// Texts, with token ids where the format has nothing else.
+fn record(format: DatasetFormat, i: usize) -> Record {
+    let mut record = Record::new(vec![i as f32; 16]);
+    match format {
+        DatasetFormat::Safetensors => record.input_ids = Some(vec![1, 2, 3 + i as u32 % 5]),
+        _ => record.text = Some(format!("text number {i}")),
+    }
+    record
 }
 
 fn write(path: &Path, format: DatasetFormat, count: usize) -> Result<(), Error> {
     let mut writer = RecordWriter::create(path, format, 16, EmbeddingType::F32)?;
-    for record in records(count) {
-        writer.push(&record)?;
+    for i in 0..count {
+        writer.push(&record(format, i))?;
     }
     writer.finish()
 }

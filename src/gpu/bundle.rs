@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
+use super::context::inaccessible;
 use super::device::Gpu;
 use super::dispatch::Dispatch;
 use super::element::Element;
@@ -375,14 +376,10 @@ impl Turn<'_> {
             .and_then(|flight| flight.upload.as_ref());
         let upload = upload.ok_or_else(missing)?;
         let range = piece.at..piece.at + piece.layout.size_bytes();
-        let mut view =
-            upload
-                .buffer
-                .get_mapped_range_mut(range)
-                .map_err(|error| Error::Validation {
-                    what: "writing inputs".to_owned(),
-                    reason: error.to_string(),
-                })?;
+        let mut view = upload
+            .buffer
+            .get_mapped_range_mut(range)
+            .map_err(|error| inaccessible("writing inputs", &error))?;
         piece.layout.pack_into(data, view.slice(..))
     }
 

@@ -134,11 +134,31 @@ impl Context {
                 what: what(),
                 bytes,
             }),
+            Some(error) if self.is_gone() => Err(Error::DeviceLost {
+                reason: error.to_string(),
+            }),
             Some(error) => Err(Error::Validation {
                 what: what(),
                 reason: error.to_string(),
             }),
         }
+    }
+
+    /// Whether the device is lost, also before its callback has run, which comes only after all work is done. Until then wgpu makes
+    /// resources without an error, and says that they are invalid when they are used.
+    fn is_gone(&self) -> bool {
+        let memory = self.device.push_error_scope(ErrorFilter::OutOfMemory);
+        let validation = self.device.push_error_scope(ErrorFilter::Validation);
+        let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("probe"),
+            size: wgpu::COPY_BUFFER_ALIGNMENT,
+            usage: wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        self.queue.write_buffer(&buffer, 0, &[0; 4]);
+        let invalid = pollster::block_on(validation.pop()).is_some();
+        let exhausted = pollster::block_on(memory.pop()).is_some();
+        invalid && !exhausted
     }
 
     /// As [`Context::run`], for a call that takes memory of the device. Tests make it fail.
@@ -269,6 +289,19 @@ impl Context {
 fn is_of_wgpu(panic: &(dyn Any + Send)) -> bool {
     let text = panic.downcast_ref::<String>();
     text.is_some_and(|text| text.starts_with("Error in Device::poll"))
+}
+
+/// Why mapped memory cannot be read or written. Only the loss of the device destroys a buffer of this crate, and a thread may lose it while
+/// another one has the memory mapped.
+pub(super) fn inaccessible(what: &str, error: &dyn std::fmt::Display) -> Error {
+    let reason = error.to_string();
+    match reason.contains("destroyed") {
+        true => Error::DeviceLost { reason },
+        false => Error::Validation {
+            what: what.to_owned(),
+            reason,
+        },
+    }
 }
 
 /// Fails when `needed` is above `available`, the device's limit named `limit`.

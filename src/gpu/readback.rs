@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use super::context::inaccessible;
 use super::device::Gpu;
 use super::waiter::{Arrival, Watch};
 use crate::error::{Error, Result};
@@ -63,10 +64,7 @@ impl Download {
         let view = self
             .buffer
             .get_mapped_range(range)
-            .map_err(|error| Error::Validation {
-                what: "reading results".to_owned(),
-                reason: error.to_string(),
-            })?;
+            .map_err(|error| inaccessible("reading results", &error))?;
         read(&view)
     }
 }

@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, Weak};
 
-use super::context::{Context, within};
+use super::context::{Context, inaccessible, within};
 use super::lock::lock;
 use super::pool::size_class;
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 #[derive(Debug, Default)]
 struct State {
@@ -124,10 +124,7 @@ impl Staging {
         let buffer = self.upload(context, size)?;
         buffer
             .get_mapped_range_mut(0..size)
-            .map_err(|error| Error::Validation {
-                what: "writing a staging buffer".to_owned(),
-                reason: error.to_string(),
-            })?
+            .map_err(|error| inaccessible("writing a staging buffer", &error))?
             .copy_from_slice(bytes);
         buffer.unmap();
         Ok(buffer)
