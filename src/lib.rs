@@ -51,10 +51,13 @@ mod stand_in;
 pub mod text;
 pub mod train;
 /// Kernels in the languages of all platforms.
-#[cfg(test)]
+#[cfg(all(test, not(feature = "trace")))]
 #[path = "../tests/stand_in/translate.rs"]
 mod translate;
 pub mod types;
+
+#[cfg(all(test, feature = "trace"))]
+use stand_in::translate;
 
 pub use error::{Error, Result};
 pub use gpu::{Gpu, GpuOptions};

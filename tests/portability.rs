@@ -1,6 +1,10 @@
 //! Every kernel of every variant is valid WGSL and translates to what the other platforms compile.
 
 mod common;
+#[cfg_attr(
+    feature = "trace",
+    allow(clippy::duplicate_mod, reason = "common has it, too")
+)]
 #[path = "stand_in/translate.rs"]
 mod translate;
 
