@@ -101,10 +101,10 @@ fn newer_versions_and_other_kinds_say_what_to_do() {
         let metadata = [("format", format), ("version", version)];
         fs::write(&path, tensors(&metadata, &[])).unwrap();
     };
-    write("energyflow.weights", "2");
+    write("energyflow.weights", "3");
     let text = reason(Weights::load(&path));
     assert!(
-        text.contains("weights format 2") && text.contains("update energyflow"),
+        text.contains("weights format 3") && text.contains("update energyflow"),
         "{text}"
     );
     write("energyflow.checkpoint", "12");

@@ -148,21 +148,42 @@ impl Bundle {
 
     /// Keeps turns from beginning, and returns the turn whose memory was written last.
     pub fn hold(&self) -> Held<'_> {
-        let gate = self.gpu.gate();
-        let ring = lock(&self.ring);
-        // What a turn that has not begun mapped in advance.
-        if !self.is_staged() {
-            let uploads = ring
-                .flights
-                .iter()
-                .filter_map(|flight| flight.upload.as_ref());
-            uploads.for_each(Upload::unmap);
+        let mut waited = Ok(());
+        loop {
+            let gate = self.gpu.gate();
+            let ring = lock(&self.ring);
+            // What turns that have not begun mapped in advance.
+            let ahead = ring.flights.iter().filter(|_| !self.is_staged());
+            let uploads: Vec<&Upload> = ahead.filter_map(|flight| flight.upload.as_ref()).collect();
+            let awaited = uploads.iter().find_map(|upload| {
+                let round = upload.mapped.awaited()?;
+                Some((Arc::clone(&upload.mapped), round))
+            });
+            if let (Some((mapped, round)), Ok(())) = (awaited, &waited) {
+                // Another thread's poll may be about to map it, and would do so after it was unmapped.
+                drop((ring, gate));
+                waited = self.arrived(&mapped, round);
+                continue;
+            }
+            uploads.into_iter().for_each(Upload::unmap);
+            let mut flights = ring.flights.iter().rev();
+            let turn = flights
+                .find(|flight| flight.number > 0)
+                .map_or(0, |flight| flight.turn);
+            return Held { _gate: gate, turn };
         }
-        let mut flights = ring.flights.iter().rev();
-        let turn = flights
-            .find(|flight| flight.number > 0)
-            .map_or(0, |flight| flight.turn);
-        Held { _gate: gate, turn }
+    }
+
+    /// Waits, without the gate, until memory is mapped or cannot be.
+    fn arrived(&self, mapped: &Arrival, round: u64) -> Result<()> {
+        let context = self.gpu.context();
+        context.settle()?;
+        // A timing may still read the memory, or the callback be behind one of the caller's.
+        if mapped.awaited() == Some(round) {
+            context.wait(None)?;
+            mapped.expect(round);
+        }
+        Ok(())
     }
 
     /// Adds a copy after the dispatches.
@@ -229,14 +250,7 @@ impl Bundle {
                     context.wait(index)?;
                     lock(&self.ring).landed(number);
                 }
-                Next::Mapping { mapped, round } => {
-                    context.settle()?;
-                    // A timing may still read the memory, or the callback be behind one of the caller's.
-                    if mapped.awaited() == Some(round) {
-                        context.wait(None)?;
-                        mapped.expect(round);
-                    }
-                }
+                Next::Mapping { mapped, round } => self.arrived(&mapped, round)?,
                 Next::Ready(_) => {}
             }
         }

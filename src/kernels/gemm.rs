@@ -108,7 +108,7 @@ const SKINNY_DEPTH: usize = 1 << 22;
 /// Longest part of K that one invocation adds up, if K has several parts. A software driver ends the loops of an invocation after 65 535
 /// iterations.
 const PART: usize = 16_384;
-/// If its part of K is longer than this, an invocation sums it in blocks of [`FLUSH`] steps, which are 512 terms ([`BLOCK`]). 16 384 equal terms that
+/// If K is longer than this, an invocation sums its part of it in blocks of [`FLUSH`] steps, which are 512 terms ([`BLOCK`]). 16 384 equal terms that
 /// are added up one by one lose up to 2e-4, in such blocks less than 1e-5. Most products are shorter and do without blocks, which cost 6 %
 /// of the time.
 const FLUSHED: usize = 8192;
@@ -246,7 +246,7 @@ impl Gemm {
                 let chunk = k.div_ceil(DEPTH).div_ceil(splits);
                 tiled(tile, m, width, [splits, batch])
                     .with("chunk", chunk)
-                    .with("flush", if chunk * DEPTH > FLUSHED { FLUSH } else { 0 })
+                    .with("flush", if k > FLUSHED { FLUSH } else { 0 })
             }
             Tier::Cooperative(tile, units) => {
                 let work = Work {
