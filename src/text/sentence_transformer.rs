@@ -10,7 +10,9 @@ use super::text_encoder::TextEncoderOptions;
 use super::tokenizer::{Tokenizer, Tokens};
 use super::transformer::TransformerOptions;
 use super::transformer_model::TransformerModel;
-use crate::error::{Error, Result};
+#[cfg(feature = "tokenizer")]
+use crate::error::Error;
+use crate::error::Result;
 use crate::gpu::{Gpu, Tensor};
 use crate::runtime::{Executable, Session};
 use crate::train::{WeightType, Weights};
