@@ -232,8 +232,8 @@ impl GpuOptions {
         self
     }
 
-    /// Profiles each executable at its third run, and writes the table, JSON and a Chrome trace into a folder of its own in this folder:
-    /// see [`Profile::save`](crate::runtime::Profile::save). An empty path profiles nothing. A failure is a warning in the log.
+    /// Profiles each executable at its third run, and writes a table, JSON and a Chrome trace into a folder of its own in this folder:
+    /// `profile.txt`, `profile.json` and `trace.json`. An empty path profiles nothing. A failure is a warning in the log.
     #[must_use]
     pub fn profile_dir(mut self, folder: impl Into<PathBuf>) -> Self {
         self.profile_dir = Some(folder.into());
