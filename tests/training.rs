@@ -8,8 +8,8 @@ use energyflow::graph::{Graph, Source, ValueId};
 use energyflow::reference::{Array, Interpreter, numeric_gradient};
 use energyflow::runtime::{Host, Session};
 use energyflow::text::{
-    Batches, Dataset, Encoder, EncoderOptions, Metrics, Precision, Trainer, TrainerOptions,
-    TrainingMode,
+    Batches, Dataset, Decoder, DecoderOptions, Encoder, EncoderOptions, Metrics, Precision,
+    Trainer, TrainerOptions, TrainingMode,
 };
 use energyflow::train::{AdamW, LossScale, Schedule, StepOutputs};
 use energyflow::types::DType;
@@ -426,8 +426,14 @@ fn unusable_options_are_refused() {
     base.step(&mut tiny.graph, tiny.loss, &parameters).unwrap();
     let result = base.step(&mut tiny.graph, tiny.loss, &parameters);
     assert!(matches!(result, Err(Error::Graph(_))), "one step a graph");
+    let no_dilation = small().dilations(vec![1, 0]);
+    let result = Encoder::new(&mut Graph::new(), &no_dilation);
+    assert!(matches!(result, Err(Error::Config { .. })));
+    // Without blocks it is a static encoder. A decoder needs them.
     let no_blocks = small().dilations(vec![]);
-    let result = Encoder::new(&mut Graph::new(), &no_blocks);
+    assert!(Encoder::new(&mut Graph::new(), &no_blocks).is_ok());
+    let no_blocks = DecoderOptions::default().dilations(vec![]);
+    let result = Decoder::new(&mut Graph::new(), &no_blocks);
     assert!(matches!(result, Err(Error::Config { .. })));
 }
 
