@@ -28,6 +28,8 @@ const TIME_LIMIT: Duration = Duration::from_secs(2);
 const PASS_NANOSECONDS: f64 = 2e6;
 const MOST_REPEATS: f64 = 100.0;
 const PASSES: usize = 7;
+/// So many times of zero in a row mean that timestamps do not count.
+const TRIES: usize = 5;
 /// What another candidate may take of the default's time to be preferred; less of a gain may be noise.
 const GAIN: f64 = 0.97;
 /// Random bytes are repeated after so many: reading them all takes longer than a cache holds, making them all would take too long.
@@ -154,7 +156,14 @@ fn time_all(gpu: &Gpu, work: &[&Sequence]) -> Result<Option<Vec<f64>>> {
     loop {
         passes.clear();
         for steps in work {
-            let once = gpu.time(&[steps])?;
+            // The counter of some drivers steps back now and then. Only where no time counts, timestamps are of no use.
+            let mut once = 0.0;
+            for _ in 0..TRIES {
+                once = gpu.time(&[steps])?;
+                if once > 0.0 {
+                    break;
+                }
+            }
             if once <= 0.0 {
                 return Ok(None);
             }
