@@ -189,15 +189,18 @@ fn they_can_be_left_out() {
 #[test]
 #[ignore = "needs matrix units"]
 fn attention_and_its_gradients() {
-    for ([batch, time, heads, d], causal) in [
-        ([2, 5, 3, 12], false),
-        ([1, 41, 1, 32], true),
-        ([2, 33, 2, 24], false),
+    // With a scale of 1, the largest score of a query grows by more than 8 from one step to the next.
+    for ([batch, time, heads, d], causal, scale) in [
+        ([2, 5, 3, 12], false, None),
+        ([1, 41, 1, 32], true, None),
+        ([2, 33, 2, 24], false, None),
+        ([1, 70, 2, 32], false, Some(1.0)),
+        ([1, 67, 1, 40], true, Some(1.0)),
     ] {
         let mut case = Case::new(31, DType::F16);
         let qkv = case.input_in(&[batch, time, 3 * heads * d], -2.0, 2.0);
         let mask = case.mask(batch * time);
-        let options = AttentionOptions::new(heads).causal(causal);
+        let options = AttentionOptions::new(heads).causal(causal).scale(scale);
         let y = case.graph.attention(qkv, Some(mask), options).unwrap();
         case.output("y", y);
         case.gradients(y, &[qkv]);

@@ -20,7 +20,7 @@
 {% set threads = subgroups * lanes %}
 {% set wide = (4 * d + size - 1) // size * size %}
 {% set row = wide + pad %}
-{% set p_row = [wide, tile]|max + pad %}
+{% set p_row = tile + pad %}
 {% set s_row = tile + 4 %}
 {% set chunks = (wide + tile - 1) // tile %}
 {# Elements of workgroup memory an index counts: MSL reads matrices from arrays of scalars only. #}
@@ -77,31 +77,39 @@ fn main(
     let own = sub_row + lane;
     let number = begin0 + own;
     let own_row = batch * {{ own_len }}u + min(number, {{ own_len - 1 }}u);
-{# Loops are unrolled: all loads are under way before the first one is waited for. #}
-{% set own_loads = wide // 4 %}
-{% for base in range(0, own_loads, 8) %}
+{# Own rows pass through the places of derivatives and probabilities, as many columns at a time. Loops are unrolled: loads are under way before
+   the first one is waited for. #}
+{% for chunk in range(chunks) %}
+{% set first_cell = chunk * tile // 4 %}
+{% set own_loads = [tile, wide - chunk * tile]|min // 4 %}
     {
-{% for r in range(base, [base + 8, own_loads]|min) %}
-        let i{{ r }} = (lid + {{ r * threads }}u) / {{ wide // 4 }}u;
-        let c{{ r }} = (lid + {{ r * threads }}u) % {{ wide // 4 }}u;
+{% for r in range(own_loads) %}
+        let i{{ r }} = (lid + {{ r * threads }}u) / {{ own_loads }}u;
+        let c{{ r }} = {{ first_cell }}u + (lid + {{ r * threads }}u) % {{ own_loads }}u;
         let row{{ r }} = batch * {{ own_len }}u + min(begin0 + i{{ r }}, {{ own_len - 1 }}u);
         let at{{ r }} = column + {% if wide != 4 * d %}min(c{{ r }}, {{ d - 1 }}u){% else %}c{{ r }}{% endif %};
         let a{{ r }} = {{ a }}[row{{ r }} * {{ a }}_stride + {{ a_first }}u + at{{ r }}];
         let b{{ r }} = {{ b }}[row{{ r }} * {{ b }}_stride + {{ b_first }}u + at{{ r }}];
 {% endfor %}
-{% for r in range(base, [base + 8, own_loads]|min) %}
+{% if chunk > 0 %}
+        workgroupBarrier();
+{% endif %}
+{% for r in range(own_loads) %}
 {% for from, tile_of in [("a", "ds_tile"), ("b", "p_tile")] %}
-{{ put(tile_of, "i" ~ r ~ " * " ~ p_row ~ "u + 4u * c" ~ r, from ~ r if wide == 4 * d else "select(vec4<f16>(), " ~ from ~ r ~ ", c" ~ r ~ " < " ~ d ~ "u)") }}
+{{ put(tile_of, "i" ~ r ~ " * " ~ p_row ~ "u + 4u * (c" ~ r ~ " - " ~ first_cell ~ "u)", from ~ r if wide == 4 * d else "select(vec4<f16>(), " ~ from ~ r ~ ", c" ~ r ~ " < " ~ d ~ "u)") }}
 {% endfor %}
 {% endfor %}
     }
-{% endfor %}
     workgroupBarrier();
+{% for u in range(chunk * tile // size, (chunk * tile + 4 * own_loads) // size) %}
 {% for i in range(mt) %}
-{% for u in range(depth) %}
-    let a{{ i }}_{{ u }} = coopLoadT<{{ matrix }}<f16, A>>(&ds_tile[(sub_row * {{ p_row }}u + {{ i * size * p_row + u * size }}u) / {{ each }}u], {{ p_row // each }}u);
-    let b{{ i }}_{{ u }} = coopLoadT<{{ matrix }}<f16, A>>(&p_tile[(sub_row * {{ p_row }}u + {{ i * size * p_row + u * size }}u) / {{ each }}u], {{ p_row // each }}u);
+{% for from, tile_of in [("a", "ds_tile"), ("b", "p_tile")] %}
+    let {{ from }}{{ i }}_{{ u }} = coopLoadT<{{ matrix }}<f16, A>>(&{{ tile_of }}[(sub_row * {{ p_row }}u + {{ i * size * p_row + u * size - chunk * tile }}u) / {{ each }}u], {{ p_row // each }}u);
 {% endfor %}
+{% endfor %}
+{% endfor %}
+{% endfor %}
+{% for i in range(mt) %}
 {% for n in range(depth) %}
     var dx{{ i }}_{{ n }} = {{ matrix }}<f32, C>();
 {% if key %}
@@ -126,37 +134,44 @@ fn main(
     let largest = stats_at(n);
     let inverse = stats_at(stats_stride + n);
 {% endif %}
+{# Which elements of a step's rows an invocation loads. #}
+{% set loads = (tile * wide // 4 + threads - 1) // threads %}
+{% set whole = loads * threads == tile * wide // 4 %}
+{% for r in range(loads) %}
+    let t{{ r }} = {% if whole %}lid + {{ r * threads }}u{% else %}min(lid + {{ r * threads }}u, {{ tile * wide // 4 - 1 }}u){% endif %};
+    let i{{ r }} = t{{ r }} / {{ wide // 4 }}u;
+    let c{{ r }} = t{{ r }} % {{ wide // 4 }}u;
+    let place{{ r }} = column + {% if wide != 4 * d %}min(c{{ r }}, {{ d - 1 }}u){% else %}c{{ r }}{% endif %};
+    var x_next{{ r }}: vec4<f16>;
+    var y_next{{ r }}: vec4<f16>;
+    var is_there{{ r }}: bool;
+{% endfor %}
+{% macro load(begin) %}
+{% for r in range(loads) %}
+        {
+            let row = batch * {{ other_len }}u + min({{ begin }} + i{{ r }}, {{ other_len - 1 }}u);
+            x_next{{ r }} = {{ x }}[row * {{ x }}_stride + {{ x_first }}u + place{{ r }}];
+            y_next{{ r }} = {{ y }}[row * {{ y }}_stride + {{ y_first }}u + place{{ r }}];
+            is_there{{ r }} = {{ begin }} + i{{ r }} < {{ other_len }}u{% if masked and not key %} && mask_at(row) != 0.0{% endif %}{% if wide != 4 * d %} && c{{ r }} < {{ d }}u{% endif %};
+        }
+{% endfor %}
+{% endmacro %}
 {# Others that no own row of this workgroup sees are left out. #}
     let begin = {% if causal and key %}begin0 / {{ tile }}u * {{ tile }}u{% else %}0u{% endif %};
     let end = {% if causal and not key %}min(begin0 + {{ threads }}u, {{ other_len }}u){% else %}{{ other_len }}u{% endif %};
+{{ load("begin") }}
     for (var other0 = begin; other0 < end; other0 += {{ tile }}u) {
         workgroupBarrier();
-{% set loads = (tile * wide // 4 + threads - 1) // threads %}
-{% set whole = loads * threads == tile * wide // 4 %}
-{% for base in range(0, loads, 8) %}
-        {
-{% for r in range(base, [base + 8, loads]|min) %}
-            let t{{ r }} = {% if whole %}lid + {{ r * threads }}u{% else %}min(lid + {{ r * threads }}u, {{ tile * wide // 4 - 1 }}u){% endif %};
-            let i{{ r }} = t{{ r }} / {{ wide // 4 }}u;
-            let c{{ r }} = t{{ r }} % {{ wide // 4 }}u;
-            let row{{ r }} = batch * {{ other_len }}u + min(other0 + i{{ r }}, {{ other_len - 1 }}u);
-            let at{{ r }} = column + {% if wide != 4 * d %}min(c{{ r }}, {{ d - 1 }}u){% else %}c{{ r }}{% endif %};
-            let x{{ r }} = {{ x }}[row{{ r }} * {{ x }}_stride + {{ x_first }}u + at{{ r }}];
-            let y{{ r }} = {{ y }}[row{{ r }} * {{ y }}_stride + {{ y_first }}u + at{{ r }}];
-            let is_there{{ r }} = other0 + i{{ r }} < {{ other_len }}u{% if masked and not key %} && mask_at(row{{ r }}) != 0.0{% endif %}{% if wide != 4 * d %} && c{{ r }} < {{ d }}u{% endif %};
-{% endfor %}
-{% for r in range(base, [base + 8, loads]|min) %}
+{% for r in range(loads) %}
 {% if not whole %}
-            if (lid + {{ r * threads }}u < {{ tile * wide // 4 }}u) {
+        if (lid + {{ r * threads }}u < {{ tile * wide // 4 }}u) {
 {% endif %}
 {% for from, tile_of in [("x", "x_tile"), ("y", "y_tile")] %}
-{{ put(tile_of, "i" ~ r ~ " * " ~ row ~ "u + 4u * c" ~ r, "select(vec4<f16>(), " ~ from ~ r ~ ", is_there" ~ r ~ ")") }}
+{{ put(tile_of, "i" ~ r ~ " * " ~ row ~ "u + 4u * c" ~ r, "select(vec4<f16>(), " ~ from ~ "_next" ~ r ~ ", is_there" ~ r ~ ")") }}
 {% endfor %}
 {% if not whole %}
-            }
-{% endif %}
-{% endfor %}
         }
+{% endif %}
 {% endfor %}
 {% if key or hidden %}
         if (lid < {{ tile // 4 }}u) {
@@ -188,6 +203,7 @@ fn main(
 {% endif %}
         }
 {% endif %}
+{{ load("other0 + " ~ tile ~ "u") }}
         workgroupBarrier();
 {% for j in range(nt) %}
         {

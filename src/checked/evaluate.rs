@@ -229,7 +229,7 @@ impl<'m> Machine<'m> {
         }
     }
 
-    fn load(&mut self, frame: &mut Frame<'m>, pointer: Handle<Expression>, mask: &Mask) -> Value {
+    pub(super) fn load(&mut self, frame: &mut Frame<'m>, pointer: Handle<Expression>, mask: &Mask) -> Value {
         let Slot::Pointer(from) = self.slot(frame, pointer, mask) else {
             panic!("a load from a value");
         };
@@ -301,6 +301,11 @@ impl<'m> Machine<'m> {
     /// The number by which a subgroup is known where it accesses memory together: which invocation does what is not told.
     fn together(&self, subgroup: usize) -> u32 {
         (self.lanes + subgroup) as u32
+    }
+
+    /// The number by which all invocations are known where they access an atomic: such accesses do not conflict with each other.
+    pub(super) fn atomically(&self) -> u32 {
+        2 * self.lanes as u32
     }
 
     fn matrix_load(

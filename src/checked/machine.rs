@@ -284,6 +284,12 @@ impl<'m> Machine<'m> {
                     let scalar = frame.table[target.index()].scalar();
                     self.matrix_store(frame, data, &value, scalar, mask);
                 }
+                Statement::WorkGroupUniformLoad { pointer, result } => {
+                    self.barrier(Barrier::WORK_GROUP, mask);
+                    let value = self.load(frame, *pointer, mask);
+                    self.barrier(Barrier::WORK_GROUP, mask);
+                    frame.values[result.index()] = Some(Slot::Value(Rc::new(value)));
+                }
                 other => panic!("no kernel uses {other:?}"),
             }
         }
@@ -359,12 +365,17 @@ impl<'m> Machine<'m> {
             }
             return;
         }
-        let fields = Rc::clone(&frame.table[pointer.index()].fields);
+        let shape = &frame.table[pointer.index()];
+        let (fields, atomic) = (Rc::clone(&shape.fields), shape.atomic);
         for lane in (0..self.lanes).filter(|&lane| mask[lane]) {
+            let who = match atomic {
+                true => self.atomically(),
+                false => lane as u32,
+            };
             for (c, field) in fields.iter().enumerate() {
                 let bits = field.scalar.encode(value.component(c)[lane]);
                 let place = to.at[lane] + u64::from(field.offset);
-                self.write(to.root, place, field.scalar.size(), bits, lane as u32);
+                self.write(to.root, place, field.scalar.size(), bits, who);
             }
         }
     }

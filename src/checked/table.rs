@@ -33,6 +33,8 @@ pub(super) struct Shape {
     pub inside: Option<Rc<Inside>>,
     /// Bytes of what a pointer points to; 0 for others.
     pub pointee: u32,
+    /// Whether a pointer points to an atomic.
+    pub atomic: bool,
 }
 
 impl Shape {
@@ -70,6 +72,7 @@ pub(super) fn shape(module: &Module, inner: &TypeInner, lanes: usize) -> Shape {
                 fields: whole.into(),
                 inside: inside(module, base, lanes),
                 pointee: base.size(module.to_ctx()),
+                atomic: matches!(base, TypeInner::Atomic(_)),
             }
         }
         TypeInner::ValuePointer { size, scalar, .. } => {
@@ -86,7 +89,7 @@ pub(super) fn shape(module: &Module, inner: &TypeInner, lanes: usize) -> Shape {
         ref inner => Shape {
             fields: fields(module, inner, lanes).into(),
             inside: inside(module, inner, lanes),
-            pointee: 0,
+            ..Shape::default()
         },
     }
 }

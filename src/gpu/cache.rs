@@ -68,6 +68,14 @@ impl<K: Clone + Eq + Hash, V> Cache<K, V> {
         Some(Arc::clone(&entry.value))
     }
 
+    /// Whether there is a value. This is no request for it.
+    pub(super) fn has<Q: Eq + Hash + ?Sized>(&self, key: &Q) -> bool
+    where
+        K: Borrow<Q>,
+    {
+        lock(&self.state).entries.contains_key(key)
+    }
+
     /// Inserts a value, and returns the one that is cached now. If two threads make a value at once, the first stays.
     pub(super) fn insert(&self, key: K, value: V) -> Arc<V> {
         let mut state = lock(&self.state);

@@ -34,6 +34,7 @@ mod ring;
 mod staging;
 mod store;
 mod tensor;
+mod together;
 #[cfg(feature = "trace")]
 #[doc(hidden)]
 pub mod trace;

@@ -273,7 +273,23 @@ impl Pipelines {
         if let Some(pipeline) = self.trusted.compiled.get(key) {
             return Ok(pipeline);
         }
-        let pipeline = self.trusted.compile_once(key, || {
+        let pipeline = self.make_trusted(context, key, source)?;
+        context.settle()?;
+        Ok(pipeline)
+    }
+
+    pub(super) fn has_trusted(&self, key: &str) -> bool {
+        self.trusted.compiled.has(key)
+    }
+
+    /// As [`Self::trusted`], for a kernel that is not in the cache. The caller settles.
+    pub(super) fn make_trusted(
+        &self,
+        context: &Context,
+        key: &str,
+        source: impl FnOnce() -> Result<TrustedSource>,
+    ) -> Result<Arc<Pipeline>> {
+        self.trusted.compile_once(key, || {
             let start = Instant::now();
             let TrustedSource { wgsl, bindings } = source()?;
             let (bindings, sizes) = bindings.into_iter().unzip();
@@ -281,9 +297,7 @@ impl Pipelines {
             let pipeline = self.compile(context, key, kernel, Some(sizes))?;
             *lock(&self.compile_time) += start.elapsed();
             Ok(pipeline)
-        })?;
-        context.settle()?;
-        Ok(pipeline)
+        })
     }
 
     /// With `trusted`, compiles without runtime checks, for bindings of at least these sizes.

@@ -124,8 +124,8 @@ impl AttentionKernel {
         let pairs = if kind == Kind::Forward { 1 } else { 2 };
         let storage = |subgroups: usize| {
             let rows = subgroups * units.lanes;
-            let others = 2 * OTHERS * (wide + PAD) * 2 + 3 * OTHERS * 4;
-            others + pairs * rows * ((wide.max(OTHERS) + PAD) * 2 + (OTHERS + 4) * 4)
+            let others = 2 * OTHERS * (wide + PAD) * 2 + 3 * OTHERS * 4 + 4;
+            others + rows * 4 + pairs * rows * ((OTHERS + PAD) * 2 + (OTHERS + 4) * 4)
         };
         let fits = |subgroups: &usize| {
             storage(*subgroups) <= units.storage && subgroups * units.lanes <= units.invocations

@@ -17,7 +17,7 @@ use crate::gpu::{
     Times,
 };
 use crate::graph::Graph;
-use crate::kernels::{MAX_BINDINGS, Target};
+use crate::kernels::{Kernel, MAX_BINDINGS, Target};
 use crate::runtime::memory::Memory;
 use crate::runtime::run::Named;
 use crate::runtime::shadow::ShadowUse;
@@ -84,6 +84,15 @@ impl Executable {
         let grown = known.grown(graph, &lowered, &table)?;
         let parameters = &grown;
         let memory = Memory::new(parameters, graph, &lowered, &plan, table)?;
+        let mut kernels: Vec<(String, &Kernel)> = lowered
+            .steps
+            .iter()
+            .map(|step| (step.kernel.key(target), &step.kernel))
+            .collect();
+        kernels.sort_by(|(a, _), (b, _)| a.cmp(b));
+        kernels.dedup_by(|(a, _), (b, _)| a == b);
+        let (keys, kernels): (Vec<_>, Vec<_>) = kernels.into_iter().unzip();
+        let _compiled = gpu.compile_together(&keys, |i| kernels[i].source(target))?;
         let mut dispatches = Vec::with_capacity(lowered.steps.len());
         let mut lasting: Vec<Buffer> = Vec::new();
         for step in &lowered.steps {
