@@ -153,6 +153,7 @@ fn main(
 {% endfor %}
 {% endfor %}
     let at_own = own * {{ s_row }}u;
+    var largest = {{ lowest }};
     // What is subtracted from the scores of the query: their largest so far, or less by {{ slack }} at most.
     var top = {{ lowest }};
     var sum = 0.0;
@@ -201,7 +202,6 @@ fn main(
         }
 {% endfor %}
         workgroupBarrier();
-        var largest = top;
 {% for c in range(tile // 4) %}
 {% if hidden or causal %}
         let seen{{ c }} = {% if hidden %}there[{{ c }}] != vec4<u32>(){% endif %}{% if causal and hidden %} & {% endif %}{% if causal %}(vec4<u32>(0u, 1u, 2u, 3u) + key0 + {{ 4 * c }}u <= vec4<u32>(query)){% endif %};
@@ -297,8 +297,8 @@ fn main(
         return;
     }
     let n = (batch * {{ heads }}u + head) * {{ q_len }}u + query;
-    stats_put(n, select(top, 0.0, sum == 0.0));
-    stats_put(stats_stride + n, inverse);
+    stats_put(n, select(largest, 0.0, sum == 0.0));
+    stats_put(stats_stride + n, inverse{% if several %} * exp(largest - top){% endif %});
     if (n == {{ total - 1 }}u) {
         for (var i = {{ total }}u; i < stats_stride; i++) {
             stats_put(i, 0.0);
