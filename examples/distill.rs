@@ -9,7 +9,7 @@
 //! ```
 
 use std::error::Error;
-use std::io::{IsTerminal, Write as _};
+use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;

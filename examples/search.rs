@@ -6,8 +6,7 @@
 //! ```
 
 use std::fs;
-use std::io::{self, ErrorKind, Write as _};
-use std::num::NonZeroUsize;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -42,8 +41,8 @@ struct Options {
     #[arg(short, long, value_name = "QUESTION")]
     ask: Vec<String>,
     /// Number of lines to show per question
-    #[arg(short, default_value = "5")]
-    k: NonZeroUsize,
+    #[arg(short, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    k: u16,
     /// File of the index. Without it FILE.index.safetensors, beside the text file
     #[arg(long, value_name = "FILE")]
     index: Option<PathBuf>,
@@ -88,7 +87,7 @@ fn run(options: Options) -> Outcome {
     }
     converse(&options.ask, |question, out| {
         let start = Instant::now();
-        let hits = index.search_texts(&encoder, &[question], options.k.get())?;
+        let hits = index.search_texts(&encoder, &[question], options.k.into())?;
         let milliseconds = 1e3 * start.elapsed().as_secs_f64();
         for hit in &hits[0] {
             let text = index.text(hit.index).unwrap_or("(no text)");
