@@ -135,6 +135,20 @@ fn run(options: Options) -> Outcome {
     let gpu = options.device.open()?;
     let model = Model::load(&options.model)
         .map_err(|error| shared::model::explain(&options.model, "train_joint", error))?;
+    let shown = options.model.display();
+    if model.decoder.is_none() {
+        return Err(format!(
+            "{shown}: this model has no decoder; the examples train_joint and train_decoder train one"
+        )
+        .into());
+    }
+    let from_texts = options.embeddings.is_none() && options.dataset.is_none();
+    if from_texts && model.encoder.is_none() {
+        return Err(format!(
+            "{shown}: this model has a decoder only, so it cannot encode texts: give --embeddings or --dataset"
+        )
+        .into());
+    }
     let precision = match options.precision {
         Type::F32 => Precision::F32,
         Type::F16 => Precision::Mixed,

@@ -162,10 +162,10 @@ fn search(gpu: &Gpu, model: &Path, texts: &TextFile, ask: &[String]) -> Result<(
         let texts = block.into_iter().filter(|line| !line.trim().is_empty());
         index.add_texts(&encoder, &texts.collect::<Vec<_>>())?;
     }
-    converse(ask, |question| {
+    converse(ask, |question, out| {
         for hit in &index.search_texts(&encoder, &[question], 5)?[0] {
             let text = index.text(hit.index).unwrap_or_default();
-            println!("  {:.3}  {text}", hit.score);
+            writeln!(out, "  {:.3}  {text}", hit.score)?;
         }
         Ok(())
     })

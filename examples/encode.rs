@@ -1,8 +1,8 @@
 //! Turns the lines of a text file into embeddings: a matrix for NumPy, or JSON lines.
 //!
 //! ```text
-//! cargo run --release --example encode -- texts.txt --output texts.npy
-//! cat texts.txt | cargo run --release --example encode > texts.jsonl
+//! cargo run --release --example encode -- texts.txt --output embeddings.npy
+//! cat texts.txt | cargo run --release --example encode > embeddings.jsonl
 //! ```
 
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};

@@ -31,7 +31,7 @@ use shared::questions::converse;
 /// Find the lines of a text file that are nearest to a question in meaning.
 ///
 /// The first call encodes all lines and saves the index beside the file. Later calls load it, unless the texts or the model have changed.
-/// Without --ask every line of stdin is a question.
+/// Without --ask every line of stdin is a question. An answer is the cosine, the number of the line and the line.
 #[derive(Parser)]
 #[command(version)]
 struct Options {
@@ -41,8 +41,8 @@ struct Options {
     #[arg(short, long, value_name = "QUESTION")]
     ask: Vec<String>,
     /// Number of lines to show per question
-    #[arg(short, default_value_t = 5)]
-    k: usize,
+    #[arg(short, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    k: u16,
     /// File of the index. Without it FILE.index.safetensors, beside the text file
     #[arg(long, value_name = "FILE")]
     index: Option<PathBuf>,
@@ -82,18 +82,20 @@ fn run(options: Options) -> Outcome {
     let gpu = options.device.open()?;
     let encoder = options.encoder.load(&gpu, None)?;
     let index = find_index(&options, &gpu, &encoder)?;
-    let answer = |question: &str| -> Outcome {
+    if index.is_empty() {
+        return Err(format!("{}: there are no lines to search", options.file.display()).into());
+    }
+    converse(&options.ask, |question, out| {
         let start = Instant::now();
-        let hits = index.search_texts(&encoder, &[question], options.k)?;
+        let hits = index.search_texts(&encoder, &[question], options.k.into())?;
         let milliseconds = 1e3 * start.elapsed().as_secs_f64();
         for hit in &hits[0] {
             let text = index.text(hit.index).unwrap_or("(no text)");
-            println!("  {:.3}  {:>8}  {text}", hit.score, hit.index + 1);
+            writeln!(out, "  {:.3}  {:>8}  {text}", hit.score, hit.index + 1)?;
         }
-        eprintln!("{milliseconds:.1} ms");
+        eprintln!("  found in {milliseconds:.1} ms");
         Ok(())
-    };
-    converse(&options.ask, answer)
+    })
 }
 
 /// What an index was made of. It is kept as JSON beside the index, in INDEX.json.

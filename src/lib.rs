@@ -22,9 +22,12 @@
 //! # }
 //! ```
 //!
-//! From the bottom up: [`gpu`] is the device, [`graph`] the network and what it is compiled to, [`nn`] the layers, [`train`] the
-//! optimizer, [`text`] an encoder distilled from a transformer and a decoder. [`mod@reference`] computes every graph once more on the CPU in f64;
-//! the tests compare every kernel with it.
+//! From the bottom up: [`gpu`] is the device, [`graph`] the network as written, [`runtime`] what it is compiled to and how that runs, [`nn`]
+//! the layers, [`train`] the optimizer, [`text`] sentence encoders, a decoder, transformers and search. [`mod@reference`] computes every
+//! graph once more on the CPU in f64; the tests compare every kernel with it.
+//!
+//! The folder `docs` of the repository has short answers with code (`guide.md`), the way from a text file to a search (`textbridge.md`)
+//! and how all of it works (`architecture.md`).
 #![warn(missing_docs)]
 
 #[cfg(all(test, feature = "trace"))]

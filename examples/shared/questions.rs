@@ -4,25 +4,37 @@ use std::io::{self, BufRead, IsTerminal, Write};
 
 use super::program::Outcome;
 
-/// Answers the questions of `ask`; without any, those on stdin, one per line, until it ends.
-pub fn converse(ask: &[String], answer: impl Fn(&str) -> Outcome) -> Outcome {
+/// Answers the questions of `ask`; without any, those on stdin, one per line, until it ends. Blank lines are not asked.
+///
+/// `answer` writes to stdout. Questions that nobody types are printed before their answers.
+pub fn converse(ask: &[String], answer: impl Fn(&str, &mut dyn Write) -> Outcome) -> Outcome {
+    let mut out = io::stdout();
     for question in ask {
-        println!("{question}");
-        answer(question)?;
+        writeln!(out, "{question}")?;
+        answer(question, &mut out)?;
     }
     if !ask.is_empty() {
         return Ok(());
     }
     let terminal = io::stdin().is_terminal();
+    if terminal {
+        eprintln!("a question per line; Ctrl-D (Windows: Ctrl-Z, Enter) ends");
+    }
     let mut questions = io::stdin().lock().lines();
     loop {
         if terminal {
-            print!("? ");
-            io::stdout().flush()?;
+            write!(out, "? ")?;
+            out.flush()?;
         }
-        match questions.next().transpose()? {
-            Some(question) => answer(&question)?,
-            None => return Ok(()),
+        let Some(question) = questions.next().transpose()? else {
+            return Ok(());
+        };
+        if question.trim().is_empty() {
+            continue;
         }
+        if !terminal {
+            writeln!(out, "{question}")?;
+        }
+        answer(&question, &mut out)?;
     }
 }

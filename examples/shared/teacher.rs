@@ -96,13 +96,10 @@ impl<'a> Teacher<'a> {
         }
         let start = Instant::now();
         let teacher = self.start(None)?;
-        let bar = ProgressBar::new(texts.lines() as u64);
-        bar.set_style(ProgressStyle::with_template(
-            "{elapsed_precise} [{bar:32}] {pos}/{len} lines embedded, {eta} left",
-        )?);
+        let bar = progress(texts.lines() as u64, "lines")?;
         let encode = |lines: &[String]| teacher.encode(lines);
-        let progress = |done: usize| bar.set_position(done as u64);
-        let written = cache.write(texts, teacher.width(), EmbeddingType::F16, encode, progress);
+        let show = |done: usize| bar.set_position(done as u64);
+        let written = cache.write(texts, teacher.width(), EmbeddingType::F16, encode, show);
         bar.finish_and_clear();
         let cut = written?;
         let seconds = start.elapsed().as_secs_f64();
@@ -150,11 +147,37 @@ impl<'a> Teacher<'a> {
         };
         let ends = [special(["[CLS]", "<s>"])?, special(["[SEP]", "</s>"])?];
         let vocabulary = u32::try_from(self.model.options.vocabulary)?;
-        let encode = |texts: &[[u32; 3]]| Ok(teacher.encode_ids(texts)?.into_vec());
-        let table = TeacherTable::encode(vocabulary, ends, encode)?;
+        println!(
+            "start   the teacher embeds the {vocabulary} tokens of its vocabulary, once; they are kept in {}",
+            path.display()
+        );
+        let bar = progress(u64::from(vocabulary), "tokens")?;
+        let encode = |texts: &[[u32; 3]]| {
+            let mut values = Vec::new();
+            for part in texts.chunks(PART) {
+                values.extend(teacher.encode_ids(part)?.into_vec());
+                bar.inc(part.len() as u64);
+            }
+            Ok(values)
+        };
+        let table = TeacherTable::encode(vocabulary, ends, encode);
+        bar.finish_and_clear();
+        let table = table?;
         table.save(&path, EmbeddingType::F16)?;
         Ok(table)
     }
+}
+
+/// Tokens that are embedded between two moves of the bar.
+const PART: usize = 4096;
+
+/// A bar on the terminal.
+fn progress(length: u64, what: &str) -> Outcome<ProgressBar> {
+    let template =
+        format!("{{elapsed_precise}} [{{bar:32}}] {{pos}}/{{len}} {what} embedded, {{eta}} left");
+    let bar = ProgressBar::new(length);
+    bar.set_style(ProgressStyle::with_template(&template)?);
+    Ok(bar)
 }
 
 fn beside(path: &Path, ending: &str) -> PathBuf {

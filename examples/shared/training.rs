@@ -115,7 +115,10 @@ pub fn run(
     }
     add(&mut evaluation, more(trainer, data)?);
     println!("validation: {}", figures(&evaluation));
-    println!("total time: {:.1} s", start.elapsed().as_secs_f64());
+    println!(
+        "training and validation took {:.1} s",
+        start.elapsed().as_secs_f64()
+    );
 
     // JSON has no other numbers.
     let figures = evaluation

@@ -531,7 +531,8 @@ impl Graph {
         self.apply1(Op::SumAll, &[x])
     }
 
-    /// Mean of the time steps where `mask` [B·L] is 1: [B, L, C] → [B, C].
+    /// Mean of the time steps where `mask` [B·L] is 1: [B, L, C] → [B, C]. If all of them count, the mask is a
+    /// [`Graph::constant`] of 1.
     pub fn masked_mean(&mut self, x: ValueId, mask: ValueId) -> Result<ValueId> {
         self.apply1(Op::MaskedMean, &[x, mask])
     }
@@ -551,7 +552,10 @@ impl Graph {
         })
     }
 
-    /// Mean cross entropy of logits [N, V] against targets `[N]`.
+    /// Mean cross entropy of logits [N, V] against targets `[N]` (see [`Graph::index_input`]).
+    ///
+    /// Targets equal to `ignore` do not count; it may be V or more, which pads a batch. `smoothing` in [0, 1) is the label smoothing:
+    /// this share of the target's probability is spread over all classes.
     pub fn cross_entropy(
         &mut self,
         logits: ValueId,

@@ -69,7 +69,10 @@ impl Config {
                     "model_type is {other:?}, which is not supported: only \"bert\" is, that is BERT, MiniLM and what has the same layers"
                 ));
             }
-            None => return fail("model_type is missing; only \"bert\" is supported".into()),
+            None => {
+                let reason = "model_type is missing; only \"bert\" is supported (a model of energyflow is a TextEncoder)";
+                return fail(reason.into());
+            }
         }
         let config: Self = super::model::parse(file, bytes)?;
         debug_assert_eq!(config.model_type.as_deref(), Some("bert"));

@@ -1,6 +1,8 @@
-//! TextBridge. An encoder turns tokens into a sentence embedding and is distilled from a teacher. A decoder turns an embedding back
-//! into tokens. Both need the rest of this module: datasets of tokens and teacher embeddings, batches of static shape, tokenisers
-//! and metrics.
+//! TextBridge: text to vectors, search, and vectors to text. An encoder turns tokens into a sentence embedding and is distilled from a
+//! teacher. A decoder turns an embedding back into tokens.
+//!
+//! - Use: [`TextEncoder`], [`TextDecoder`] and [`Index`] load a [`Model`] folder; [`SentenceTransformer`] loads a transformer.
+//! - Training: [`Trainer`], with a [`TextFile`] and a [`TeacherCache`], or with a [`Dataset`] and [`Batches`].
 //!
 //! The mask of a text says which of its positions count. Where it is 0, the token id has no influence.
 

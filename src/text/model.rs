@@ -420,7 +420,7 @@ fn read_header(dir: &Path) -> Result<(InputFile, Vec<u8>, Header)> {
     let header: Header = parse(&file, &bytes)?;
     if header.format != FORMAT {
         let reason = format!(
-            "the format is {:?}, not {FORMAT:?}: this is no model of energyflow",
+            "the format is {:?}, not {FORMAT:?}: this is no model of energyflow (a transformer is a SentenceTransformer)",
             header.format
         );
         return Err(file.fail(0, reason));

@@ -43,7 +43,8 @@ pub struct SentenceTransformer {
 }
 
 impl SentenceTransformer {
-    /// Loads a folder that sentence-transformers wrote, see [`TransformerModel`], with its tokenizer.
+    /// Loads a folder that sentence-transformers wrote, see [`TransformerModel`], with its tokenizer. Nothing is downloaded:
+    /// `text::hub::fetch` (feature `hub`) gives the folder of a model on the Hugging Face hub.
     ///
     /// # Errors
     /// As [`TransformerModel::load`] and [`SentenceTransformer::new`].
