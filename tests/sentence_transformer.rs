@@ -236,9 +236,21 @@ fn what_is_not_supported_is_refused_with_the_file() {
             "linear1",
         ),
         (
-            "model.safetensors",
+            "config.json",
             changed("config.json", set("num_hidden_layers", json!(3))),
-            "layers.2",
+            "is 3, but model.safetensors has 2 layers",
+        ),
+        // Layers that are left out would change every embedding.
+        (
+            "config.json",
+            changed("config.json", set("num_hidden_layers", json!(1))),
+            "is 1, but model.safetensors has 2 layers",
+        ),
+        // Nothing is made for each of them.
+        (
+            "config.json",
+            changed("config.json", set("num_hidden_layers", json!(1_u64 << 60))),
+            "has 2 layers",
         ),
         (
             "1_Pooling",
@@ -268,6 +280,24 @@ fn what_is_not_supported_is_refused_with_the_file() {
         assert!(matches!(error, Error::Format { .. }), "{error:?}");
         assert!(text.contains(file) && text.contains(word), "{text}");
     }
+}
+
+#[test]
+fn weights_of_integers_are_called_what_they_are() {
+    let dir = folder(Bert::default());
+    let path = dir.path().join("model.safetensors");
+    let tensors = tensors(&path);
+    let views = tensors.iter().map(|(name, shape, bytes)| {
+        let dtype = match name.ends_with("position_ids") {
+            true => safetensors::Dtype::I64,
+            false => safetensors::Dtype::I32,
+        };
+        let view = safetensors::tensor::TensorView::new(dtype, shape.clone(), bytes).unwrap();
+        (name, view)
+    });
+    safetensors::serialize_to_file(views.collect::<Vec<_>>(), None, &path).unwrap();
+    let text = TransformerModel::load(dir.path()).unwrap_err().to_string();
+    assert!(text.contains("is I32, which is not read"), "{text}");
 }
 
 #[test]

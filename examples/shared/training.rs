@@ -65,7 +65,11 @@ pub fn run(
         }
         (false, None) => {}
     }
-    check_output(&path, &picture, trainer.transformer().is_some())?;
+    let of_transformer = trainer.transformer().is_some();
+    if of_transformer && matches!(output.weights, Weights::Int8) {
+        return Err("--weights int8: sentence-transformers cannot load it; give f32 or f16".into());
+    }
+    check_output(&path, &picture, of_transformer)?;
     let log = output.out.join("metrics.jsonl");
     let board = output.out.join("tensorboard");
     // So that the curves of a training that goes on are whole.
