@@ -199,7 +199,10 @@ fn answer(
         println!("\n{question}");
         for (index, cosine) in nearest(embedding, of_texts, 3)? {
             let sample = data.validation.sample(index)?;
-            println!("  {cosine:.3}  {}", shown(sample.text().unwrap_or("(no text)")));
+            println!(
+                "  {cosine:.3}  {}",
+                shown(sample.text().unwrap_or("(no text)"))
+            );
         }
     }
     Ok(())

@@ -141,8 +141,16 @@ fn another_teacher_and_another_place_for_the_embeddings() {
     // Pooling is part of the teacher.
     let before = std::fs::read(&cache).unwrap();
     let pooling = place.path("teacher/1_Pooling/config.json");
-    edit(pooling.clone(), "\"pooling_mode_cls_token\": false", "\"pooling_mode_cls_token\": true");
-    edit(pooling, "\"pooling_mode_mean_tokens\": true", "\"pooling_mode_mean_tokens\": false");
+    edit(
+        pooling.clone(),
+        "\"pooling_mode_cls_token\": false",
+        "\"pooling_mode_cls_token\": true",
+    );
+    edit(
+        pooling,
+        "\"pooling_mode_mean_tokens\": true",
+        "\"pooling_mode_mean_tokens\": false",
+    );
     std::fs::rename(place.path("teacher/1_Pooling"), place.path("teacher/pool")).unwrap();
     edit(place.path("teacher/modules.json"), "1_Pooling", "pool");
     place.distill(&["--cache", &cache]).unwrap();

@@ -14,7 +14,9 @@ pub fn folder(model: &str) -> Result<PathBuf, Box<dyn Error>> {
     {
         use energyflow::text::hub::{HubOptions, fetch_with};
         let fetched = fetch_with(model, &HubOptions::default().progress(true));
-        fetched.map_err(|error| format!("{model}: no such folder, and as a model of the hub: {error}").into())
+        fetched.map_err(|error| {
+            format!("{model}: no such folder, and as a model of the hub: {error}").into()
+        })
     }
     #[cfg(not(feature = "hub"))]
     Err(format!(

@@ -625,7 +625,10 @@ mod tests {
         assert_eq!(validation.len(), 20);
         // Those that are left out are the others of validation pairs whose other one is not there, too.
         let kept = |dataset: &Dataset| -> BTreeSet<Vec<u32>> {
-            dataset.iter().map(|sample| sample.unwrap().ids().to_vec()).collect()
+            dataset
+                .iter()
+                .map(|sample| sample.unwrap().ids().to_vec())
+                .collect()
         };
         let (training, validation) = (kept(&training), kept(&validation));
         assert!(training.len() < 40 && training.len() >= 20);
