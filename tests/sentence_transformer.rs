@@ -282,22 +282,31 @@ fn what_is_not_supported_is_refused_with_the_file() {
     }
 }
 
-#[test]
-fn weights_of_integers_are_called_what_they_are() {
+/// Loads a folder after a change of the types and names of its weights.
+fn renamed(change: impl Fn(&str) -> (safetensors::Dtype, String)) -> String {
     let dir = folder(Bert::default());
     let path = dir.path().join("model.safetensors");
     let tensors = tensors(&path);
-    let views = tensors.iter().map(|(name, shape, bytes)| {
-        let dtype = match name.ends_with("position_ids") {
-            true => safetensors::Dtype::I64,
-            false => safetensors::Dtype::I32,
-        };
+    let views = tensors
+        .iter()
+        .filter(|(name, ..)| !name.ends_with("position_ids"));
+    let views = views.map(|(name, shape, bytes)| {
+        let (dtype, name) = change(name);
         let view = safetensors::tensor::TensorView::new(dtype, shape.clone(), bytes).unwrap();
         (name, view)
     });
     safetensors::serialize_to_file(views.collect::<Vec<_>>(), None, &path).unwrap();
-    let text = TransformerModel::load(dir.path()).unwrap_err().to_string();
+    TransformerModel::load(dir.path()).unwrap_err().to_string()
+}
+
+#[test]
+fn weights_of_another_kind_are_called_what_they_are() {
+    let text = renamed(|name| (safetensors::Dtype::I32, name.to_owned()));
     assert!(text.contains("is I32, which is not read"), "{text}");
+    // What only some other network computes is not left out without a word.
+    let more = |name: &str| name.replace("pooler.dense", "encoder.layer.1.adapter");
+    let text = renamed(|name| (safetensors::Dtype::F32, more(name)));
+    assert!(text.contains("1.adapter.bias\" is no parameter"), "{text}");
 }
 
 #[test]
