@@ -108,8 +108,11 @@ pub fn run(
         println!("go on with the same command and --resume");
         return Err(io::Error::from(ErrorKind::Interrupted).into());
     }
+    let name = output.best_by.as_deref().unwrap_or_default();
+    if report.stop == Stop::Early {
+        println!("stopped early: {name} of the last validations was not better than the best one");
+    }
     if let Some(best) = &report.best {
-        let name = output.best_by.as_deref().unwrap_or_default();
         println!("best    {name} {:.4} after {} steps", best.value, best.step);
         trainer.set_weights(&best.weights)?;
     }
