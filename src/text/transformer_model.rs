@@ -215,13 +215,11 @@ impl TransformerModel {
         })?;
         // Those of BERT's pooler and heads come after the embedding; these would change it.
         let inner = |name: &&str| name.starts_with("embeddings.") || name.starts_with("encoder.");
-        match model.unused.names().find(inner) {
-            Some(name) => {
-                let reason = format!("{name:?} is no parameter of the network of config.json");
-                Err(in_file(&path, 0, reason))
-            }
-            None => Ok(model),
+        if let Some(name) = model.unused.names().find(inner) {
+            let reason = format!("{name:?} is no parameter of the network of config.json");
+            return Err(in_file(&path, 0, reason));
         }
+        Ok(model)
     }
 
     /// Writes the model as a folder that sentence-transformers can load, whole or not at all, as [`Model::save`](super::Model::save) does.
