@@ -40,7 +40,7 @@ mod shared {
 use shared::data::Data;
 use shared::opened::Opened;
 use shared::options::{Output, Training};
-use shared::questions::converse;
+use shared::questions::{converse, shown};
 use shared::texts::Texts;
 use shared::training::run;
 
@@ -52,7 +52,9 @@ use shared::training::run;
 #[command(
     version,
     mut_arg("epochs", |arg| arg.default_value("3")),
-    mut_arg("learning_rate", |arg| arg.default_value("3e-3"))
+    mut_arg("learning_rate", |arg| arg.default_value("3e-3")),
+    mut_arg("validation_share", |arg| arg.requires("texts")),
+    mut_arg("validation_count", |arg| arg.requires("texts"))
 )]
 pub struct Options {
     #[command(flatten)]
@@ -108,7 +110,7 @@ pub fn distill(mut options: Options) -> Result<(), Box<dyn Error>> {
         .embedding(data.batches.dataset().width())
         .dropout(options.training.dropout)
         .padding(data.tokenizer.padding_id());
-    let info_nce = (options.info_nce > 0.0).then(|| InfoNce::new(options.info_nce));
+    let info_nce = (options.info_nce != 0.0).then(|| InfoNce::new(options.info_nce));
     let training = options
         .training
         .options(&data.batches, 1)?
@@ -164,7 +166,7 @@ fn search(gpu: &Gpu, model: &Path, texts: &TextFile, ask: &[String]) -> Result<(
     }
     converse(ask, |question, out| {
         for hit in &index.search_texts(&encoder, &[question], 5)?[0] {
-            let text = index.text(hit.index).unwrap_or_default();
+            let text = shown(index.text(hit.index).unwrap_or_default());
             writeln!(out, "  {:.3}  {text}", hit.score)?;
         }
         Ok(())
@@ -197,7 +199,10 @@ fn answer(
         println!("\n{question}");
         for (index, cosine) in nearest(embedding, of_texts, 3)? {
             let sample = data.validation.sample(index)?;
-            println!("  {cosine:.3}  {}", sample.text().unwrap_or("(no text)"));
+            println!(
+                "  {cosine:.3}  {}",
+                shown(sample.text().unwrap_or("(no text)"))
+            );
         }
     }
     Ok(())

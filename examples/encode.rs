@@ -107,6 +107,9 @@ impl Output {
             return Ok(Self::Stdout(BufWriter::new(io::stdout())));
         }
         let fail = |error| format!("{}: {error}", path.display());
+        if path.is_dir() {
+            return Err(fail(io::ErrorKind::IsADirectory.into()));
+        }
         let folder = match path.parent() {
             Some(folder) if !folder.as_os_str().is_empty() => folder,
             _ => Path::new("."),

@@ -26,7 +26,7 @@ mod shared {
 }
 use shared::lines::Lines;
 use shared::program::Outcome;
-use shared::questions::converse;
+use shared::questions::{converse, shown};
 
 /// Find the lines of a text file that are nearest to a question in meaning.
 ///
@@ -90,7 +90,7 @@ fn run(options: Options) -> Outcome {
         let hits = index.search_texts(&encoder, &[question], options.k.into())?;
         let milliseconds = 1e3 * start.elapsed().as_secs_f64();
         for hit in &hits[0] {
-            let text = index.text(hit.index).unwrap_or("(no text)");
+            let text = shown(index.text(hit.index).unwrap_or("(no text)"));
             writeln!(out, "  {:.3}  {:>8}  {text}", hit.score, hit.index + 1)?;
         }
         eprintln!("  found in {milliseconds:.1} ms");

@@ -105,6 +105,64 @@ fn a_text_file_becomes_a_model() {
     assert!(std::fs::read(place.path(cache)).unwrap() == whole);
 }
 
+/// The whole of it: parts in other folders than usual, a vocabulary that is padded, and embeddings that are not kept beside the texts.
+#[test]
+fn another_teacher_and_another_place_for_the_embeddings() {
+    let place = Place::new(&lines(50));
+    let inner = place.path("teacher/0_Transformer");
+    std::fs::create_dir(&inner).unwrap();
+    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+        std::fs::rename(place.path("teacher").join(name), inner.join(name)).unwrap();
+    }
+    let edit = |path: PathBuf, from: &str, to: &str| {
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.contains(from), "{text}");
+        std::fs::write(&path, text.replacen(from, to, 1)).unwrap();
+    };
+    let modules = place.path("teacher/modules.json");
+    edit(modules, "\"path\": \"\"", "\"path\": \"0_Transformer\"");
+    // A tokenizer of fewer tokens than the table has rows.
+    let tokenizer = inner.join("tokenizer.json");
+    let text = std::fs::read_to_string(&tokenizer).unwrap();
+    let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let vocabulary = json["model"]["vocab"].as_object_mut().unwrap();
+    vocabulary.retain(|_, id| id.as_u64() != Some(bert::VOCABULARY as u64 - 1));
+    std::fs::write(&tokenizer, json.to_string()).unwrap();
+
+    std::fs::create_dir(place.path("kept")).unwrap();
+    let cache = place.at("kept/embeddings");
+    place.distill(&["--cache", &cache]).unwrap();
+    let model = Model::load(place.path("out/model")).unwrap();
+    assert_eq!(model.encoder.unwrap().vocabulary, bert::VOCABULARY - 1);
+    let names = |folder: &str| std::fs::read_dir(place.path(folder)).unwrap().count();
+    assert_eq!(names("kept"), 2, "embeddings and table");
+    assert_eq!(names(""), 4, "teacher, texts, kept, out");
+
+    // Pooling is part of the teacher.
+    let before = std::fs::read(&cache).unwrap();
+    let pooling = place.path("teacher/1_Pooling/config.json");
+    edit(
+        pooling.clone(),
+        "\"pooling_mode_cls_token\": false",
+        "\"pooling_mode_cls_token\": true",
+    );
+    edit(
+        pooling,
+        "\"pooling_mode_mean_tokens\": true",
+        "\"pooling_mode_mean_tokens\": false",
+    );
+    std::fs::rename(place.path("teacher/1_Pooling"), place.path("teacher/pool")).unwrap();
+    edit(place.path("teacher/modules.json"), "1_Pooling", "pool");
+    place.distill(&["--cache", &cache]).unwrap();
+    assert!(std::fs::read(&cache).unwrap() != before);
+
+    // What is no cache is not replaced.
+    let texts = place.at("my.txt");
+    let error = place.distill(&["--cache", &texts]).unwrap_err().to_string();
+    assert!(error.contains("not replaced"), "{error}");
+    assert_eq!(std::fs::read_to_string(&texts).unwrap(), lines(50));
+}
+
 #[test]
 fn a_file_that_cannot_be_split_is_refused_before_anything_is_made() {
     for (content, word) in [
@@ -134,6 +192,9 @@ fn options_that_do_not_go_together_are_refused() {
         "distill --teacher folder",
         "distill --texts a.txt --teacher folder --train b.jsonl",
         "distill --texts a.txt --teacher folder --validation-share 0.1 --validation-count 3",
+        "distill --cache a.safetensors",
+        "distill --teacher-precision f16",
+        "distill --validation-count 3",
     ] {
         assert!(
             distill::Options::try_parse_from(words.split(' ')).is_err(),

@@ -236,9 +236,21 @@ fn what_is_not_supported_is_refused_with_the_file() {
             "linear1",
         ),
         (
-            "model.safetensors",
+            "config.json",
             changed("config.json", set("num_hidden_layers", json!(3))),
-            "layers.2",
+            "is 3, but model.safetensors has 2 layers",
+        ),
+        // Layers that are left out would change every embedding.
+        (
+            "config.json",
+            changed("config.json", set("num_hidden_layers", json!(1))),
+            "is 1, but model.safetensors has 2 layers",
+        ),
+        // Nothing is made for each of them.
+        (
+            "config.json",
+            changed("config.json", set("num_hidden_layers", json!(1_u64 << 60))),
+            "has 2 layers",
         ),
         (
             "1_Pooling",
@@ -268,6 +280,33 @@ fn what_is_not_supported_is_refused_with_the_file() {
         assert!(matches!(error, Error::Format { .. }), "{error:?}");
         assert!(text.contains(file) && text.contains(word), "{text}");
     }
+}
+
+/// Loads a folder after a change of the types and names of its weights.
+fn renamed(change: impl Fn(&str) -> (safetensors::Dtype, String)) -> String {
+    let dir = folder(Bert::default());
+    let path = dir.path().join("model.safetensors");
+    let tensors = tensors(&path);
+    let views = tensors
+        .iter()
+        .filter(|(name, ..)| !name.ends_with("position_ids"));
+    let views = views.map(|(name, shape, bytes)| {
+        let (dtype, name) = change(name);
+        let view = safetensors::tensor::TensorView::new(dtype, shape.clone(), bytes).unwrap();
+        (name, view)
+    });
+    safetensors::serialize_to_file(views.collect::<Vec<_>>(), None, &path).unwrap();
+    TransformerModel::load(dir.path()).unwrap_err().to_string()
+}
+
+#[test]
+fn weights_of_another_kind_are_called_what_they_are() {
+    let text = renamed(|name| (safetensors::Dtype::I32, name.to_owned()));
+    assert!(text.contains("is I32, which is not read"), "{text}");
+    // What only some other network computes is not left out without a word.
+    let more = |name: &str| name.replace("pooler.dense", "encoder.layer.1.adapter");
+    let text = renamed(|name| (safetensors::Dtype::F32, more(name)));
+    assert!(text.contains("1.adapter.bias\" is no parameter"), "{text}");
 }
 
 #[test]

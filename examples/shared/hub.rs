@@ -13,7 +13,10 @@ pub fn folder(model: &str) -> Result<PathBuf, Box<dyn Error>> {
     #[cfg(feature = "hub")]
     {
         use energyflow::text::hub::{HubOptions, fetch_with};
-        Ok(fetch_with(model, &HubOptions::default().progress(true))?)
+        let fetched = fetch_with(model, &HubOptions::default().progress(true));
+        fetched.map_err(|error| {
+            format!("{model}: no such folder, and as a model of the hub: {error}").into()
+        })
     }
     #[cfg(not(feature = "hub"))]
     Err(format!(

@@ -8,7 +8,7 @@ use clap::ValueEnum;
 use energyflow::Gpu;
 use energyflow::text::{
     CacheState, EmbeddingType, Precision, SentenceTransformer, TeacherCache, TeacherTable,
-    TextEncoderOptions, TextFile, TransformerModel, fingerprint,
+    TextEncoderOptions, TextFile, TransformerModel,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -34,16 +34,6 @@ pub struct Teacher<'a> {
     source: String,
 }
 
-/// The files that an embedding depends on.
-const FILES: [&str; 6] = [
-    "config.json",
-    "model.safetensors",
-    "tokenizer.json",
-    "modules.json",
-    "1_Pooling/config.json",
-    "sentence_bert_config.json",
-];
-
 impl<'a> Teacher<'a> {
     /// Loads a teacher by its folder or its name on the hub.
     pub fn load(gpu: &'a Gpu, teacher: &str, precision: Storage) -> Outcome<Self> {
@@ -52,7 +42,7 @@ impl<'a> Teacher<'a> {
         let name = teacher.trim_end_matches(['/', '\\']);
         let name = Path::new(name).file_name();
         let name = name.map_or("teacher".into(), |name| name.to_string_lossy());
-        let source = fingerprint(&FILES.map(|file| folder.join(file)))?;
+        let source = model.fingerprint();
         Ok(Self {
             gpu,
             model,
@@ -76,8 +66,13 @@ impl<'a> Teacher<'a> {
     pub fn embed(&self, texts: &TextFile, cache: Option<&Path>) -> Outcome<PathBuf> {
         let path = match cache {
             Some(path) => path.to_owned(),
-            None => beside(texts.path(), &format!(".{}.safetensors", self.name)),
+            None => {
+                let mut path = texts.path().to_owned().into_os_string();
+                path.push(format!(".{}.safetensors", self.name));
+                PathBuf::from(path)
+            }
         };
+        let named = cache.is_some();
         let cache = TeacherCache::new(&path, texts, &self.source);
         let shown = path.display();
         let why = match cache.state()? {
@@ -88,6 +83,13 @@ impl<'a> Teacher<'a> {
             CacheState::Missing => None,
             CacheState::OtherTexts => Some("the texts have changed".to_owned()),
             CacheState::OtherTeacher => Some("the teacher or its precision has changed".to_owned()),
+            // It may be anything, the texts for example.
+            CacheState::Damaged(reason) if named => {
+                return Err(format!(
+                    "--cache: {reason}. It is not replaced: delete it, or choose another file"
+                )
+                .into());
+            }
             CacheState::Damaged(reason) => Some(reason),
             other => Some(format!("{other:?}")),
         };
@@ -117,17 +119,13 @@ impl<'a> Teacher<'a> {
         Ok(path)
     }
 
-    /// The teacher's vectors of single tokens, from a file beside the texts if they were made before.
-    pub fn table(&self, texts: &TextFile) -> Outcome<TeacherTable> {
-        let ending = format!(
-            ".{}.{}.table.safetensors",
-            self.name,
-            self.source.replace(' ', "-")
-        );
-        let path = beside(texts.path(), &ending);
+    /// The teacher's vectors of the first tokens of its vocabulary, from a file beside the `embeddings` if they were made before.
+    pub fn table(&self, embeddings: &Path, vocabulary: u32) -> Outcome<TeacherTable> {
+        let source = self.source.replace(' ', "-");
+        let path = embeddings.with_extension(format!("{source}.table.safetensors"));
         if path.exists() {
             match TeacherTable::load(&path) {
-                Ok(table) if table.vocabulary() == self.model.options.vocabulary => {
+                Ok(table) if table.vocabulary() == vocabulary as usize => {
                     return Ok(table);
                 }
                 Ok(_) => println!(
@@ -146,7 +144,6 @@ impl<'a> Teacher<'a> {
                 .ok_or_else(|| format!("the teacher's tokenizer has no token {}", names[0]))
         };
         let ends = [special(["[CLS]", "<s>"])?, special(["[SEP]", "</s>"])?];
-        let vocabulary = u32::try_from(self.model.options.vocabulary)?;
         println!(
             "start   the teacher embeds the {vocabulary} tokens of its vocabulary, once; they are kept in {}",
             path.display()
@@ -178,10 +175,4 @@ fn progress(length: u64, what: &str) -> Outcome<ProgressBar> {
     let bar = ProgressBar::new(length);
     bar.set_style(ProgressStyle::with_template(&template)?);
     Ok(bar)
-}
-
-fn beside(path: &Path, ending: &str) -> PathBuf {
-    let mut name = path.to_owned().into_os_string();
-    name.push(ending);
-    PathBuf::from(name)
 }

@@ -30,10 +30,10 @@ pub struct Texts {
     #[arg(long, value_name = "DIR", requires = "texts")]
     teacher: Option<String>,
     /// Storage of the teacher's activations; sums are f32
-    #[arg(long, value_enum, default_value = "f32")]
+    #[arg(long, value_enum, default_value = "f32", requires = "texts")]
     teacher_precision: Storage,
     /// Keep the teacher's embeddings in this file instead of FILE.TEACHER.safetensors
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", requires = "texts")]
     cache: Option<PathBuf>,
     #[command(flatten)]
     validation: Validation,
@@ -43,13 +43,16 @@ pub struct Texts {
 pub struct FromTexts<'a> {
     pub data: Opened,
     pub texts: TextFile,
+    /// The file of the teacher's embeddings.
+    embeddings: PathBuf,
     teacher: Teacher<'a>,
 }
 
 impl FromTexts<'_> {
-    /// The teacher's vectors of single tokens.
+    /// The teacher's vectors of the tokens of the student, whose vocabulary is that of the tokenizer. The teacher's own may be padded.
     pub fn table(&self) -> Outcome<TeacherTable> {
-        self.teacher.table(&self.texts)
+        let vocabulary = self.data.tokenizer.vocab_size();
+        self.teacher.table(&self.embeddings, vocabulary)
     }
 }
 
@@ -102,6 +105,7 @@ impl Texts {
         Ok(Some(FromTexts {
             data,
             texts,
+            embeddings,
             teacher,
         }))
     }

@@ -65,7 +65,11 @@ pub fn run(
         }
         (false, None) => {}
     }
-    check_output(&path, &picture, trainer.transformer().is_some())?;
+    let of_transformer = trainer.transformer().is_some();
+    if of_transformer && matches!(output.weights, Weights::Int8) {
+        return Err("--weights int8: sentence-transformers cannot load it; give f32 or f16".into());
+    }
+    check_output(&path, &picture, of_transformer)?;
     let log = output.out.join("metrics.jsonl");
     let board = output.out.join("tensorboard");
     // So that the curves of a training that goes on are whole.
@@ -104,8 +108,11 @@ pub fn run(
         println!("go on with the same command and --resume");
         return Err(io::Error::from(ErrorKind::Interrupted).into());
     }
+    let name = output.best_by.as_deref().unwrap_or_default();
+    if report.stop == Stop::Early {
+        println!("stopped early: {name} of the last validations was not better than the best one");
+    }
     if let Some(best) = &report.best {
-        let name = output.best_by.as_deref().unwrap_or_default();
         println!("best    {name} {:.4} after {} steps", best.value, best.step);
         trainer.set_weights(&best.weights)?;
     }

@@ -1,5 +1,7 @@
 //! What Hugging Face's `BertModel` keeps in its files: `config.json`, and the names and shapes of its weights.
 
+use std::collections::BTreeSet;
+
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -179,6 +181,16 @@ pub(super) fn name_here(name: &str) -> Option<String> {
         }
     }
     Some(name.to_owned())
+}
+
+/// Number of layers that a file has tensors of, also of such as are not read.
+pub(super) fn layers(weights: &Weights) -> usize {
+    let skipped = weights.skipped().map(|(name, _)| name);
+    let of_layers = weights.names().chain(skipped).filter_map(|name| {
+        let (number, _) = name.strip_prefix(OURS)?.split_once('.')?;
+        Some(number)
+    });
+    of_layers.collect::<BTreeSet<_>>().len()
 }
 
 /// Joins q, k and v of each layer. Those that do not fit together are left as they are.

@@ -81,16 +81,7 @@ impl Engine {
         options: &TextEncoderOptions,
         apply: impl FnOnce(&mut Session) -> Result<()>,
     ) -> Result<Self> {
-        if tokenizer.vocab_size() as usize > network.vocabulary() {
-            return Err(Error::Config {
-                field: "vocabulary",
-                reason: format!(
-                    "of the encoder has {} tokens, but that of the tokenizer {}",
-                    network.vocabulary(),
-                    tokenizer.vocab_size()
-                ),
-            });
-        }
+        check_vocabulary(&*tokenizer, network.vocabulary())?;
         // Padding costs a software adapter its computation, and hardware little beside another submission.
         let sparse = match gpu.capabilities().device_type {
             wgpu::DeviceType::Cpu => 2,
@@ -378,6 +369,19 @@ impl std::fmt::Debug for Engine {
             .field("precision", &self.precision)
             .field("buckets", &self.buckets)
             .finish_non_exhaustive()
+    }
+}
+
+/// Refuses a tokenizer with more tokens than a network of this vocabulary knows.
+pub(super) fn check_vocabulary(tokenizer: &dyn Tokenizer, vocabulary: usize) -> Result<()> {
+    match tokenizer.vocab_size() as usize {
+        tokens if tokens <= vocabulary => Ok(()),
+        tokens => Err(Error::Config {
+            field: "vocabulary",
+            reason: format!(
+                "of the encoder has {vocabulary} tokens, but that of the tokenizer {tokens}"
+            ),
+        }),
     }
 }
 

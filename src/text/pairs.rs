@@ -68,8 +68,8 @@ impl PairOptions {
 #[derive(Clone, Debug)]
 pub struct Pairs {
     dataset: Dataset,
-    /// By their first texts.
-    keys: Vec<Option<u64>>,
+    /// Of first and second text.
+    keys: Vec<[u64; 2]>,
     kind: Kind,
     tokens: usize,
     blank: usize,
@@ -345,7 +345,8 @@ impl Pairs {
                     Error::Data { reason, .. } => lines.fail(0, reason),
                     other => other,
                 })?;
-            keys.push(fields.texts[0].as_deref().map(split_key));
+            let [first, second, _] = &fields.texts;
+            keys.push([first, second].map(|text| split_key(text.as_deref().unwrap_or_default())));
         }
         let Some(kind) = kind else {
             let reason = "the file has no pairs; a line is a JSON object, or two texts with a tab between them";
@@ -414,14 +415,32 @@ impl Pairs {
     }
 
     /// Splits the pairs into those for training and those for validation, by their first texts: pairs of equal first texts are on one side,
-    /// see [`Split`]. The second text of a pair may occur on both sides.
+    /// see [`Split`]. A pair that is one of the validation with its texts exchanged is on neither. Otherwise the second text of a pair may
+    /// occur on both sides, as an answer to several questions does.
     ///
     /// # Errors
-    /// As [`Split::new`].
+    /// As [`Split::new`], naming the file.
     pub fn split(&self, size: ValidationSize) -> Result<(Dataset, Dataset)> {
-        let split = Split::new(self.keys.iter().copied(), size)?;
+        let firsts = self.keys.iter().map(|[first, _]| Some(*first));
+        let split = Split::new(firsts, size).map_err(|error| match error {
+            Error::Data { name, reason } => Error::Data {
+                name,
+                reason: format!("{}: {reason}", self.dataset.path().display()),
+            },
+            other => other,
+        })?;
+        let exchanged: BTreeSet<[u64; 2]> = split
+            .validation
+            .iter()
+            .map(|&number| {
+                let [first, second] = self.keys[number];
+                [second, first]
+            })
+            .collect();
+        let training = split.training.into_iter();
+        let training = training.filter(|&number| !exchanged.contains(&self.keys[number]));
         Ok((
-            self.dataset.select(&split.training)?,
+            self.dataset.select(&training.collect::<Vec<_>>())?,
             self.dataset.select(&split.validation)?,
         ))
     }
@@ -584,5 +603,38 @@ mod tests {
         let pairs = read(&lines.collect::<String>()).unwrap();
         let (training, validation) = pairs.split(ValidationSize::Count(7)).unwrap();
         assert_eq!((training.len(), validation.len()), (51, 9));
+        // An error names the file.
+        let error = read("one\ttwo\none\tthree").unwrap();
+        let error = error.split(ValidationSize::Count(1)).unwrap_err();
+        assert!(error.to_string().contains("pairs: 1 different"), "{error}");
+    }
+
+    #[test]
+    fn no_pair_of_the_validation_is_trained_on_the_other_way_round() {
+        let words = |i: usize| ["one", "two", "three"][i % 3].repeat(1 + i / 3);
+        let tokenizer = Whitespace::new((0..60).map(words), 4).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pairs");
+        let lines = (0..30).map(|i| {
+            let (a, b) = (words(i), words(i + 30));
+            format!("{a}\t{b}\t0.5\n {b} \t{a}\t0.5\n")
+        });
+        std::fs::write(&path, lines.collect::<String>()).unwrap();
+        let pairs = Pairs::open(&path, &tokenizer, &PairOptions::new(4)).unwrap();
+        let (training, validation) = pairs.split(ValidationSize::Count(20)).unwrap();
+        assert_eq!(validation.len(), 20);
+        // Those that are left out are the others of validation pairs whose other one is not there, too.
+        let kept = |dataset: &Dataset| -> BTreeSet<Vec<u32>> {
+            dataset
+                .iter()
+                .map(|sample| sample.unwrap().ids().to_vec())
+                .collect()
+        };
+        let (training, validation) = (kept(&training), kept(&validation));
+        assert!(training.len() < 40 && training.len() >= 20);
+        for ids in &validation {
+            let exchanged = [&ids[4..], &ids[..4]].concat();
+            assert!(!training.contains(&exchanged), "{ids:?}");
+        }
     }
 }

@@ -135,7 +135,7 @@ impl TransformerModel {
     /// The tokenizer of the model for texts of up to `length` tokens.
     ///
     /// # Errors
-    /// [`Error::Config`] if the model has none; [`Error::Tokenizer`].
+    /// [`Error::Config`] if the model has none, or one with more tokens than the network knows; [`Error::Tokenizer`].
     #[cfg(feature = "tokenizer")]
     pub fn word_piece(&self, length: usize) -> Result<Arc<dyn Tokenizer>> {
         let Some(json) = &self.tokenizer else {
@@ -145,6 +145,7 @@ impl TransformerModel {
             });
         };
         let tokenizer = super::WordPiece::from_bytes(json, length)?;
+        super::engine::check_vocabulary(&tokenizer, self.options.vocabulary)?;
         Ok(match self.lower_case {
             true => Arc::new(LowerCase(Arc::new(tokenizer))),
             false => Arc::new(tokenizer),

@@ -25,8 +25,10 @@ const EMBEDDINGS: &str = "embeddings";
 /// FNV-1a of the bytes of the embeddings, little-endian.
 const CHECKSUM: &str = "checksum";
 
-/// Lines that are embedded at a time.
+/// Lines that are embedded at a time; less if they are long.
 const LINES: usize = 8192;
+/// Bytes of such lines, up to one line more.
+const TEXT: usize = 1 << 24;
 /// Bytes that are read at a time.
 const WINDOW: u64 = 1 << 20;
 
@@ -186,7 +188,14 @@ impl TeacherCache {
             let mut bytes = Vec::new();
             let mut done = 0;
             loop {
-                let window: Vec<String> = lines.by_ref().take(LINES).collect::<Result<_>>()?;
+                let (mut window, mut size) = (Vec::new(), 0);
+                while window.len() < LINES && size < TEXT {
+                    let Some(line) = lines.next().transpose()? else {
+                        break;
+                    };
+                    size += line.len();
+                    window.push(line);
+                }
                 if window.is_empty() {
                     break;
                 }
@@ -195,7 +204,8 @@ impl TeacherCache {
                 }
                 let is_text = |line: &&String| !line.trim().is_empty();
                 let asked: Vec<String> = window.iter().filter(is_text).cloned().collect();
-                let embeddings = encode(&asked).map_err(|error| self.within(texts, done, error))?;
+                let embeddings = encode(&asked)
+                    .map_err(|error| within(texts, [done + 1, done + window.len()], error))?;
                 if embeddings.len() != asked.len() || embeddings.width() != width {
                     return Err(Error::Data {
                         name: EMBEDDINGS.into(),
@@ -260,29 +270,47 @@ impl TeacherCache {
         stream_tensors(file, (FORMAT, VERSION), &header, tensors)?;
         Ok(cut.get())
     }
+}
 
-    /// An error of the teacher, which knows only the texts that it was given.
-    fn within(&self, texts: &TextFile, done: usize, error: Error) -> Error {
-        let place = format!(
-            "{}, lines {} to {} without blank ones",
-            texts.path().display(),
-            done + 1,
-            (done + LINES).min(self.lines)
-        );
-        match error {
-            Error::Data { name, reason } => Error::Data {
-                name,
-                reason: format!("{place}: {reason}"),
-            },
-            Error::Tokenizer(reason) => Error::Tokenizer(format!("{place}: {reason}")),
-            other => other,
-        }
+/// An error of the teacher, which knows only the texts of the lines that it was given.
+fn within(texts: &TextFile, [first, last]: [usize; 2], error: Error) -> Error {
+    let place = format!(
+        "{}, lines {first} to {last} without blank ones",
+        texts.path().display()
+    );
+    match error {
+        Error::Data { name, reason } => Error::Data {
+            name,
+            reason: format!("{place}: {reason}"),
+        },
+        Error::Tokenizer(reason) => Error::Tokenizer(format!("{place}: {reason}")),
+        other => other,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn long_lines_are_embedded_a_few_at_a_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.txt");
+        let line = "long text ".repeat(900_000);
+        std::fs::write(&path, format!("{line}\n").repeat(3)).unwrap();
+        let texts = TextFile::open(&path).unwrap();
+        let cache = TeacherCache::new(folder.path().join("cache"), &texts, "one");
+        let mut sizes = Vec::new();
+        let encode = |lines: &[String]| {
+            sizes.push(lines.len());
+            Ok(Embeddings::new(vec![0.5; lines.len()], 1, Vec::new()))
+        };
+        cache
+            .write(&texts, 1, EmbeddingType::F16, encode, |_| ())
+            .unwrap();
+        assert_eq!(sizes, [2, 1]);
+        assert_eq!(cache.state().unwrap(), CacheState::Whole);
+    }
 
     /// Three values that depend on the text.
     fn embed(lines: &[String]) -> Embeddings {

@@ -73,9 +73,12 @@ impl TextLines {
         self.number
     }
 
-    /// The error for something wrong in the current line.
+    /// The error for something wrong in the current line, or in the whole file before its first one.
     pub fn fail(&self, column: u64, reason: impl std::fmt::Display) -> Error {
-        let reason = format!("line {}: {reason}", self.number);
+        let reason = match self.number {
+            0 => reason.to_string(),
+            number => format!("line {number}: {reason}"),
+        };
         self.reader
             .get_ref()
             .file()

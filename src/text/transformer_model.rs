@@ -10,6 +10,7 @@ use super::model::parse;
 use super::transformer::{Pooling, Transformer, TransformerOptions};
 use crate::error::{Error, Result};
 use crate::file::{AtomicFile, AtomicFolder, InputFile, find};
+use crate::fnv::Fnv;
 use crate::graph::Graph;
 use crate::nn::NormOrder;
 use crate::runtime::Session;
@@ -129,6 +130,12 @@ impl TransformerModel {
     /// networks and parts that are not supported, and for parameters that are missing or of another shape.
     pub fn load(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = &*find(dir.as_ref());
+        let metadata = std::fs::metadata(dir).map_err(|error| Error::io(dir, error))?;
+        if !metadata.is_dir() {
+            let reason = "is a file, not the folder of a model";
+            let source = std::io::Error::new(std::io::ErrorKind::NotADirectory, reason);
+            return Err(Error::io(dir, source));
+        }
         let parts = Parts::read(dir)?;
         let transformer = dir.join(&parts.transformer);
         let (file, bytes) = read(&transformer.join(CONFIG), LARGEST_JSON)?;
@@ -154,7 +161,16 @@ impl TransformerModel {
             return Err(Error::io(path, source));
         }
         let mut weights = Weights::load_with(&path, bert::name_here)?;
-        bert::pack(&mut weights, options.layers);
+        // Before anything is made for each layer: the number may be any, and layers that are left out would change every embedding.
+        let layers = bert::layers(&weights);
+        if layers != options.layers {
+            let reason = format!(
+                "num_hidden_layers is {}, but model.safetensors has {layers} layers",
+                options.layers
+            );
+            return Err(file.fail(0, reason));
+        }
+        bert::pack(&mut weights, layers);
         let tokenizer = transformer.join(TOKENIZER);
         let tokenizer = match tokenizer.exists() {
             true => Some(read(&tokenizer, LARGEST_TOKENIZER)?.1),
@@ -197,6 +213,12 @@ impl TransformerModel {
             }
             other => other,
         })?;
+        // Those of BERT's pooler and heads come after the embedding; these would change it.
+        let inner = |name: &&str| name.starts_with("embeddings.") || name.starts_with("encoder.");
+        if let Some(name) = model.unused.names().find(inner) {
+            let reason = format!("{name:?} is no parameter of the network of config.json");
+            return Err(in_file(&path, 0, reason));
+        }
         Ok(model)
     }
 
@@ -282,6 +304,29 @@ impl TransformerModel {
         folder.commit()
     }
 
+    /// A hash of all that embeddings depend on: sizes, weights and tokenizer, as 16 hexadecimal digits. It tells models that differ apart, and
+    /// is no protection against somebody who wants two to look alike.
+    #[must_use]
+    pub fn fingerprint(&self) -> String {
+        let sizes = json!([self.options, self.lower_case, self.tokenizer.is_some()]);
+        let tokenizer = self.tokenizer.as_deref().unwrap_or_default();
+        let mut hash = Fnv::new();
+        let mut add = |bytes: &[u8]| {
+            let length = (bytes.len() as u64).to_le_bytes();
+            hash = hash.write(&length).write(bytes);
+        };
+        add(sizes.to_string().as_bytes());
+        add(tokenizer);
+        for name in self.weights.names() {
+            if let Some((shape, data)) = self.weights.get(name) {
+                add(name.as_bytes());
+                add(format!("{shape:?}").as_bytes());
+                add(bytemuck::cast_slice(data));
+            }
+        }
+        format!("{:016x}", hash.finish())
+    }
+
     /// Declares the network's parameters in a graph.
     ///
     /// # Errors
@@ -319,7 +364,13 @@ impl TransformerModel {
                         format!("has shape {found:?}, but the sizes of config.json need {shape:?}");
                     return fail(&value.name, reason);
                 }
-                None => return fail(&value.name, "is missing".into()),
+                None => {
+                    let unread = self.weights.skipped().next().map(|(name, dtype)| {
+                        format!("; {name:?} is {dtype}, which is not read: convert it to F32")
+                    });
+                    let reason = format!("is missing{}", unread.unwrap_or_default());
+                    return fail(&value.name, reason);
+                }
             }
         }
         match self.weights.names().find(|name| graph.find(name).is_none()) {

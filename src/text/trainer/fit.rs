@@ -421,6 +421,11 @@ impl Run<'_> {
                 reason: format!("is {name:?}, but the validation has {}", names.join(", ")),
             });
         };
+        if value.is_nan() {
+            log::warn!(
+                "{name} of the validation after {step} steps is no number, so this model is not the best one"
+            );
+        }
         let less = ["mse", "cross_entropy", "perplexity"].contains(&name.as_str());
         let better = match trainer.progress.best {
             // A value that is no number is never the best.

@@ -73,11 +73,13 @@ impl Trainer {
     /// - The token table becomes the teacher's vectors of single tokens, reduced to the width of the encoder.
     /// - The last convolution of each block is scaled, and its bias becomes zero.
     /// - Attention pooling starts with equal weights.
-    /// - The head is solved by ridge regression, so that the encoder's embeddings of the texts of `data` are nearest to the teacher's.
+    /// - The head is solved by ridge regression, so that the encoder's embeddings of the texts of `data` are nearest to the teacher's. A
+    ///   [`tanh`](crate::text::EncoderOptions::tanh) after it is not taken into account.
     ///
     /// # Errors
     /// [`Error::Config`] without an encoder, for options out of range, and for a table or dataset that does not fit the encoder;
-    /// [`Error::Data`] for a table or texts that make the regression singular; [`Error::OutOfMemory`], [`Error::DeviceLost`].
+    /// [`Error::Data`] for a table whose vectors are all alike, and for texts that make the regression singular; table and blocks have changed
+    /// then. [`Error::OutOfMemory`], [`Error::DeviceLost`].
     pub fn start(
         &mut self,
         table: &TeacherTable,
