@@ -7,7 +7,7 @@ mod common;
 
 use common::{Case, Tolerance, baseline_gpu, gpu, packed_gpu, tiled_gpu};
 use energyflow::Gpu;
-use energyflow::graph::{AttentionOptions, Source, ValueId};
+use energyflow::graph::{AttentionOptions, Op, Source, ValueId};
 use energyflow::train::AdamW;
 use energyflow::types::{BinaryOp, Broadcast, DType, Padding, Trans, UnaryOp, Window};
 use proptest::prelude::*;
@@ -186,10 +186,8 @@ impl Builder {
                     _ => BinaryOp::Add,
                 };
                 let z = self.case.graph.binary(op, Broadcast::Same, x, y).ok()?;
-                // Stays near ±1. A value less its own rounding is nothing but rounding, which kernels that keep f32 in registers have not:
-                // beside 1/4 what is left may be compared.
-                let offset = if op == BinaryOp::Sub { 0.25 } else { 0.0 };
-                self.case.graph.affine(z, 0.5, offset).ok()?
+                // Stays near ±1.
+                self.case.graph.affine(z, 0.5, 0.0).ok()?
             }
             4 => {
                 let bias = self.vector(cols);
@@ -264,9 +262,10 @@ impl Builder {
             }
             16 => self.case.graph.reshape(x, &[rows * cols]).ok()?,
             17 => {
-                // There and back: the value is rounded.
+                // There and back. The value is rounded if it is stored in between; scaled, it does not cancel with x but for that rounding.
                 let other = if f32 { DType::F16 } else { DType::F32 };
                 let y = self.case.graph.cast(x, other).ok()?;
+                let y = self.case.graph.affine(y, 0.75, 0.0).ok()?;
                 match self.case.dtype == DType::F16 || a > 127 {
                     true => y,
                     false => self.case.graph.cast(y, self.case.dtype).ok()?,
@@ -468,6 +467,11 @@ fn differences(program: &Program) {
     let elements = |id: ValueId| builder.dims(id).iter().product::<usize>();
     // Dropout's states would move on between the evaluations.
     if builder.draws.is_some() || wrt.iter().map(|&id| elements(id)).sum::<usize>() > 600 {
+        return;
+    }
+    // A row of padding has no gradient by definition.
+    let padded = |op: &Op| matches!(op, Op::Gather { padding: Some(_) });
+    if builder.case.graph.nodes().iter().any(|n| padded(&n.op)) {
         return;
     }
     // Rounding to f16 is a staircase.

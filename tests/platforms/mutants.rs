@@ -59,7 +59,12 @@ fn is_called(text: &str, at: usize) -> bool {
     let name = header.and_then(|line| line.trim_end_matches('(').rsplit(' ').next());
     name.is_none_or(|name| {
         let call = format!("{name}(");
-        name == "main_" || text.matches(&call).count() > 1
+        // Not the end of another name.
+        let begins = |(at, _): &(usize, &str)| {
+            let before = text[..*at].bytes().next_back();
+            !before.is_some_and(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+        };
+        name == "main_" || text.match_indices(&call).filter(begins).count() > 1
     })
 }
 
