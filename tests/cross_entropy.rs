@@ -118,7 +118,14 @@ fn a_vocabulary() {
         // With f32 and 256 invocations the row does not fit into registers: read twice.
         for (gpu, steps) in [
             // One invocation takes the row alone where kernels do without barriers.
-            (packed_gpu(), "lanes=1 "),
+            (
+                packed_gpu(),
+                if packed_gpu().capabilities().barrier_free {
+                    "lanes=1 "
+                } else {
+                    "lanes="
+                },
+            ),
             (
                 tiled_gpu(),
                 if dtype == DType::F32 {

@@ -7,7 +7,7 @@ mod common;
 
 use common::{Case, Tolerance, baseline_gpu, gpu, packed_gpu, tiled_gpu};
 use energyflow::Gpu;
-use energyflow::graph::{AttentionOptions, Source, ValueId};
+use energyflow::graph::{AttentionOptions, Op, Source, ValueId};
 use energyflow::train::AdamW;
 use energyflow::types::{BinaryOp, Broadcast, DType, Padding, Trans, UnaryOp, Window};
 use proptest::prelude::*;
@@ -262,9 +262,10 @@ impl Builder {
             }
             16 => self.case.graph.reshape(x, &[rows * cols]).ok()?,
             17 => {
-                // There and back: the value is rounded.
+                // There and back. The value is rounded if it is stored in between; scaled, it does not cancel with x but for that rounding.
                 let other = if f32 { DType::F16 } else { DType::F32 };
                 let y = self.case.graph.cast(x, other).ok()?;
+                let y = self.case.graph.affine(y, 0.75, 0.0).ok()?;
                 match self.case.dtype == DType::F16 || a > 127 {
                     true => y,
                     false => self.case.graph.cast(y, self.case.dtype).ok()?,
@@ -367,9 +368,9 @@ fn device(program: &Program) -> Gpu {
     }
 }
 
-/// Chains of f16 operations round at every step.
+/// Chains of f16 operations round at every step. The gradient of a scalar is one sum, whose terms may cancel.
 const HALF: Tolerance = Tolerance {
-    normalised: 8e-3,
+    normalised: 2e-2,
     relative: 6e-2,
 };
 /// Sums that cancel lose digits.
@@ -466,6 +467,11 @@ fn differences(program: &Program) {
     let elements = |id: ValueId| builder.dims(id).iter().product::<usize>();
     // Dropout's states would move on between the evaluations.
     if builder.draws.is_some() || wrt.iter().map(|&id| elements(id)).sum::<usize>() > 600 {
+        return;
+    }
+    // A row of padding has no gradient by definition.
+    let padded = |op: &Op| matches!(op, Op::Gather { padding: Some(_) });
+    if builder.case.graph.nodes().iter().any(|n| padded(&n.op)) {
         return;
     }
     // Rounding to f16 is a staircase.

@@ -2,12 +2,15 @@
 
 mod common;
 
-use common::{Case, Tolerance, gpu, tolerance};
+use common::network::Network;
+use common::{Case, Tolerance, baseline_gpu, gpu, tiled_gpu, tolerance};
 use energyflow::graph::{Graph, ValueId};
 use energyflow::nn::{
     Activation, Draws, Mode, NormOrder, TransformerEncoder, TransformerEncoderOptions,
 };
 use energyflow::text::{Pooling, Transformer, TransformerOptions};
+use energyflow::train::{AdamW, Schedule};
+use energyflow::types::{Padding, Trans, Window};
 use energyflow::{DType, Error, Session};
 
 fn sizes(norm: NormOrder, activation: Activation) -> TransformerEncoderOptions {
@@ -106,6 +109,67 @@ fn a_whole_transformer_and_its_gradients() {
             normalised: 2e-5,
             relative: 2e-4,
         });
+    }
+}
+
+/// Mean over pairs of texts, which follow each other in z [n, E], of the cross entropy of each first text's cosines with the others.
+fn contrastive(network: &mut Network, z: ValueId, texts: usize) -> ValueId {
+    let (pairs, far) = (texts / 2, -1e4);
+    let candidates = (0..texts).map(|i| if i % 2 == 0 { far } else { 0.0 });
+    let candidates = network.float("candidates", &[texts], candidates.collect());
+    let labels = (0..pairs as u32).map(|i| 2 * i + 1).collect();
+    let labels = network.indices("labels", labels, texts);
+    let g = &mut network.graph;
+    let width = g.value(z).unwrap().shape.cols();
+    let series = g.reshape(z, &[1, texts, width]).unwrap();
+    let first = Window::new(texts, 1, 1, 2, Padding::Valid).unwrap();
+    let anchors = g.windows(series, first).unwrap();
+    let anchors = g.reshape(anchors, &[pairs, width]).unwrap();
+    let scores = g.matmul(anchors, z, Trans::NT).unwrap();
+    let scores = g.affine(scores, 5.0, 0.0).unwrap();
+    let scores = g.add_bias(scores, candidates).unwrap();
+    g.cross_entropy(scores, labels, None, 0.0).unwrap().loss
+}
+
+/// Whole training steps of a teacher, on pairs of texts with dropout, and towards embeddings without. With a large epsilon a small error
+/// of a gradient is a small error of a step.
+#[test]
+fn training_steps_end_with_the_weights_of_the_reference() {
+    let optimizer = AdamW::default()
+        .schedule(Schedule::Constant { rate: 1e-2 })
+        .eps(1e-2)
+        .clip(1.0);
+    for (dtype, error, pairs, dropout) in [
+        (DType::F32, 1e-5, true, 0.2),
+        (DType::F16, 5e-3, false, 0.0),
+    ] {
+        let mut network = Network::new(5);
+        let options = tiny(Pooling::Mean).dropout(dropout);
+        let transformer = Transformer::new(&mut network.graph, &options).unwrap();
+        let used = [5, 3, 1, 5, 2, 4];
+        let (ids, mask) = network.tokens(&used, options.length, options.vocabulary);
+        let n = ids.len();
+        let ids = network.indices("ids", ids, options.vocabulary);
+        let mask = network.float("mask", &[n], mask);
+        let draws = Draws::new(&mut network.graph, 1).unwrap();
+        let mode = Mode::train((dropout > 0.0).then_some(draws));
+        let z = transformer
+            .forward_in(&mut network.graph, ids, mask, dtype, mode)
+            .unwrap();
+        let loss = if pairs {
+            contrastive(&mut network, z, used.len())
+        } else {
+            let target = network.uniform("target", &[used.len(), options.width]);
+            network.graph.kd_loss(z, target, 1.0, 0.5).unwrap().loss
+        };
+        network.train(loss, &optimizer);
+        let tolerance = Tolerance {
+            normalised: error,
+            relative: 10.0 * error,
+        };
+        network.check_steps_on(&gpu(), 5, tolerance);
+        network.check_steps_on(&tiled_gpu(), 5, tolerance);
+        network.check_steps_on(&baseline_gpu(), 5, tolerance);
     }
 }
 

@@ -1,5 +1,6 @@
 //! From a graph to steps and a plan: data in, data out, without a device.
 
+mod alive;
 mod check;
 mod fingerprint;
 mod fuse;
@@ -47,6 +48,7 @@ pub(crate) fn compile(
         limits.max_storage_buffer_binding_size,
     )?;
     let plan = plan::plan(graph, &lowered, table, capabilities)?;
+    debug_assert_eq!(alive::fault(graph, &lowered, &plan)?, None);
     check::check(graph, &lowered, &plan, limits)?;
     Ok((lowered, plan))
 }

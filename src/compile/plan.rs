@@ -163,7 +163,7 @@ fn most_alive(items: &[Item], steps: usize) -> u64 {
 }
 
 /// Intermediate values in the order of their birth, and what each needs.
-fn lives(graph: &Graph, lowered: &Lowered) -> Result<(Vec<Place>, Vec<Item>)> {
+pub(super) fn lives(graph: &Graph, lowered: &Lowered) -> Result<(Vec<Place>, Vec<Item>)> {
     let mut places: Vec<Place> = Vec::new();
     let mut items: Vec<Item> = Vec::new();
     let mut index: HashMap<Place, usize> = HashMap::new();

@@ -361,7 +361,8 @@ impl Graph {
         self.binary(BinaryOp::Add, Broadcast::Tiles { period }, x, positions)
     }
 
-    /// x in another element type. Returns x itself when it has that type already.
+    /// x in another element type. Returns x itself when it has that type already. f16 is how a value is stored: one that only
+    /// the kernel that computes it reads again is not rounded.
     pub fn cast(&mut self, x: ValueId, dtype: DType) -> Result<ValueId> {
         if self.value(x)?.dtype == dtype {
             return Ok(x);

@@ -253,6 +253,11 @@ HIDDEN void run_group(const shim::Kernel& k, metal::uint3 groups, metal::uint3 g
             }
             continue;
         }
+        // One simdgroup after the other, each as far as it gets: what only their functions keep in step comes apart.
+        if (order < 2) {
+            uint group = (order == 0 ? ready.front() : ready.back()) / LANES;
+            std::erase_if(ready, [&](uint i) { return i / LANES != group; });
+        }
         if (order == 1) std::reverse(ready.begin(), ready.end());
         if (order > 1) for (size_t i = ready.size(); i > 1; i--) std::swap(ready[i - 1], ready[random_number() % i]);
         for (uint i : ready) {

@@ -45,7 +45,11 @@ pub fn disguise(disguise: Disguise<'_>) {
     info.subgroup_max_size = 64;
     // Inputs are copied, which changes no kernel. There is nothing to time.
     features.remove(
-        Features::MAPPABLE_PRIMARY_BUFFERS | Features::TIMESTAMP_QUERY | Features::PIPELINE_CACHE,
+        Features::MAPPABLE_PRIMARY_BUFFERS
+            | Features::TIMESTAMP_QUERY
+            | Features::PIPELINE_CACHE
+            // Every device of these tests has it, those of the baseline, too.
+            | Features::PASSTHROUGH_SHADERS,
     );
     if features.is_empty() {
         return;

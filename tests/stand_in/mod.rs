@@ -85,7 +85,7 @@ impl StandIn for Chosen {
 
     fn watches(&self, kernel: Kernel<'_>) -> bool {
         let record = self.record.as_ref();
-        record.is_some_and(|record| record.lacks(kernel.wgsl))
+        record.is_some_and(|record| record.wants(kernel.wgsl))
     }
 
     fn watch(

@@ -1,6 +1,8 @@
 //! One dispatch of each distinct kernel, in files: for sanitizers, mutants and other compilers, which need no graph then.
+//!
+//! Of the first [`SEEN`] dispatches the last one stays: the first finds states, moments and rings that hold nothing yet.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -9,10 +11,13 @@ use energyflow::gpu::trace::Kernel;
 
 /// Dispatches with more bytes than this are not kept.
 const MOST_BYTES: usize = 4 << 20;
+/// Dispatches of a kernel that are looked at.
+const SEEN: usize = 8;
 
 pub struct Record {
     folder: PathBuf,
-    known: Mutex<HashSet<String>>,
+    /// By WGSL: how many more dispatches are looked at.
+    wanted: Mutex<HashMap<String, usize>>,
 }
 
 /// A dispatch that was recorded.
@@ -32,7 +37,7 @@ impl Record {
         std::fs::create_dir_all(&folder).expect("ENERGYFLOW_RECORD: a folder");
         Self {
             folder,
-            known: Mutex::default(),
+            wanted: Mutex::default(),
         }
     }
 
@@ -42,17 +47,17 @@ impl Record {
         self.folder.join(format!("{:016x}.case", hasher.finish()))
     }
 
-    /// Whether no dispatch of this kernel has been kept.
-    pub fn lacks(&self, wgsl: &str) -> bool {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.contains(wgsl) {
-            return false;
+    /// Whether the next dispatch of this kernel is to be kept. What another process has kept stays.
+    pub fn wants(&self, wgsl: &str) -> bool {
+        let mut wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        match wanted.get(wgsl) {
+            Some(&left) => left > 0,
+            None => {
+                let left = if self.path(wgsl).exists() { 0 } else { SEEN };
+                wanted.insert(wgsl.to_owned(), left);
+                left > 0
+            }
         }
-        if self.path(wgsl).exists() {
-            known.insert(wgsl.to_owned());
-            return false;
-        }
-        true
     }
 
     pub fn keep(
@@ -62,6 +67,11 @@ impl Record {
         before: &[Vec<u8>],
         after: &[Vec<u8>],
     ) {
+        // Held until the file is written: several threads may run one kernel.
+        let mut wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(left) = wanted.get_mut(kernel.wgsl) {
+            *left = left.saturating_sub(1);
+        }
         if before.iter().map(Vec::len).sum::<usize>() > MOST_BYTES {
             return;
         }
