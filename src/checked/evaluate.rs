@@ -229,7 +229,12 @@ impl<'m> Machine<'m> {
         }
     }
 
-    pub(super) fn load(&mut self, frame: &mut Frame<'m>, pointer: Handle<Expression>, mask: &Mask) -> Value {
+    pub(super) fn load(
+        &mut self,
+        frame: &mut Frame<'m>,
+        pointer: Handle<Expression>,
+        mask: &Mask,
+    ) -> Value {
         let Slot::Pointer(from) = self.slot(frame, pointer, mask) else {
             panic!("a load from a value");
         };
