@@ -94,6 +94,7 @@ fn every_width_of_a_head() {
         (64, 3),
         (80, 1),
         (128, 1),
+        (256, 1),
         (4, 5),
     ];
     for (i, (d, heads)) in widths.into_iter().enumerate() {

@@ -171,16 +171,12 @@ impl AttentionKernel {
             Kind::Forward => 2 * RESIDENT,
             Kind::Query | Kind::Key => RESIDENT,
         };
-        let parts = if target.barrier_free {
-            1
-        } else {
-            d.div_ceil(most)
+        let parts = d.div_ceil(most);
+        let resident = match kind {
+            Kind::Forward | Kind::Query => d <= RESIDENT,
+            Kind::Key if target.barrier_free => d <= RESIDENT,
+            Kind::Key => 2 * d <= RESIDENT,
         };
-        let resident = target.barrier_free
-            || match kind {
-                Kind::Forward | Kind::Query => d <= RESIDENT,
-                Kind::Key => 2 * d <= RESIDENT,
-            };
         let (tile, block) = match target.barrier_free {
             true => (0, 4),
             false => {
