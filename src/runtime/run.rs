@@ -315,9 +315,18 @@ impl Outputs {
     /// As [`Outputs::get`].
     pub fn padding_is_zero(&self, name: &str) -> Result<bool> {
         self.read(name, |layout, bytes| {
-            let used = layout.cols() * layout.dtype().size();
+            let size = layout.dtype().size();
+            // The last byte has the sign: -0 is zero, too.
+            let sign = match layout.dtype() {
+                DType::F32 | DType::F16 => 0x80,
+                DType::U32 => 0,
+            };
+            let zero = |element: &[u8]| {
+                let (last, others) = element.split_last().unwrap_or((&0, &[]));
+                *last & !sign == 0 && others.iter().all(|&byte| byte == 0)
+            };
             let mut rows = bytes.chunks_exact(layout.row_bytes());
-            Ok(rows.all(|row| row[used..].iter().all(|&byte| byte == 0)))
+            Ok(rows.all(|row| row[layout.cols() * size..].chunks_exact(size).all(zero)))
         })
     }
 }
