@@ -274,11 +274,11 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) 
         if (lid < {{ groups }}u) {
             folded[lid] = {% for k in range(fold) %}{{ " + " if k }}scratch[lid + {{ k * groups }}u]{% endfor %};
         }
-        workgroupBarrier();
+        let same = workgroupUniformLoad(&folded);
         var n = 0u;
 {% for k in range(groups) %}
-        n += folded[{{ k }}].x;
-        to += select(0u, folded[{{ k }}].x, {{ k }}u < column);
+        n += same[{{ k }}].x;
+        to += select(0u, same[{{ k }}].x, {{ k }}u < column);
 {% endfor %}
 {% for k in range(fold - 1) %}
         to += select(0u, scratch[column + {{ k * groups }}u].x, {{ (k + 1) * groups }}u <= lid);

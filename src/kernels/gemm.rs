@@ -7,7 +7,7 @@ use super::gemm_cooperative::{self as cooperative, Work};
 use super::gemm_windows::{Role, Windows};
 use super::{BLOCK, Instruction, Kernel, Program, Target, View};
 use crate::gpu::{Layout, MatrixUnits};
-use crate::types::Trans;
+use crate::types::{DType, Trans};
 
 /// A workgroup's tile and an invocation's share of it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -113,8 +113,14 @@ const PART: usize = 16_384;
 /// of the time.
 const FLUSHED: usize = 8192;
 const FLUSH: usize = 64;
-/// Longest part of K on matrix units, which take 16 or more terms per step and sum without blocks.
-const COOPERATIVE_PART: usize = 1 << 20;
+/// Longest part of K on matrix units, which sum without blocks, and how many terms they add at a time is the device's: one by one, 65 536
+/// equal terms lose about as much as a result in f16 is rounded by, and f32 is summed no longer than by other kernels without blocks.
+const fn longest_on_units(dtype: DType) -> usize {
+    match dtype {
+        DType::F32 => FLUSHED,
+        _ => 1 << 16,
+    }
+}
 
 impl Gemm {
     /// a·b, whose result has `width` `vec4`s per row, padding included.
@@ -332,17 +338,17 @@ fn tiles(x: Operands, width: usize, target: Target, most_bytes: u64) -> Vec<Choi
         least: k.div_ceil(longest),
         most: fit.min(super::MAX_GRID as usize / batch),
     };
+    let on_units = parts(longest_on_units(x.a.dtype()));
     if let Some(units) = target.matrix_units
         && x.a.dtype() == x.b.dtype()
-        && (batch == 1 || k <= COOPERATIVE_PART)
+        && (on_units.least == 1 || batch == 1 && on_units.least <= on_units.most)
     {
         let tiles = cooperative::tiles(x.trans, x.a.dtype(), units);
         let machine = Machine {
             cores: target.cores,
             rate: cooperative::RATE,
         };
-        let parts = parts(COOPERATIVE_PART);
-        let ranked = rank(tiles, cooperative::Tile::speed, extents, parts, machine);
+        let ranked = rank(tiles, cooperative::Tile::speed, extents, on_units, machine);
         if !ranked.is_empty() {
             let choice = |(tile, splits)| Choice {
                 tier: Tier::Cooperative(tile, units),

@@ -276,7 +276,8 @@ HIDDEN void run_group(const shim::Kernel& k, metal::uint3 groups, metal::uint3 g
         }
     }
 #if TSAN
-    for (Fiber& f : fibers) __tsan_destroy_fiber(f.tsan), munmap(f.stack, STACK);
+    // Not those that an earlier kernel with more invocations had.
+    for (uint i = 0; i < threads; i++) __tsan_destroy_fiber(fibers[i].tsan), munmap(fibers[i].stack, STACK);
 #endif
 #if !TSAN
     for (void* p : shared) free(p);

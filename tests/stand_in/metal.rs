@@ -161,6 +161,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Threads that compile, and that run recorded dispatches.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(2, usize::from)
+}
+
 fn sources() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/msl")
 }
@@ -349,7 +354,7 @@ impl Shared {
                     .wait(queue)
                     .unwrap_or_else(PoisonError::into_inner);
             }
-            let many = queue.len().div_ceil(2).min(TOGETHER);
+            let many = queue.len().div_ceil(cores()).min(TOGETHER);
             let jobs: Vec<Job> = queue.drain(..many).collect();
             drop(queue);
             match self.compile(&jobs) {
@@ -440,7 +445,7 @@ impl Metal {
         if let Err(reason) = shared.prepare() {
             panic!("{reason}");
         }
-        for _ in 0..2 {
+        for _ in 0..cores() {
             let shared = Arc::clone(&shared);
             std::thread::spawn(move || shared.work());
         }
@@ -530,6 +535,15 @@ impl Metal {
     /// None.
     pub fn prepare_text(&self, text: &str, glue: &str, uses: &[Use]) -> Result<(), String> {
         self.enqueue(text, glue, uses.to_vec()).map(drop)
+    }
+
+    /// Waits until Metal's text is compiled.
+    ///
+    /// # Errors
+    /// What the compiler says.
+    pub fn compiled_text(&self, text: &str, glue: &str, uses: &[Use]) -> Result<(), String> {
+        let entry = self.enqueue(text, glue, uses.to_vec())?;
+        entry.wait().map(drop)
     }
 
     /// As [`Metal::run`], of Metal's text: for mutants.
