@@ -1,5 +1,7 @@
 //! Files kept between processes, whole, damaged, foreign or unwritable; and the tuner, whose choices are in one of them.
 
+#[path = "common/itself.rs"]
+mod itself;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
@@ -432,7 +434,7 @@ fn second_process() {
 }
 
 fn start(folder: &Path, autotune: &str, result: &Path) -> Child {
-    Command::new(std::env::current_exe().unwrap())
+    itself::command()
         .args(["--exact", "second_process"])
         .env("ENERGYFLOW_CACHE_DIR", folder)
         .env("ENERGYFLOW_AUTOTUNE", autotune)

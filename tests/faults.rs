@@ -3,6 +3,8 @@
 //! `ENERGYFLOW_TEST_STEPS=100000 cargo test --test faults -- --nocapture steps` is the long form.
 
 mod common;
+#[path = "common/itself.rs"]
+mod itself;
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -356,7 +358,7 @@ fn steps_need_no_more_memory_handles_or_time() {
     const ALONE: &str = "ENERGYFLOW_TEST_STEPS_ALONE";
     if std::env::var_os(ALONE).is_none() {
         let test = "steps_need_no_more_memory_handles_or_time";
-        let mut alone = std::process::Command::new(std::env::current_exe().unwrap());
+        let mut alone = itself::command();
         let alone = alone.args(["--exact", test, "--nocapture"]).env(ALONE, "1");
         assert!(alone.status().unwrap().success());
         return;

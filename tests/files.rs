@@ -1,6 +1,8 @@
 //! Files: what is no regular file is refused, what is saved is there whole, dead writers leave nothing for long, newer versions are
 //! named.
 
+#[path = "common/itself.rs"]
+mod itself;
 use std::fs;
 use std::path::Path;
 
@@ -361,7 +363,7 @@ mod unix {
         let target = folder.path().join("weights.safetensors");
         let mut left = 0;
         for round in 0..50 {
-            let mut child = Command::new(std::env::current_exe().unwrap())
+            let mut child = itself::command()
                 .args([
                     "--exact",
                     "unix::process_that_saves_for_ever",

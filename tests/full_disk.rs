@@ -3,6 +3,8 @@
 #![cfg(unix)]
 
 mod common;
+#[path = "common/itself.rs"]
+mod itself;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -163,7 +165,7 @@ fn files_that_cannot_grow() {
     // Its output goes through pipes: the output of this process may be a file that is longer than the limit.
     let output = Command::new("sh")
         .args(["-c", &script])
-        .arg(std::env::current_exe().unwrap())
+        .args(itself::words())
         .env(FOLDER, folder.path())
         .output()
         .unwrap();

@@ -6,11 +6,12 @@
 //! counts. Two of wgpu's are boxes for the callbacks that it is given, of inputs and of results.
 
 mod common;
+#[path = "common/itself.rs"]
+mod itself;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::backtrace::Backtrace;
 use std::cell::{Cell, RefCell};
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -138,7 +139,7 @@ fn ran_alone(test: &str) -> bool {
     {
         return false;
     }
-    let mut alone = Command::new(std::env::current_exe().unwrap());
+    let mut alone = itself::command();
     let alone = alone.args(["--exact", test, "--nocapture"]);
     assert!(
         alone

@@ -1,6 +1,8 @@
 //! Model folders: written whole or not at all, read anywhere, refused with the file and the reason.
 
 mod common;
+#[path = "common/itself.rs"]
+mod itself;
 
 use std::fs;
 use std::path::Path;
@@ -405,7 +407,7 @@ fn a_process_that_is_killed_leaves_one_whole_model() {
     models[0].save(&dir, WeightType::F32).unwrap();
     let mut seen = [0, 0];
     for round in 0..50 {
-        let mut child = Command::new(std::env::current_exe().unwrap())
+        let mut child = itself::command()
             .args(["--exact", "child"])
             .env(CHILD, folder.path())
             .stdout(Stdio::null())

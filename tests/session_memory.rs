@@ -1,5 +1,7 @@
 //! Memory of a session that compiles graph after graph is bounded, and comes back.
 
+#[path = "common/itself.rs"]
+mod itself;
 use energyflow::graph::{Graph, Init};
 use energyflow::runtime::Host;
 use energyflow::types::{DType, Trans, UnaryOp};
@@ -127,7 +129,7 @@ fn a_process_that_meets_many_batch_sizes_stays_small() {
     const ALONE: &str = "SESSION_MEMORY_ALONE";
     if std::env::var_os(ALONE).is_none() {
         let test = "a_process_that_meets_many_batch_sizes_stays_small";
-        let mut alone = std::process::Command::new(std::env::current_exe().unwrap());
+        let mut alone = itself::command();
         let alone = alone.args(["--exact", test, "--nocapture"]).env(ALONE, "1");
         assert!(alone.status().unwrap().success());
         return;

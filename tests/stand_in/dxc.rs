@@ -35,6 +35,12 @@ impl Drop for Compiler {
     }
 }
 
+/// Whether the SPIR-V of a kernel reads single numbers in f16, which this compiler takes from the even index below
+/// (<https://github.com/microsoft/DirectXShaderCompiler/issues/5475>). DXIL does not have the fault.
+pub fn misreads(wgsl: &str) -> bool {
+    wgsl.contains(": array<f16>;")
+}
+
 /// SPIR-V that the compiler makes of a kernel's HLSL.
 ///
 /// # Errors

@@ -2,7 +2,8 @@
 //!
 //! - `metal`: as on a Mac. The device is taken for one, kernels are translated to Metal's language, compiled by clang against a shim of
 //!   Metal's library and executed on the CPU (`metal.rs`).
-//! - `direct3d`: kernels are translated to HLSL, compiled by the DirectX shader compiler to SPIR-V and executed by the adapter (`dxc.rs`).
+//! - `direct3d`: kernels are translated to HLSL, compiled by the DirectX shader compiler to SPIR-V and executed by the adapter (`dxc.rs`);
+//!   those whose SPIR-V the compiler is known to get wrong are the adapter's.
 //! - unset: the adapter computes.
 //!
 //! `ENERGYFLOW_RECORD=DIR` writes one dispatch of each distinct kernel to a folder (`record.rs`).
@@ -62,6 +63,7 @@ impl StandIn for Chosen {
         match &self.way {
             Way::Adapter => Ok(Made::Adapter),
             Way::Metal(metal) => metal.prepare(kernel.wgsl).map(|()| Made::StandIn),
+            Way::Direct3d if dxc::misreads(kernel.wgsl) => Ok(Made::Adapter),
             Way::Direct3d => dxc::spirv(kernel.wgsl).map(Made::Spirv),
         }
     }

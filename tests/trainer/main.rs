@@ -4,6 +4,8 @@ mod checkpoints;
 mod choice;
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../common/itself.rs"]
+mod itself;
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -507,7 +509,7 @@ mod killed {
         let files = || std::fs::read_dir(&saved).unwrap().count();
         let mut left = 0;
         for round in 0..50 {
-            let mut child = Command::new(std::env::current_exe().unwrap())
+            let mut child = crate::itself::command()
                 .args([
                     "--exact",
                     "killed::process_that_saves_checkpoints_for_ever",

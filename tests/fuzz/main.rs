@@ -5,12 +5,17 @@
 //! ```text
 //! FUZZ_SECONDS=600 cargo test --test fuzz -- --ignored --nocapture efb2
 //! ```
+//!
+//! Where branches are counted (`coverage.rs`), a mutation that takes a new one is mutated further.
+
+mod coverage;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use coverage::Coverage;
 use energyflow::Error;
 use energyflow::text::{
     Dataset, DatasetFormat, DatasetWriter, EmbeddingType, NpyReader, OpenOptions, Record,
@@ -50,6 +55,9 @@ static ALLOCATOR: Counting = Counting;
 /// Bytes that reading a file of some kilobytes may allocate: buffers of a megabyte, some of them twice.
 const MEMORY: usize = 24 << 20;
 
+/// A mutation with more bytes is not mutated further.
+const MOST_BYTES: usize = 16 << 10;
+
 /// What is read as what.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Kind {
@@ -68,6 +76,8 @@ struct Fuzz {
     folder: TempDir,
     tokenizer: Whitespace,
     seeds: Vec<Vec<u8>>,
+    /// The first so many seeds are files that can be read.
+    valid: usize,
     random: ChaCha8Rng,
     /// Files that were read, and those that were refused.
     counts: [u64; 2],
@@ -161,6 +171,7 @@ impl Fuzz {
             kind,
             folder,
             tokenizer: Whitespace::new(["one", "two"], 8).unwrap(),
+            valid: seeds.len(),
             seeds,
             random: ChaCha8Rng::seed_from_u64(seed),
             counts: [0; 2],
@@ -197,7 +208,9 @@ impl Fuzz {
             b"F64",
             b"\xc3",
         ];
-        let seed = self.below(self.seeds.len());
+        // Most of those that were found are refused: half of the mutations are of the others.
+        let end = [self.valid, self.seeds.len()][self.below(2)];
+        let seed = self.below(end);
         let mut bytes = self.seeds[seed].clone();
         for _ in 0..1 + self.below(5) {
             let at = self.below(bytes.len() + 1);
@@ -313,19 +326,29 @@ impl Fuzz {
     /// Checks mutations until the time is over or so many are done.
     fn run(mut self, time: Duration, most: u64) {
         let start = Instant::now();
+        let mut coverage = Coverage::new();
         while start.elapsed() < time && self.counts[0] + self.counts[1] < most {
             let bytes = self.mutated();
             let kind = self.kind;
-            let check = std::panic::AssertUnwindSafe(|| self.check(&bytes));
-            if let Err(panic) = std::panic::catch_unwind(check) {
-                let found = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{kind:?}"));
-                std::fs::write(&found, &bytes).unwrap();
-                eprintln!("the file is kept as {}", found.display());
-                std::panic::resume_unwind(panic);
+            let check = std::panic::AssertUnwindSafe(|| coverage.is_new(|| self.check(&bytes)));
+            match std::panic::catch_unwind(check) {
+                Ok(true) if bytes.len() <= MOST_BYTES => self.seeds.push(bytes),
+                Ok(_) => {}
+                Err(panic) => {
+                    let found =
+                        PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{kind:?}"));
+                    std::fs::write(&found, &bytes).unwrap();
+                    eprintln!("the file is kept as {}", found.display());
+                    std::panic::resume_unwind(panic);
+                }
             }
         }
         let [read, refused] = self.counts;
-        println!("{:?}: {read} files read, {refused} refused", self.kind);
+        let (branches, seeds) = (coverage.branches(), self.seeds.len());
+        println!(
+            "{:?}: {read} files read, {refused} refused; {branches} branches, {seeds} seeds",
+            self.kind
+        );
         assert!(read > 0 && refused > 0);
     }
 }
