@@ -6,7 +6,7 @@ mod itself;
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use energyflow::graph::Graph;

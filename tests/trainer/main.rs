@@ -472,7 +472,7 @@ fn a_late_parameter_is_corrected_by_its_own_updates() {
 #[cfg(unix)]
 mod killed {
     use std::io::{BufRead, BufReader};
-    use std::process::{Command, Stdio};
+    use std::process::Stdio;
     use std::time::{Duration, Instant};
 
     use super::*;
