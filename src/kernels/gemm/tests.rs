@@ -319,6 +319,50 @@ fn every_tile_of_the_matrix_units() -> Result<()> {
     Ok(())
 }
 
+/// Matrix units add up without blocks: parts of K are short, or, in f32, another kernel with blocks takes the product.
+#[test]
+fn parts_on_matrix_units_are_short() -> Result<()> {
+    let units = translation::units(8, 32, true);
+    let target = translation::target(true, Some(units));
+    for (dtype, longest) in [(DType::F32, FLUSHED), (DType::F16, 1 << 16)] {
+        for (k, most) in [
+            (longest, 0),
+            (longest + 1, 1 << 20),
+            (300_000, 1 << 20),
+            (300_000, 0),
+        ] {
+            for batch in [1, 2] {
+                let product = Product {
+                    trans: Trans::NN,
+                    batch,
+                    m: 9,
+                    n: 5,
+                    k,
+                };
+                let [a, b] = product.layouts(dtype)?;
+                let c = matrix(batch * 9, 5, DType::F32)?;
+                let program = Program {
+                    rows: batch * 9,
+                    cols: 5,
+                    operands: Vec::new(),
+                    instructions: vec![Instruction::Sum],
+                    results: vec![(0, c)],
+                };
+                let gemm = Gemm::batched(batch, [a, b], Trans::NN, c.row_stride() / 4, target);
+                for candidate in gemm.candidates(&program, most) {
+                    let on_units = matches!(candidate.choice.tier, Tier::Cooperative(..));
+                    let fits = k == longest || (batch == 1 && most > 0);
+                    assert_eq!(on_units, fits, "{dtype} {batch} {k} {most}: {candidate}");
+                    // Whole steps of 32.
+                    let part = k.div_ceil(candidate.splits());
+                    assert!(!on_units || part <= longest + 32, "{candidate}");
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Metal, Direct3D and Vulkan get every tile of every tier, also those that no device here chooses.
 pub(in crate::kernels) mod translation {
     use super::*;
