@@ -159,7 +159,7 @@ fn files_that_cannot_grow() {
     let folder = TempDir::new().unwrap();
     // Blocks of 512 bytes, or of 1024 in some shells. The signal that comes with the error is ignored.
     let script = format!(
-        "trap '' XFSZ && ulimit -f {} && exec \"$0\" --exact child_that_may_not_write_large_files --nocapture",
+        "trap '' XFSZ && ulimit -f {} && exec \"$0\" \"$@\" --exact child_that_may_not_write_large_files --nocapture",
         LIMIT / 512
     );
     // Its output goes through pipes: the output of this process may be a file that is longer than the limit.
