@@ -206,9 +206,15 @@ impl<'m> Machine<'m> {
                 })
             }
             Slot::Value(value) => {
-                assert!(!inside.is_array, "arrays are kept in memory");
                 let starts = &inside.starts;
                 let first = index[0] as usize;
+                if inside.is_array {
+                    let each = starts[0].0 as usize;
+                    let same = index.iter().all(|&i| i as usize == first);
+                    assert!(same, "arrays that vary are kept in memory");
+                    let parts = (first * each..(first + 1) * each).map(|c| value.component(c));
+                    return Slot::Value(Rc::new(Value::join(self.lanes, parts)));
+                }
                 if index.iter().all(|&i| i as usize == first) && first < starts.len() {
                     let from = starts[first].0 as usize;
                     let to = starts
@@ -240,7 +246,7 @@ impl<'m> Machine<'m> {
         };
         let lanes = self.lanes;
         let fields = Rc::clone(&frame.table[pointer.index()].fields);
-        assert!(!fields.is_empty(), "arrays are never loaded whole");
+        assert!(!fields.is_empty(), "long arrays are never loaded whole");
         if let Root::Local(local) = from.root {
             let local = &frame.locals[local];
             let first = from.at[0] as usize;

@@ -24,10 +24,13 @@ pub(super) struct Inside {
     pub length: Option<u32>,
 }
 
+/// Elements of the longest array that a kernel loads whole: `workgroupUniformLoad` of sums.
+const MOST_WHOLE: u32 = 64;
+
 /// Type of an expression.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Shape {
-    /// Components, of a pointer those that it points to; none of arrays, which are never loaded whole.
+    /// Components, of a pointer those that it points to; none of long arrays, which are never loaded whole.
     pub fields: Rc<[Field]>,
     /// Of a composite or a pointer to one.
     pub inside: Option<Rc<Inside>>,
@@ -65,7 +68,10 @@ pub(super) fn shape(module: &Module, inner: &TypeInner, lanes: usize) -> Shape {
         TypeInner::Pointer { base, .. } => {
             let base = &module.types[base].inner;
             let whole = match base {
-                TypeInner::Array { .. } => Vec::new(),
+                TypeInner::Array {
+                    size: ArraySize::Constant(n),
+                    ..
+                } if n.get() > MOST_WHOLE => Vec::new(),
                 base => fields(module, base, lanes),
             };
             Shape {
