@@ -2,6 +2,7 @@
 
 #[path = "common/itself.rs"]
 mod itself;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};

@@ -3,6 +3,7 @@
 
 #[path = "common/itself.rs"]
 mod itself;
+
 use std::fs;
 use std::path::Path;
 

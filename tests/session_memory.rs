@@ -2,6 +2,7 @@
 
 #[path = "common/itself.rs"]
 mod itself;
+
 use energyflow::graph::{Graph, Init};
 use energyflow::runtime::Host;
 use energyflow::types::{DType, Trans, UnaryOp};

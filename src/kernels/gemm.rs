@@ -113,8 +113,9 @@ const PART: usize = 16_384;
 /// of the time.
 const FLUSHED: usize = 8192;
 const FLUSH: usize = 64;
-/// Longest part of K on matrix units, which sum without blocks, and how many terms they add at a time is the device's: one by one, 65 536
-/// equal terms lose about as much as a result in f16 is rounded by, and f32 is summed no longer than by other kernels without blocks.
+/// Longest part of K on matrix units. They sum without blocks, and only the device knows how many terms it adds at a time. In f32 a part is no
+/// longer than what other kernels sum without blocks. By estimate, 65 536 equal terms added one by one lose up to 8e-4, which is about the
+/// rounding of f16.
 const fn longest_on_units(dtype: DType) -> usize {
     match dtype {
         DType::F32 => FLUSHED,
