@@ -27,7 +27,7 @@ use stand_in::{dxc, translate};
 /// The recorded dispatches.
 fn cases() -> Vec<Case> {
     let folder = std::env::var_os("ENERGYFLOW_CASES").map(PathBuf::from);
-    let folder = folder.unwrap_or_else(|| stand_in::metal::folder().join("cases"));
+    let folder = folder.unwrap_or_else(|| stand_in::metal::compiler::folder().join("cases"));
     let cases = Case::all(&folder);
     assert!(!cases.is_empty(), "{}: no cases", folder.display());
     match std::env::var("ENERGYFLOW_CASES_PER_TEMPLATE") {
@@ -64,7 +64,7 @@ fn each(cases: &[Case], check: impl Fn(&Case) -> Result<(), String> + Sync) -> V
     let next = AtomicUsize::new(0);
     let failures = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
-        for _ in 0..stand_in::metal::cores() {
+        for _ in 0..stand_in::metal::compiler::cores() {
             scope.spawn(|| {
                 while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
                     if let Err(reason) = check(case) {
