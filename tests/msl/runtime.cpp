@@ -403,14 +403,16 @@ std::string difference(const std::vector<Buffer>& buffers, const std::vector<std
 }
 } // namespace
 
-int main() {
+// The argument: after how many seconds a kernel that loops for ever ends the process.
+int main(int count, char** words) {
+    const unsigned seconds = count > 1 ? strtoul(words[1], nullptr, 10) : 600;
 #if TSAN
     scheduler_tsan = __tsan_get_current_fiber();
 #endif
     for (;;) {
         alarm(0);
         std::string library = text(), symbol = text();
-        alarm(600); // a kernel that loops for ever ends the process
+        alarm(seconds);
         metal::uint3 groups(0, 0, 0);
         for (int i = 0; i < 3; i++) groups[i] = number<uint>();
         std::vector<Buffer> buffers(number<uint>());

@@ -14,6 +14,8 @@ const DISPATCHES: usize = 8;
 const SHIFTS: usize = 8;
 /// Mutants of a site per dispatch in the second round.
 const MOST: usize = 12;
+/// A mutant that takes longer loops for ever. Small dispatches take less than a second.
+const SECONDS: u64 = 20;
 
 /// What runs, for every mutant of a case: all of them, or those of some indices.
 fn mutants(text: &str, shifts: usize) -> Vec<(String, String)> {
@@ -182,7 +184,7 @@ fn site(what: &str) -> String {
 #[test]
 #[ignore = "takes minutes and needs recorded dispatches"]
 fn every_mutant_is_noticed() {
-    let metal = Metal::new(Mode::Plain, 4, 3);
+    let metal = Metal::new(Mode::Plain, 4, 3).within(SECONDS);
     let small = |case: &Case| case.before.iter().map(Vec::len).sum::<usize>() < 1 << 18;
     let asked = std::env::var("ENERGYFLOW_MUTANTS").unwrap_or_default();
     let wanted = |case: &Case| small(case) && case.template().starts_with(&asked);

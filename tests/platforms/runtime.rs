@@ -69,6 +69,18 @@ fn faults_are_found() {
     }
 }
 
+#[test]
+fn a_kernel_that_loops_for_ever_is_ended() {
+    let metal = Metal::new(Mode::Plain, 4, 5).within(1);
+    let body = "    loop { y[wid.x * 64u + i] += x[i]; if (x[0] == 1u) { break; } }";
+    let found = run(&metal, body);
+    let ended = |found: &String| found.contains("the kernel ended its process");
+    assert!(found.as_ref().is_err_and(ended), "{found:?}");
+    // The next dispatch has a process of its own.
+    let body = "    y[wid.x * 64u + i] = x[wid.x * 64u + i];";
+    assert_eq!(run(&metal, body), Ok((0..128).collect()));
+}
+
 /// A matrix product that needs each element at its place.
 #[test]
 fn matrices_are_multiplied() {

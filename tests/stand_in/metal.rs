@@ -117,6 +117,8 @@ pub struct Metal {
     kernels: Mutex<HashMap<String, Arc<Entry>>>,
     servers: Mutex<Vec<Server>>,
     orders: Vec<u64>,
+    /// How long a dispatch may take in all orders.
+    seconds: u64,
 }
 /// Seed of the random orders of this process.
 pub fn seed() -> u64 {
@@ -148,7 +150,14 @@ impl Metal {
             kernels: Mutex::default(),
             servers: Mutex::default(),
             orders: [0, 1].into_iter().chain(seeds).take(orders).collect(),
+            seconds: 600,
         }
+    }
+
+    /// A dispatch that takes longer in all orders together is an error.
+    pub fn within(mut self, seconds: u64) -> Self {
+        self.seconds = seconds;
+        self
     }
 
     /// Begins to compile a kernel, unless it is known.
@@ -226,7 +235,7 @@ impl Metal {
         let idle = lock(&self.servers).pop();
         let mut server = match idle {
             Some(server) => server,
-            None => Server::start(&self.compiler)?,
+            None => Server::start(&self.compiler, self.seconds)?,
         };
         let number = entry.dispatches.fetch_add(1, Ordering::Relaxed);
         let one = number % self.orders.len();

@@ -25,11 +25,12 @@ impl Drop for Server {
 }
 
 impl Server {
-    pub fn start(compiler: &Compiler) -> Result<Self, String> {
+    pub fn start(compiler: &Compiler, seconds: u64) -> Result<Self, String> {
         let log = compiler.folder.join(unique("log"));
         let failed = |error: std::io::Error| format!("{}: {error}", compiler.runtime().display());
         let errors = std::fs::File::create(&log).map_err(failed)?;
         let mut child = Command::new(compiler.runtime())
+            .arg(seconds.to_string())
             .env(
                 "ASAN_OPTIONS",
                 "detect_leaks=0:detect_stack_use_after_return=0:allocator_may_return_null=0",
