@@ -54,7 +54,13 @@ fn a_profile_has_every_dispatch_and_changes_nothing() {
     let before = session.get("first.weight").unwrap();
     let profile = executable.profile().unwrap().measured();
     assert_eq!(session.get("first.weight").unwrap(), before);
-    assert_eq!(profile.clock, Clock::Gpu);
+    // Some drivers have timestamps that do not count.
+    let counts = executable.time().is_ok_and(|nanoseconds| nanoseconds > 0.0);
+    let (clock, clock_in_json) = match counts {
+        true => (Clock::Gpu, "gpu"),
+        false => (Clock::Host, "host"),
+    };
+    assert_eq!(profile.clock, clock);
     assert_eq!(profile.dispatches.len(), executable.plan().dispatches);
     assert!(profile.total() > 0.0);
     let rows = profile.rows();
@@ -64,7 +70,7 @@ fn a_profile_has_every_dispatch_and_changes_nothing() {
     assert!((time - profile.total()).abs() < 1e-6 * time);
     assert!(rows.is_sorted_by(|a, b| a.nanoseconds >= b.nanoseconds));
     for row in &rows {
-        if row.nanoseconds > 0.0 && row.bytes > 0.0 {
+        if counts && row.nanoseconds > 0.0 && row.bytes > 0.0 {
             assert!(row.bound.unwrap() > 0.0, "{row:?}");
         }
     }
@@ -81,7 +87,7 @@ fn a_profile_has_every_dispatch_and_changes_nothing() {
         json["dispatches"].as_array().unwrap().len(),
         profile.dispatches.len()
     );
-    assert_eq!(json["clock"], "gpu");
+    assert_eq!(json["clock"], clock_in_json);
     assert!(json["memory_bytes"]["parameters"].as_u64().unwrap() > 0);
     let trace = profile.to_chrome_trace();
     let events = trace["traceEvents"].as_array().unwrap();
@@ -155,7 +161,13 @@ fn folders_of_profiles_and_dumps() {
         read("dispatches.txt").lines().count(),
         executable.plan().dispatches
     );
-    assert!(read("plan.txt").contains("parameters"));
+    let plan = read("plan.txt");
+    assert!(plan.starts_with(&executable.plan().to_string()));
+    let buffers = plan.lines().filter(|line| line.starts_with("buffer"));
+    assert_eq!(buffers.count(), executable.plan().slots.len());
+    let values = plan.lines().filter(|line| line.contains('%')).count();
+    let scratch = plan.lines().filter(|line| line.contains("scratch")).count();
+    assert_eq!(values + scratch, executable.plan().values, "{plan}");
     let kernels = std::fs::read_dir(dumped.join("wgsl")).unwrap().count();
     let mut keys: Vec<&str> = executable.sources().map(|(key, _)| key).collect();
     keys.sort_unstable();
@@ -178,5 +190,8 @@ fn folders_of_profiles_and_dumps() {
         assert!(json.is_object(), "{name}");
     }
     let table = std::fs::read_to_string(profile.join("profile.txt")).unwrap();
-    assert!(table.contains("GPU timestamps"), "{table}");
+    assert!(
+        table.contains("by GPU timestamps") || table.contains("by the host's clock"),
+        "{table}"
+    );
 }

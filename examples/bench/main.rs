@@ -9,7 +9,7 @@
 //! ```
 //!
 //! A time is that of a whole run, all dispatches and what lies between them, by GPU timestamps around as many runs as make a
-//! millisecond, on rotating data. The bound of a case is the time its operations would take at the device's f32 multiply-add rate
+//! millisecond, on rotating data. Where the driver's timestamps do not count, the host's clock takes their place, and the header says so. The bound of a case is the time its operations would take at the device's f32 multiply-add rate
 //! (that of its matrix units where the case uses them), or its bytes at the device's copy rate, whichever is longer; the rates are
 //! measured first. Operations and bytes are those of the definition (`cases.rs`), however it is computed.
 //!
@@ -33,7 +33,7 @@ use energyflow::{DType, Gpu, GpuOptions};
 use serde::Serialize;
 
 use cases::{CASES, Case};
-use energyflow::runtime::Ceilings;
+use energyflow::runtime::{Ceilings, Clock};
 use measure::{Failure, Measured};
 use wall::Wall;
 
@@ -210,6 +210,9 @@ fn print_header(gpu: &Gpu, ceilings: &Ceilings) {
         capabilities.kernel_tier(),
         capabilities.f16_storage()
     );
+    if ceilings.clock == Clock::Host {
+        println!("times by the host's clock: the GPU's timestamps do not count");
+    }
     if let Some(flops) = ceilings.matrix_flops {
         println!("matrix units at best {:.2} TFLOP/s", flops * 1e-12);
     }

@@ -1,6 +1,7 @@
 //! GPU time of single dispatches and of whole passes.
 
 use std::fmt;
+use std::time::Instant;
 
 use super::device::Gpu;
 use super::dispatch::{Dispatch, Sequence};
@@ -122,6 +123,27 @@ impl Gpu {
     pub fn time(&self, sequences: &[&Sequence]) -> Result<f64> {
         self.measure(sequences, Passes::All, &Around::NOTHING)?
             .total()
+    }
+
+    /// As [`Gpu::time`], but by the host's clock where the driver's timestamps do not count, less the time of an empty pass. Times below a
+    /// millisecond are noise then.
+    ///
+    /// Returns the nanoseconds, and whether the timestamps count.
+    ///
+    /// # Errors
+    /// As [`Gpu::profile`].
+    pub fn time_on_any_clock(&self, sequences: &[&Sequence]) -> Result<(f64, bool)> {
+        let begin = Instant::now();
+        let nanoseconds = self.time(sequences)?;
+        let waited = begin.elapsed();
+        if nanoseconds > 0.0 {
+            return Ok((nanoseconds, true));
+        }
+        let begin = Instant::now();
+        self.time(&[])?;
+        let waited = waited.saturating_sub(begin.elapsed());
+        // Not 0, which nothing can be divided by.
+        Ok((waited.as_nanos().max(1) as f64, false))
     }
 
     /// Submits the dispatches of the sequences, timed, and returns without waiting.

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use super::Executable;
+use crate::compile::{Place, Plan};
 use crate::error::{Error, Result};
 use crate::file::AtomicFile;
 use crate::graph::Graph;
@@ -21,10 +22,7 @@ fn write(folder: &Path, graph: &Graph, executable: &Executable) -> Result<()> {
     std::fs::create_dir_all(&kernels).map_err(|error| Error::io(&kernels, error))?;
     save(&folder.join("graph.txt"), &graph.to_string())?;
     save(&folder.join("graph.dot"), &graph.to_graphviz())?;
-    save(
-        &folder.join("plan.txt"),
-        &format!("{:#?}\n", executable.plan()),
-    )?;
+    save(&folder.join("plan.txt"), &memory(executable.plan()))?;
     let mut list = String::new();
     let mut written: Vec<&str> = Vec::new();
     for (step, (key, wgsl)) in executable.steps().zip(executable.sources()) {
@@ -52,6 +50,30 @@ fn write(folder: &Path, graph: &Graph, executable: &Executable) -> Result<()> {
         );
     }
     save(&folder.join("dispatches.txt"), &list)
+}
+
+/// The sums, then what lies where in the buffers that intermediate values share. Equal graphs give equal text.
+fn memory(plan: &Plan) -> String {
+    let mut text = format!("{plan}\n");
+    for (slot, bytes) in plan.slots.iter().enumerate() {
+        let _ = writeln!(text, "\nbuffer {slot}: {bytes} bytes");
+        let here = plan.place_of.iter().filter(|(_, (of, _))| *of == slot);
+        let mut values: Vec<_> = here.map(|(place, (_, at))| (*at, name(place))).collect();
+        values.sort();
+        for (at, value) in values {
+            let _ = writeln!(text, "{at:12} {value}");
+        }
+    }
+    text
+}
+
+/// As in `graph.txt`; what an operation keeps for itself has a number of its own.
+fn name(place: &Place) -> String {
+    match place {
+        Place::Value(value) => format!("%{}", value.index()),
+        Place::Scratch(number) => format!("scratch {number}"),
+        other => format!("{other:?}"),
+    }
 }
 
 fn save(path: &Path, text: &str) -> Result<()> {
