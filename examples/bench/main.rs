@@ -9,7 +9,8 @@
 //! ```
 //!
 //! A time is that of a whole run, all dispatches and what lies between them, by GPU timestamps around as many runs as make a
-//! millisecond, on rotating data. Where the driver's timestamps do not count, the host's clock takes their place, and the header says so. The bound of a case is the time its operations would take at the device's f32 multiply-add rate
+//! millisecond, on rotating data. Where there are no timestamps or they do not count, the host's clock takes their place, and the header
+//! says so. The bound of a case is the time its operations would take at the device's f32 multiply-add rate
 //! (that of its matrix units where the case uses them), or its bytes at the device's copy rate, whichever is longer; the rates are
 //! measured first. Operations and bytes are those of the definition (`cases.rs`), however it is computed.
 //!
@@ -211,7 +212,7 @@ fn print_header(gpu: &Gpu, ceilings: &Ceilings) {
         capabilities.f16_storage()
     );
     if ceilings.clock == Clock::Host {
-        println!("times by the host's clock: the GPU's timestamps do not count");
+        println!("times by the host's clock: the GPU has no timestamps that count");
     }
     if let Some(flops) = ceilings.matrix_flops {
         println!("matrix units at best {:.2} TFLOP/s", flops * 1e-12);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use energyflow::gpu::Sequence;
+use energyflow::gpu::{Clock, Sequence};
 use energyflow::{DType, Executable, Gpu, Session};
 
 use crate::cases::Case;
@@ -111,11 +111,9 @@ pub fn measure(gpu: &Gpu, case: &Case, dtype: DType, seconds: f64) -> Result<Mea
     let turn: Vec<&Sequence> = turn.iter().collect();
     let time = |pass: &[&Sequence]| gpu.time_on_any_clock(pass);
     time(&turn)?;
-    let (once, counts) = time(&turn)?;
-    let (least, most) = match counts {
-        true => (PASS_NANOSECONDS, MOST_REPEATS),
-        false => (20.0 * PASS_NANOSECONDS, 20.0 * MOST_REPEATS),
-    };
+    let (once, clock) = time(&turn)?;
+    let longer = if clock == Clock::Host { 20.0 } else { 1.0 };
+    let (least, most) = (longer * PASS_NANOSECONDS, longer * MOST_REPEATS);
     let repeats = (least / once).clamp(1.0, most) as usize;
     let runs = repeats * sets.len();
     let pass = turn.repeat(repeats);
@@ -167,7 +165,7 @@ pub fn measure(gpu: &Gpu, case: &Case, dtype: DType, seconds: f64) -> Result<Mea
 pub fn profile(gpu: &Gpu, case: &Case, dtype: DType) -> Result<Vec<Part>, Failure> {
     let prepared = Prepared::new(gpu, case, dtype, 0)?;
     for _ in 0..WARM_UPS {
-        prepared.executable.time()?;
+        gpu.time_on_any_clock(&[&prepared.executable.sequence()])?;
     }
     let profiles: Vec<_> = (0..WARM_UPS)
         .map(|_| prepared.executable.profile())

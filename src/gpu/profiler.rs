@@ -3,11 +3,25 @@
 use std::fmt;
 use std::time::Instant;
 
+use serde::Serialize;
+
 use super::device::Gpu;
 use super::dispatch::{Dispatch, Sequence};
 use super::pool::Buffer;
 use super::readback::Readback;
 use crate::error::{Error, Result};
+
+/// What measured a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Clock {
+    /// Timestamps of the GPU.
+    Gpu,
+    /// The host's clock around a submission, less an empty submission. The adapter has no timestamps, or its driver's do not count. Times
+    /// below some microseconds are noise.
+    Host,
+}
 
 /// How long a dispatch took.
 #[derive(Clone, Debug, PartialEq)]
@@ -125,25 +139,29 @@ impl Gpu {
             .total()
     }
 
-    /// As [`Gpu::time`], but by the host's clock where the driver's timestamps do not count, less the time of an empty pass. Times below a
-    /// millisecond are noise then.
-    ///
-    /// Returns the nanoseconds, and whether the timestamps count.
+    /// As [`Gpu::time`], but by the host's clock where there are no timestamps or they do not count: around a submission, less an empty one.
+    /// Times below a millisecond are noise then. Never zero.
     ///
     /// # Errors
-    /// As [`Gpu::profile`].
-    pub fn time_on_any_clock(&self, sequences: &[&Sequence]) -> Result<(f64, bool)> {
-        let begin = Instant::now();
-        let nanoseconds = self.time(sequences)?;
-        let waited = begin.elapsed();
-        if nanoseconds > 0.0 {
-            return Ok((nanoseconds, true));
+    /// As [`Recorder::submit`](crate::gpu::Recorder::submit).
+    pub fn time_on_any_clock(&self, sequences: &[&Sequence]) -> Result<(f64, Clock)> {
+        if self.capabilities().timestamps {
+            let nanoseconds = self.time(sequences)?;
+            if nanoseconds > 0.0 {
+                return Ok((nanoseconds, Clock::Gpu));
+            }
         }
-        let begin = Instant::now();
-        self.time(&[])?;
-        let waited = waited.saturating_sub(begin.elapsed());
-        // Not 0, which nothing can be divided by.
-        Ok((waited.as_nanos().max(1) as f64, false))
+        let submit = |sequences: &[&Sequence]| {
+            let mut recorder = self.recorder("time");
+            let each = sequences.iter();
+            each.for_each(|sequence| recorder.sequence(sequence));
+            let begin = Instant::now();
+            recorder.submit()?.wait()?;
+            Ok::<_, Error>(begin.elapsed())
+        };
+        let empty = submit(&[])?;
+        let nanoseconds = submit(sequences)?.saturating_sub(empty).as_nanos();
+        Ok((nanoseconds.max(1) as f64, Clock::Host))
     }
 
     /// Submits the dispatches of the sequences, timed, and returns without waiting.

@@ -27,19 +27,21 @@ pub struct Ceilings {
 const REPEATS: usize = 20;
 
 impl Ceilings {
-    /// Measures them, which takes less than a second on a GPU. Where the driver's timestamps do not count, the host's clock takes their
-    /// place, and the rates are a little lower than the device's.
+    /// Measures them, which takes less than a second on a GPU. Where there are no timestamps or they do not count, the host's clock takes
+    /// their place, and the rates are a little lower than the device's.
     ///
     /// # Errors
-    /// [`Error::Unsupported`](crate::Error::Unsupported) without timestamps; [`Error::OutOfMemory`](crate::Error::OutOfMemory),
-    /// [`Error::DeviceLost`](crate::Error::DeviceLost).
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory), [`Error::DeviceLost`](crate::Error::DeviceLost).
     pub fn measure(gpu: &Gpu) -> Result<Self> {
         let (flops, clock) = arithmetic(gpu)?;
         Ok(Self {
             flops,
             matrix_flops: matrices(gpu)?,
             bytes: copy(gpu)?,
-            empty_pass: fastest(|| gpu.time(&[]))?,
+            empty_pass: match clock {
+                Clock::Gpu => fastest(|| gpu.time(&[]))?,
+                Clock::Host => 0.0,
+            },
             clock,
         })
     }
@@ -99,12 +101,9 @@ fn arithmetic(gpu: &Gpu) -> Result<(f64, Clock)> {
     let mut count = 1_u32;
     let clock = loop {
         rounds.upload(gpu, &[count; 4])?;
-        let (nanoseconds, counts) = gpu.time_on_any_clock(&[&sequence])?;
+        let (nanoseconds, clock) = gpu.time_on_any_clock(&[&sequence])?;
         if nanoseconds > LONG || count >= 1 << 16 {
-            break match counts {
-                true => Clock::Gpu,
-                false => Clock::Host,
-            };
+            break clock;
         }
         count *= 2;
     };

@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 use super::bound::{BoundKernel, Input};
 use super::pace::Pace;
 use super::parameters::Parameters;
-use super::profile::{Clock, Profile};
+use super::profile::Profile;
 use super::tune::Measuring;
 use crate::compile::{Place, Plan, compile};
 use crate::error::Result;
 use crate::gpu::{
-    Access, Around, Buffer, BufferSlice, Bundle, Gpu, Layout, Passes, Recorder, Sequence, Sweeper,
-    Times,
+    Access, Around, Buffer, BufferSlice, Bundle, Clock, Gpu, Layout, Passes, Recorder, Sequence,
+    Sweeper, Times,
 };
 use crate::graph::Graph;
 use crate::kernels::{Kernel, MAX_BINDINGS, Target};

@@ -18,11 +18,12 @@ mod shadow;
 mod top_k;
 mod tune;
 
+pub use crate::gpu::Clock;
 pub(crate) use bound::BoundKernel;
 pub use ceilings::Ceilings;
 pub use executable::{Executable, Step};
 pub(crate) use function::Function;
-pub use profile::{Clock, Profile, ProfileRow, Profiled};
+pub use profile::{Profile, ProfileRow, Profiled};
 pub(crate) use recent::Recent;
 pub use run::{Host, Outputs, Pending};
 pub use session::{Session, SessionStats};

@@ -11,19 +11,7 @@ use super::{Ceilings, Executable, Plan};
 use crate::compile::size;
 use crate::error::{Error, Result};
 use crate::file::AtomicFile;
-use crate::gpu::{Gpu, Report};
-
-/// What measured the times of a [`Profile`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum Clock {
-    /// Timestamps of the GPU around each dispatch.
-    Gpu,
-    /// The host's clock around a submission of each dispatch, less an empty submission. The adapter has no timestamps, or its driver's do not
-    /// count. Times below some microseconds are noise.
-    Host,
-}
+use crate::gpu::{Clock, Gpu, Report};
 
 /// A dispatch of a [`Profile`].
 #[derive(Clone, Debug, PartialEq, Serialize)]

@@ -2,8 +2,9 @@
 
 use std::time::Instant;
 
-use energyflow::Result;
-use energyflow::gpu::Sequence;
+use energyflow::gpu::{Clock, Sequence};
+use energyflow::runtime::Ceilings;
+use energyflow::{Gpu, GpuOptions, Result};
 
 use crate::{SHARED, bind, double_and_add, row};
 
@@ -59,6 +60,35 @@ fn a_whole_pass_can_be_timed() -> Result<()> {
         vec![3.0; 1 << 20],
         "both ran"
     );
+    Ok(())
+}
+
+#[test]
+fn without_timestamps_the_host_measures_a_pass() -> Result<()> {
+    let gpu = Gpu::new(&GpuOptions::from_env()?.baseline(true))?;
+    assert!(!gpu.capabilities().timestamps);
+    let pipeline = double_and_add(&gpu);
+    let (x, y) = (row(&gpu, &[1.0; 1 << 20]), row(&gpu, &[0.0; 1 << 20]));
+    let group = bind(&gpu, &pipeline, &[&x, &y]);
+    let mut sequence = Sequence::new();
+    sequence.dispatch(&gpu, &pipeline, &group, [1 << 14, 1, 1])?;
+    let begin = Instant::now();
+    let (nanoseconds, clock) = gpu.time_on_any_clock(&[&sequence, &sequence])?;
+    let wall = begin.elapsed().as_nanos() as f64;
+    assert_eq!(clock, Clock::Host);
+    assert!(
+        (1.0..wall).contains(&nanoseconds),
+        "{nanoseconds} of {wall}"
+    );
+    assert_eq!(
+        y.download::<f32>(&gpu)?.wait()?,
+        vec![3.0; 1 << 20],
+        "each ran once"
+    );
+    assert!(gpu.time_on_any_clock(&[])?.0 >= 1.0);
+    let ceilings = Ceilings::measure(&gpu)?;
+    assert_eq!((ceilings.clock, ceilings.empty_pass), (Clock::Host, 0.0));
+    assert!(ceilings.flops > 0.0 && ceilings.bytes > 0.0);
     Ok(())
 }
 
