@@ -135,6 +135,10 @@ pub fn metal(parsed: &Parsed, lang_version: (u8, u8)) -> Result<Metal, String> {
 /// # Errors
 /// What naga cannot translate.
 pub fn direct3d(parsed: &Parsed, spirv: bool) -> Result<String, String> {
+    direct3d_of(parsed, spirv, hlsl::ShaderModel::V6_2)
+}
+
+fn direct3d_of(parsed: &Parsed, spirv: bool, model: hlsl::ShaderModel) -> Result<String, String> {
     // Of each kind of register in order.
     let mut next = [0; 2];
     let registers = (0..).zip(&parsed.bindings).map(|(i, used)| {
@@ -147,7 +151,7 @@ pub fn direct3d(parsed: &Parsed, spirv: bool) -> Result<String, String> {
         (binding(i), target)
     });
     let options = hlsl::Options {
-        shader_model: hlsl::ShaderModel::V6_2,
+        shader_model: model,
         binding_map: registers.collect(),
         fake_missing_bindings: false,
         zero_initialize_workgroup_memory: false,
@@ -214,6 +218,10 @@ pub fn everywhere(wgsl: &str, with_direct3d: bool) -> Result<Translated, String>
     let words = vulkan(&parsed, (1, 6))?;
     if words.first() != Some(&0x0723_0203) {
         return Err("SPIR-V: no magic number".to_owned());
+    }
+    if with_direct3d && !wgsl.contains("enable f16;") {
+        // Without DXC, wgpu takes Windows' own compiler, which is older.
+        direct3d_of(&parsed, false, hlsl::ShaderModel::V5_1)?;
     }
     Ok(Translated {
         metal: metal(&parsed, (3, 1))?,
