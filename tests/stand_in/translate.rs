@@ -6,14 +6,14 @@ use std::fmt::Write as _;
 
 use naga::back::{hlsl, msl, spv};
 use naga::proc::{BoundsCheckPolicies, BoundsCheckPolicy};
-use naga::valid::{Capabilities, GlobalUse, ModuleInfo, ValidationFlags, Validator};
+use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{AddressSpace, Module, ResourceBinding, ShaderStage, StorageAccess};
 
 /// A kernel that naga has parsed.
 pub struct Parsed {
     module: Module,
     info: ModuleInfo,
-    /// Whether each binding may be written and whether it is read.
+    /// Whether each binding may be written.
     pub bindings: Vec<Use>,
 }
 
@@ -21,7 +21,6 @@ pub struct Parsed {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Use {
     pub written: bool,
-    pub read: bool,
 }
 
 /// Metal's text of a kernel, and C++ that calls it.
@@ -59,9 +58,8 @@ pub fn parse(wgsl: &str) -> Result<Parsed, String> {
     let info = Validator::new(ValidationFlags::all(), capabilities)
         .validate(&module)
         .map_err(|e| e.emit_to_string(wgsl))?;
-    let entry = info.get_entry_point(0);
     let mut bindings = BTreeMap::new();
-    for (handle, variable) in module.global_variables.iter() {
+    for (_, variable) in module.global_variables.iter() {
         let (Some(binding), AddressSpace::Storage { access }) = (&variable.binding, variable.space)
         else {
             continue;
@@ -70,7 +68,6 @@ pub fn parse(wgsl: &str) -> Result<Parsed, String> {
             binding.binding,
             Use {
                 written: access.contains(StorageAccess::STORE),
-                read: entry[handle].contains(GlobalUse::READ),
             },
         );
     }
