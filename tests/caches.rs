@@ -5,7 +5,7 @@ mod itself;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::Child;
 
 use energyflow::gpu::{CacheStats, TuningStats};
 use energyflow::graph::Graph;
@@ -365,7 +365,13 @@ fn a_pipe_in_place_of_a_file_is_ignored() {
     let (folder, files, bits) = filled();
     for file in &files {
         fs::remove_file(file).unwrap();
-        assert!(Command::new("mkfifo").arg(file).status().unwrap().success());
+        assert!(
+            std::process::Command::new("mkfifo")
+                .arg(file)
+                .status()
+                .unwrap()
+                .success()
+        );
     }
     let gpu = open(&options(folder.path()));
     assert_eq!(product(&gpu).len(), bits.len());

@@ -9,7 +9,7 @@ mod itself;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::{Arc, LazyLock, mpsc};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use energyflow::graph::{Graph, Init};
 use energyflow::runtime::Pending;
@@ -375,7 +375,7 @@ fn steps_need_no_more_memory_handles_or_time() {
             gpu.recorder("wait").submit().unwrap().wait().unwrap();
             before = Some((held(), gpu.report()));
         }
-        let begin = Instant::now();
+        let begin = std::time::Instant::now();
         let pending = start(&executable, step).unwrap();
         match step % 5 {
             0 => drop(pending),

@@ -17,7 +17,7 @@ use energyflow::text::{
     Batches, Card, Condition, Dataset, DecoderOptions, Efb1Writer, EncoderOptions, FitOptions,
     InfoNce, Metrics, Precision, Trainer, TrainerOptions, TrainingMode,
 };
-use energyflow::train::{AdamW, Checkpoint, LossScale, Schedule};
+use energyflow::train::{AdamW, LossScale, Schedule};
 use energyflow::{Error, Result};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -474,6 +474,8 @@ mod killed {
     use std::io::{BufRead, BufReader};
     use std::process::Stdio;
     use std::time::{Duration, Instant};
+
+    use energyflow::train::Checkpoint;
 
     use super::*;
 
