@@ -114,7 +114,7 @@ impl Output {
             Some(folder) if !folder.as_os_str().is_empty() => folder,
             _ => Path::new("."),
         };
-        #[cfg_attr(not(unix), allow(unused_mut, reason = "permissions are of Unix"))]
+        #[cfg_attr(not(unix), allow(unused_mut, reason = "only Unix has permissions"))]
         let mut temporary = tempfile::Builder::new();
         // What the umask leaves of it, as for any other file.
         #[cfg(unix)]

@@ -7,7 +7,7 @@ use energyflow::graph::{Graph, Init};
 use energyflow::nn::{Gelu, Linear};
 use energyflow::runtime::{Clock, Host};
 use energyflow::train::AdamW;
-use energyflow::types::DType;
+use energyflow::types::{DType, Trans};
 use energyflow::{Gpu, GpuOptions, Session};
 use tempfile::TempDir;
 
@@ -194,4 +194,61 @@ fn folders_of_profiles_and_dumps() {
         table.contains("by GPU timestamps") || table.contains("by the host's clock"),
         "{table}"
     );
+}
+
+/// Quotes, line breaks and control characters in names end no line of a table, no string of JSON and no label of Graphviz.
+#[test]
+fn any_character_may_be_in_a_name() {
+    let layer = "a \"layer\"\nwith\ttabs\\, é\u{0} and }";
+    let mut graph = Graph::new();
+    let x = graph.input("x\"\n", &[16, 32], DType::F32).unwrap();
+    let h = graph.scoped(layer, |graph| {
+        let w = graph.parameter("w\n\"é", &[32, 32], Init::Constant(0.1))?;
+        graph.matmul(x, w, Trans::NN)
+    });
+    graph.output("y\n\"", h.unwrap()).unwrap();
+    let folder = TempDir::new().unwrap();
+    let options = GpuOptions::from_env().unwrap().dump_dir(folder.path());
+    let mut session = Session::new(&Gpu::new(&options).unwrap(), 0);
+    let executable = session.compile(&graph).unwrap();
+    let profile = executable.profile().unwrap();
+    let count = executable.plan().dispatches;
+    // Two lines ahead of the rows, two behind.
+    let table = profile.to_string();
+    assert_eq!(table.lines().count(), 4 + profile.rows().len(), "{table}");
+    assert!(table.contains("é"), "{table}");
+    assert_eq!(executable.to_string().lines().count(), 1 + count);
+    let trace = profile.to_chrome_trace().to_string();
+    let trace: serde_json::Value = serde_json::from_str(&trace).unwrap();
+    let events = trace["traceEvents"].as_array().unwrap();
+    assert!(events.iter().any(|event| event["name"] == layer));
+    let dumped = std::fs::read_dir(folder.path()).unwrap().next().unwrap();
+    let dumped = dumped.unwrap().path();
+    let lines = |name: &str| {
+        let text = std::fs::read_to_string(dumped.join(name)).unwrap();
+        text.lines().count()
+    };
+    assert_eq!(lines("dispatches.txt"), count);
+    // Braces and two lines of defaults; two values, one node with two arrows, one output with its arrow.
+    assert_eq!(lines("graph.dot"), 4 + 2 + 3 + 2);
+}
+
+#[test]
+fn a_graph_without_dispatches_takes_no_time() {
+    let mut graph = Graph::new();
+    let x = graph.input("x", &[4, 4], DType::F32).unwrap();
+    graph.output("y", x).unwrap();
+    let without = GpuOptions::from_env().unwrap().baseline(true);
+    for (gpu, clock) in [
+        (gpu(), Clock::Gpu),
+        (Gpu::new(&without).unwrap(), Clock::Host),
+    ] {
+        let mut session = Session::new(&gpu, 0);
+        let executable = session.compile(&graph).unwrap();
+        assert_eq!(executable.plan().dispatches, 0);
+        let profile = executable.profile().unwrap().measured();
+        assert_eq!(profile.clock, clock);
+        assert!(profile.total().is_sign_positive() && profile.rows().is_empty());
+        assert!(profile.to_string().contains(" 0.000 ms"), "{profile}");
+    }
 }

@@ -11,12 +11,15 @@ use energyflow::graph::{AttentionOptions, Op, Source, ValueId};
 use energyflow::train::AdamW;
 use energyflow::types::{BinaryOp, Broadcast, DType, Padding, Trans, UnaryOp, Window};
 use proptest::prelude::*;
-use proptest::test_runner::RngSeed;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::{RngSeed, TestRunner};
 
 /// Ones, primes, and sizes around tiles and vectors.
 const EXTENTS: [usize; 14] = [1, 2, 3, 4, 5, 7, 8, 13, 16, 17, 31, 32, 33, 65];
 /// Elements of a value at most.
 const MOST: usize = 1 << 13;
+/// Number of operations that instructions choose from.
+const OPERATIONS: u8 = 24;
 
 #[derive(Clone, Debug)]
 struct Program {
@@ -66,6 +69,8 @@ struct Builder {
     /// Where the gradient jumps, rounding decides: such operations are used in graphs without gradients.
     kinks: bool,
     draws: Option<ValueId>,
+    /// Operations that fitted.
+    applied: Vec<u8>,
 }
 
 impl Builder {
@@ -80,10 +85,12 @@ impl Builder {
             parameters: Vec::new(),
             kinks,
             draws: None,
+            applied: Vec::new(),
         };
         for &step in &program.steps {
             if let Some(value) = builder.apply(step) {
                 builder.values.push(value);
+                builder.applied.push(step[0] % OPERATIONS);
             }
         }
         builder
@@ -149,7 +156,7 @@ impl Builder {
         let rows = dims.iter().product::<usize>() / cols;
         let f32 = self.dtype(x) == DType::F32;
         let choose = |list: &[usize], number: u8| list[number as usize % list.len()];
-        Some(match what % 24 {
+        Some(match what % OPERATIONS {
             0 | 1 => {
                 let smooth = [
                     UnaryOp::Tanh,
@@ -211,7 +218,7 @@ impl Builder {
             }
             9 => {
                 let n = choose(&EXTENTS, a);
-                if rows * n > MOST || dims.len() > 2 {
+                if rows * n > MOST {
                     return None;
                 }
                 let weight = self.weight(&[cols, n], cols, x);
@@ -251,11 +258,11 @@ impl Builder {
             }
             15 => {
                 let graph = &mut self.case.graph;
-                let (sum, n) = match (f32, a % 3) {
-                    (true, 0) => (graph.sum_cols(x).ok()?, cols),
-                    (true, 1) => (graph.sum_rows(x).ok()?, rows),
-                    (true, _) => (graph.sum_all(x).ok()?, rows * cols),
-                    _ => return None,
+                let x = graph.cast(x, DType::F32).ok()?;
+                let (sum, n) = match a % 3 {
+                    0 => (graph.sum_cols(x).ok()?, cols),
+                    1 => (graph.sum_rows(x).ok()?, rows),
+                    _ => (graph.sum_all(x).ok()?, rows * cols),
                 };
                 // Terms of both signs cancel; beside 1 what is left of them may be compared.
                 graph.affine(sum, 1.0 / n as f32, 1.0).ok()?
@@ -294,7 +301,9 @@ impl Builder {
                 let heads = a as usize % 3 + 1;
                 let width = heads * 4 * (b as usize % 3 + 1);
                 let weight = self.weight(&[3 * width, cols], cols, x);
-                let packed = self.case.graph.matmul(x, weight, Trans::NT).ok()?;
+                let graph = &mut self.case.graph;
+                let packed = graph.matmul(x, weight, Trans::NT).ok()?;
+                let packed = graph.reshape(packed, &[batch, time, 3 * width]).ok()?;
                 let mask = (b > 127).then(|| self.case.mask(batch * time));
                 let options = AttentionOptions::new(heads).causal(a > 127);
                 self.case.graph.attention(packed, mask, options).ok()?
@@ -488,6 +497,23 @@ fn differences(program: &Program) {
         return;
     }
     builder.case.check_finite_differences(last, &wrt, 2e-4);
+}
+
+/// An instruction that never fits would be left out of every graph, unnoticed.
+#[test]
+fn every_operation_occurs() {
+    for half in [false, true] {
+        let mut runner = TestRunner::new(config(0));
+        let mut counts = [0; OPERATIONS as usize];
+        for _ in 0..500 {
+            let program = programs(half).new_tree(&mut runner).unwrap().current();
+            let applied = Builder::new(&program, true).applied;
+            applied
+                .into_iter()
+                .for_each(|what| counts[usize::from(what)] += 1);
+        }
+        assert!(counts.iter().all(|&count| count >= 20), "{half} {counts:?}");
+    }
 }
 
 proptest! {

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use super::Executable;
+use super::executable::one_line;
 use crate::compile::{Place, Plan};
 use crate::error::{Error, Result};
 use crate::file::AtomicFile;
@@ -39,7 +40,7 @@ fn write(folder: &Path, graph: &Graph, executable: &Executable) -> Result<()> {
             }
         };
         let [x, y, z] = step.workgroups;
-        let layer = step.layer.unwrap_or("-");
+        let layer = step.layer.map_or("-".into(), one_line);
         // Writing to a string cannot fail.
         let _ = writeln!(
             list,

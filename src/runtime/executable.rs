@@ -1,5 +1,6 @@
 //! A compiled graph: a list of dispatches with every buffer, pipeline and binding in place.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -212,12 +213,14 @@ impl Executable {
     /// # Errors
     /// [`Error::OutOfMemory`](crate::Error::OutOfMemory), [`Error::DeviceLost`](crate::Error::DeviceLost).
     pub fn profile(&self) -> Result<Profile> {
-        let by_gpu = match self.gpu.capabilities().timestamps {
+        let timestamps = self.gpu.capabilities().timestamps;
+        let by_gpu = match timestamps {
             true => self.measure(Passes::Each)?.timings()?,
             false => Vec::new(),
         };
+        let nothing = timestamps && self.dispatches.is_empty();
         let counts = by_gpu.iter().any(|timing| timing.nanoseconds > 0.0);
-        let (clock, times) = match counts || self.dispatches.is_empty() {
+        let (clock, times) = match counts || nothing {
             true => {
                 let times = by_gpu
                     .iter()
@@ -363,6 +366,14 @@ impl Executable {
     }
 }
 
+/// A layer's name in one line of text, whatever characters it holds.
+pub(super) fn one_line(layer: &str) -> Cow<'_, str> {
+    match layer.contains(char::is_control) {
+        true => layer.escape_debug().to_string().into(),
+        false => layer.into(),
+    }
+}
+
 /// The dispatches: kernel, grid, work, layer.
 impl fmt::Display for Executable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -376,7 +387,7 @@ impl fmt::Display for Executable {
                 step.flops / 1e6,
                 step.bytes / 1e6,
                 step.layer
-                    .map_or_else(String::new, |layer| format!("{layer}: ")),
+                    .map_or_else(String::new, |layer| format!("{}: ", one_line(layer))),
                 step.key
             )?;
         }

@@ -7,6 +7,7 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::executable::one_line;
 use super::{Ceilings, Executable, Plan};
 use crate::compile::size;
 use crate::error::{Error, Result};
@@ -121,7 +122,9 @@ impl Profile {
     /// Time of all dispatches, in nanoseconds. What passes between them is not part of it.
     #[must_use]
     pub fn total(&self) -> f64 {
-        self.dispatches.iter().map(|d| d.nanoseconds).sum()
+        // A sum of nothing would be -0.
+        let times = self.dispatches.iter().map(|d| d.nanoseconds);
+        times.fold(0.0, |sum, time| sum + time)
     }
 
     /// Dispatches of one layer, kernel and shape added up, those that take longest first.
@@ -316,7 +319,7 @@ impl fmt::Display for Profile {
                 rate(row.bytes),
                 bound,
                 row.kernel,
-                row.layer.as_deref().unwrap_or("-"),
+                row.layer.as_deref().map_or("-".into(), one_line),
             )?;
         }
         if let Some(rest) = rows.get(PRINTED..).filter(|rest| !rest.is_empty()) {

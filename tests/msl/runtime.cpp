@@ -3,9 +3,8 @@
 // A request on standard input, all numbers little-endian:
 //   u32 length, library; u32 length, symbol; u32 workgroups[3]; u32 number of buffers; each: u64 size, u32 flags, bytes;
 //   u32 number of orders; each: u64 order
-// Flags: 1 the kernel may write the buffer, 2 it never reads it. Order 0: invocations and workgroups in order; 1: reversed; any other: the
-// seed of a random order. A kernel runs once per order, and all runs must leave the same bytes. From the second order on, buffers that are
-// never read are filled with NaN before, and what the kernel does not write must be as it was.
+// Flags: 1 the kernel may write the buffer. Order 0: invocations and workgroups in order; 1: reversed; any other: the seed of a random
+// order. A kernel runs once per order, and all runs must leave the same bytes.
 // The answer on standard output: u32 0, then the bytes of the buffers that may be written; or u32 length, the reason why it failed.
 #include <metal_stdlib>
 #undef kernel
@@ -320,7 +319,6 @@ struct Buffer {
     uint flags;
     std::vector<char> bytes;
     void* memory;
-    bool poisoned;
 };
 
 void read(void* to, size_t bytes) {
@@ -349,7 +347,7 @@ const shim::Kernel* load(const std::string& library, const std::string& symbol) 
     return static_cast<const shim::Kernel*>(found);
 }
 
-void dispatch(const shim::Kernel& kernel, metal::uint3 groups, std::vector<Buffer>& buffers, bool first) {
+void dispatch(const shim::Kernel& kernel, metal::uint3 groups, std::vector<Buffer>& buffers) {
     running = &kernel;
     rng = order;
     std::vector<void*> memory;
@@ -358,8 +356,7 @@ void dispatch(const shim::Kernel& kernel, metal::uint3 groups, std::vector<Buffe
         // Memory of its own of exactly its size, so that an access behind it is seen.
         void* p = nullptr;
         if (posix_memalign(&p, 256, b.bytes.size())) abort();
-        b.poisoned = !first && b.flags == 3;
-        if (b.poisoned) memset(p, 0xff, b.bytes.size()); else memcpy(p, b.bytes.data(), b.bytes.size());
+        memcpy(p, b.bytes.data(), b.bytes.size());
 #if MSAN
         __msan_unpoison(p, b.bytes.size());
 #endif
@@ -393,10 +390,9 @@ std::string difference(const std::vector<Buffer>& buffers, const std::vector<std
         const Buffer& b = buffers[i];
         const char* got = static_cast<const char*>(b.memory);
         for (size_t k = 0; k < b.bytes.size(); k++) {
-            bool kept = b.poisoned && got[k] == char(0xff) && expected[i][k] == b.bytes[k];
-            if (got[k] == expected[i][k] || kept) continue;
+            if (got[k] == expected[i][k]) continue;
             return "order " + std::to_string(order) + " leaves another byte " + std::to_string(k) + " of " + std::to_string(b.bytes.size()) +
-                   " in binding " + std::to_string(i) + (b.poisoned ? ", which was filled with NaN before" : "");
+                   " in binding " + std::to_string(i);
         }
     }
     return "";
@@ -429,7 +425,7 @@ int main(int count, char** words) {
         for (uint64_t o : orders) {
             bool first = expected.empty();
             order = o;
-            dispatch(*kernel, groups, buffers, first);
+            dispatch(*kernel, groups, buffers);
 #if MSAN
             for (size_t i = 0; i < buffers.size(); i++) {
                 long at = __msan_test_shadow(buffers[i].memory, buffers[i].bytes.size());

@@ -6,14 +6,14 @@ use std::fmt::Write as _;
 
 use naga::back::{hlsl, msl, spv};
 use naga::proc::{BoundsCheckPolicies, BoundsCheckPolicy};
-use naga::valid::{Capabilities, GlobalUse, ModuleInfo, ValidationFlags, Validator};
+use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{AddressSpace, Module, ResourceBinding, ShaderStage, StorageAccess};
 
 /// A kernel that naga has parsed.
 pub struct Parsed {
     module: Module,
     info: ModuleInfo,
-    /// Whether each binding may be written and whether it is read.
+    /// Whether each binding may be written.
     pub bindings: Vec<Use>,
 }
 
@@ -21,7 +21,6 @@ pub struct Parsed {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Use {
     pub written: bool,
-    pub read: bool,
 }
 
 /// Metal's text of a kernel, and C++ that calls it.
@@ -59,9 +58,8 @@ pub fn parse(wgsl: &str) -> Result<Parsed, String> {
     let info = Validator::new(ValidationFlags::all(), capabilities)
         .validate(&module)
         .map_err(|e| e.emit_to_string(wgsl))?;
-    let entry = info.get_entry_point(0);
     let mut bindings = BTreeMap::new();
-    for (handle, variable) in module.global_variables.iter() {
+    for (_, variable) in module.global_variables.iter() {
         let (Some(binding), AddressSpace::Storage { access }) = (&variable.binding, variable.space)
         else {
             continue;
@@ -70,7 +68,6 @@ pub fn parse(wgsl: &str) -> Result<Parsed, String> {
             binding.binding,
             Use {
                 written: access.contains(StorageAccess::STORE),
-                read: entry[handle].contains(GlobalUse::READ),
             },
         );
     }
@@ -135,6 +132,10 @@ pub fn metal(parsed: &Parsed, lang_version: (u8, u8)) -> Result<Metal, String> {
 /// # Errors
 /// What naga cannot translate.
 pub fn direct3d(parsed: &Parsed, spirv: bool) -> Result<String, String> {
+    direct3d_of(parsed, spirv, hlsl::ShaderModel::V6_2)
+}
+
+fn direct3d_of(parsed: &Parsed, spirv: bool, model: hlsl::ShaderModel) -> Result<String, String> {
     // Of each kind of register in order.
     let mut next = [0; 2];
     let registers = (0..).zip(&parsed.bindings).map(|(i, used)| {
@@ -147,7 +148,7 @@ pub fn direct3d(parsed: &Parsed, spirv: bool) -> Result<String, String> {
         (binding(i), target)
     });
     let options = hlsl::Options {
-        shader_model: hlsl::ShaderModel::V6_2,
+        shader_model: model,
         binding_map: registers.collect(),
         fake_missing_bindings: false,
         zero_initialize_workgroup_memory: false,
@@ -214,6 +215,10 @@ pub fn everywhere(wgsl: &str, with_direct3d: bool) -> Result<Translated, String>
     let words = vulkan(&parsed, (1, 6))?;
     if words.first() != Some(&0x0723_0203) {
         return Err("SPIR-V: no magic number".to_owned());
+    }
+    if with_direct3d && !wgsl.contains("enable f16;") {
+        // Without DXC, wgpu takes Windows' own compiler, which is older.
+        direct3d_of(&parsed, false, hlsl::ShaderModel::V5_1)?;
     }
     Ok(Translated {
         metal: metal(&parsed, (3, 1))?,

@@ -116,7 +116,7 @@ fn run(command: &mut Command) -> Result<(), String> {
     }
 }
 
-const FLAGS: [&str; 11] = [
+const FLAGS: [&str; 12] = [
     "-std=c++20",
     "-O1",
     "-fPIC",
@@ -129,6 +129,8 @@ const FLAGS: [&str; 11] = [
     "-Wno-everything",
     "-fno-math-errno",
     "-fno-caret-diagnostics",
+    // A header that was written again with the same content is the same one.
+    "-fpch-validate-input-files-content",
 ];
 impl Compiler {
     /// Makes what every kernel needs, and begins to wait for kernels.
@@ -143,9 +145,12 @@ impl Compiler {
             .collect();
         let texts: Vec<&[u8]> = texts.iter().map(Vec::as_slice).collect();
         let clang = clang();
+        // Another version does not read its precompiled headers.
+        let described = Command::new(&clang).arg("--version").output();
         let version = hash(&[
             hash(&texts).to_le_bytes().as_slice(),
             clang.as_bytes(),
+            &described.map(|output| output.stdout).unwrap_or_default(),
             FLAGS.concat().as_bytes(),
         ]);
         let compiler = Arc::new(Self {

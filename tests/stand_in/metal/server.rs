@@ -71,7 +71,7 @@ impl Server {
             .for_each(|n| request.extend(n.to_le_bytes()));
         request.extend((memory.len() as u32).to_le_bytes());
         for (bytes, used) in memory.iter().zip(uses) {
-            let flags = u32::from(used.written) + 2 * u32::from(used.written && !used.read);
+            let flags = u32::from(used.written);
             request.extend((bytes.len() as u64).to_le_bytes());
             request.extend(flags.to_le_bytes());
             request.extend(bytes);
