@@ -184,11 +184,12 @@ fn site(what: &str) -> String {
 #[test]
 #[ignore = "takes minutes and needs recorded dispatches"]
 fn every_mutant_is_noticed() {
-    let metal = Metal::new(Mode::Plain, 4, 3).within(SECONDS);
+    let metal = Metal::new(Mode::Plain, 4, 3).within(SECONDS).apart();
     let small = |case: &Case| case.before.iter().map(Vec::len).sum::<usize>() < 1 << 18;
     let asked = std::env::var("ENERGYFLOW_MUTANTS").unwrap_or_default();
     let wanted = |case: &Case| small(case) && case.template().starts_with(&asked);
     let mut rest: Vec<Case> = cases().into_iter().filter(wanted).collect();
+    assert!(!rest.is_empty(), "no template begins with {asked}");
     let first = some(rest.clone(), DISPATCHES);
     rest.retain(|case| first.iter().all(|other| other.wgsl != case.wgsl));
     // By template and site: mutants, and how many of them were noticed.

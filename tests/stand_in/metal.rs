@@ -119,6 +119,8 @@ pub struct Metal {
     orders: Vec<u64>,
     /// How long a dispatch may take in all orders.
     seconds: u64,
+    /// Whether each dispatch has a process of its own.
+    apart: bool,
 }
 /// Seed of the random orders of this process.
 pub fn seed() -> u64 {
@@ -151,7 +153,14 @@ impl Metal {
             servers: Mutex::default(),
             orders: [0, 1].into_iter().chain(seeds).take(orders).collect(),
             seconds: 600,
+            apart: false,
         }
+    }
+
+    /// Each dispatch in a process of its own: a kernel that writes outside of its buffers may spoil the next one otherwise.
+    pub fn apart(mut self) -> Self {
+        self.apart = true;
+        self
     }
 
     /// A dispatch that takes longer in all orders together is an error.
@@ -246,7 +255,9 @@ impl Metal {
         let seed = self.orders.get(2);
         match server.ask(&compiled, workgroups, &entry.uses, memory, orders) {
             Ok(answer) => {
-                lock(&self.servers).push(server);
+                if !self.apart {
+                    lock(&self.servers).push(server);
+                }
                 answer.map_err(|reason| format!("{reason} (seed {seed:?}, {compiled:?})"))
             }
             // It has ended.
