@@ -85,6 +85,21 @@ fn texts_end_where_they_should() {
     let by_token = &decoder.decode(&z, &by_token).unwrap()[row];
     assert_eq!(by_token.tokens, longest.tokens[..stop]);
     assert_eq!(by_token.finish, Finish::Stop);
+    // A bit per token in two words: each text ends at its first token that stops, and at no token with the same bit of the other word.
+    let stops = [33, 34, 35, 36];
+    let shorter = options.clone().stop(stops.map(Into::into).to_vec());
+    let mut others = 0;
+    for (shorter, whole) in decoder.decode(&z, &shorter).unwrap().iter().zip(&whole) {
+        let end = whole.tokens.iter().position(|x| stops.contains(x));
+        let expected = &whole.tokens[..end.unwrap_or(whole.tokens.len())];
+        assert_eq!(shorter.tokens, expected);
+        let last = expected.len().saturating_sub(1);
+        others += expected[..last]
+            .iter()
+            .filter(|&&x| stops.contains(&(x + 32)))
+            .count();
+    }
+    assert!(others > 0);
     // Two words, over which the text must be put together.
     let text = format!(
         "{} w{}",

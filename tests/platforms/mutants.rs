@@ -104,7 +104,7 @@ fn indices(text: &str) -> Vec<(usize, usize)> {
 }
 
 /// Why no run can notice a mutant: beginning of the template's name, kind and a part of the site, and the reason.
-const EQUIVALENT: [(&str, &str, &str, &str); 10] = [
+const EQUIVALENT: [(&str, &str, &str, &str); 11] = [
     (
         "",
         "without",
@@ -152,6 +152,12 @@ const EQUIVALENT: [(&str, &str, &str, &str); 10] = [
         "without",
         "atomic_load_explicit(&grew",
         "the second barrier of workgroupUniformLoad; the flag is cleared behind a later one, and probabilities are as above",
+    ),
+    (
+        "decode_sample",
+        "shifted",
+        "options[#u + word_#]",
+        "which tokens stop: whether a recorded dispatch draws one is chance; `decode::usage::texts_end_where_they_should` notices it",
     ),
     (
         "decode_sample",
