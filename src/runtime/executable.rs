@@ -252,26 +252,31 @@ impl Executable {
                 .try_for_each(|(buffer, copy)| recorder.copy(&buffer.whole(), &copy.whole()))
         })?;
         self.shadows.refreshed();
-        let mut empty = f64::INFINITY;
-        for _ in 0..5 {
-            empty = empty.min(submit(&|_| Ok(()))?);
-        }
-        let mut at = 0.0;
-        let mut times = Vec::new();
-        for dispatch in sequence.each() {
-            let time = submit(&|recorder| {
-                recorder.push(dispatch);
-                Ok(())
-            });
-            let time = (time? - empty).max(0.0);
-            times.push((at, time));
-            at += time;
-        }
+        let measure = || {
+            let mut empty = f64::INFINITY;
+            for _ in 0..5 {
+                empty = empty.min(submit(&|_| Ok(()))?);
+            }
+            let mut at = 0.0;
+            let mut times = Vec::new();
+            for dispatch in sequence.each() {
+                let time = submit(&|recorder| {
+                    recorder.push(dispatch);
+                    Ok(())
+                });
+                let time = (time? - empty).max(0.0);
+                times.push((at, time));
+                at += time;
+            }
+            Ok(times)
+        };
+        let times = measure();
+        // Also after an error.
         submit(&|recorder| {
             kept.iter()
                 .try_for_each(|(buffer, copy)| recorder.copy(&copy.whole(), &buffer.whole()))
         })?;
-        Ok(times)
+        times
     }
 
     /// Runs the dispatches once on whatever the inputs hold, in one pass as a run does, and returns its GPU time in nanoseconds.
