@@ -330,7 +330,7 @@ impl Fuzz {
     }
 }
 
-/// Files that a search has found, or that are known to be awkward: kind, bytes, and whether they are read.
+/// Files that a search has found, or that are known to be awkward: the kind and the bytes.
 fn corpus() -> Vec<(Kind, &'static [u8])> {
     vec![
         (Kind::Efb1, b"EFB1\xff\xff\xff\xff\xff\xff\xff\xff"),
